@@ -1,0 +1,27 @@
+"""FouRA: Fourier Low-Rank Adaptation (Borse et al., NeurIPS 2024) as a PEFT tuner, and a framework to compare it.
+
+`import foura` makes the method known to PEFT. It costs nothing until PEFT itself is imported, so that the command line
+and the checks of a configuration answer at once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from wrapt import when_imported
+
+if TYPE_CHECKING:
+    from foura.adapter import FouraConfig, FouraModel, effective_rank, freeze_gates, save_as_lora, to_lora
+
+__version__ = "0.1.0"
+__all__ = ["FouraConfig", "FouraModel", "effective_rank", "freeze_gates", "save_as_lora", "to_lora"]
+
+
+@when_imported("peft")
+def _register(_peft: Any) -> None:
+    importlib.import_module("foura.adapter")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("foura.adapter"), name)
+    raise AttributeError(f"module 'foura' has no attribute {name!r}")

@@ -1,0 +1,160 @@
+"""What a gate does on data: how many ranks it opens, and freezing it to a fixed mask (paper sec. 3.4, "frozen mask")."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foura.adapter.gate import OPEN
+from foura.adapter.layer import FouraLayer
+
+# What a batch may be: keyword arguments of the model, or its first positional argument, alone or first in a tuple.
+Batch = Mapping[str, Any] | tuple[Any, ...] | list[Any] | Tensor
+
+
+def freeze_gates(model: nn.Module, batches: Iterable[Batch]) -> dict[str, int]:
+    """Turn every active adaptive gate into its calibrated mask, in place; the adapter can then merge and export.
+
+    A rank is kept where its gate, averaged over all the data (and tokens), is above one half. The gate network is
+    dropped and the adapter's config says gate="frozen" from then on.
+
+    Args:
+        batches: any iterable of model inputs: a mapping is passed as keywords, of a tuple or list only the first item
+            is passed (so a DataLoader of (inputs, labels) works), anything else is passed as it is.
+
+    Returns:
+        {module name: ranks kept}, for the layers that had a gate.
+
+    Raises:
+        ValueError: no active adapter has an adaptive gate, or there is no data.
+    """
+    gated = {name: layer for name, layer in foura_layers(model).items() if _active_gates(layer)}
+    if not gated:
+        raise ValueError("no active FouRA adapter of this model has an adaptive gate to freeze")
+    statistics = gate_statistics(model, batches)
+    kept: dict[str, int] = {}
+    frozen: set[str] = set()
+    for name, layer in gated.items():
+        for adapter in _active_gates(layer):
+            mask = statistics[name][adapter]["mean"] > OPEN
+            del layer.foura_gate[adapter]
+            layer.foura_gate_mask[adapter] = mask.to(layer.foura_A[adapter].device)
+            kept[name] = int(mask.sum())
+            frozen.add(adapter)
+    for module in model.modules():
+        for adapter in frozen & set(getattr(module, "peft_config", {})):
+            module.peft_config[adapter].gate = "frozen"
+    return kept
+
+
+def effective_rank(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    """{layer: mean number of open ranks} of the active adapter over the data (paper sec. 4.2).
+
+    A rank is open where its gate is above one half; the mean is over samples, and over tokens for gate_scope="token".
+    The rank itself for ungated adapters, the size of the mask for frozen ones. Batches as in `freeze_gates`.
+
+    Raises:
+        ValueError: the model has no active FouRA adapter, or an adaptive gate got no data.
+    """
+    layers = {name: layer for name, layer in foura_layers(model).items() if _active(layer)}
+    if not layers:
+        raise ValueError("this model has no active FouRA adapter")
+    gated = any(_active_gates(layer) for layer in layers.values())
+    statistics = gate_statistics(model, batches) if gated else {}
+    result: dict[str, float] = {}
+    for name, layer in layers.items():
+        result[name] = 0.0
+        for adapter in _active(layer):
+            if adapter in layer.foura_gate:
+                result[name] += float(statistics[name][adapter]["open"])
+            elif adapter in layer.foura_gate_mask:
+                result[name] += float(layer.foura_gate_mask[adapter].sum())
+            else:
+                result[name] += float(layer.r[adapter])
+    return result
+
+
+@torch.no_grad()
+def gate_statistics(model: nn.Module, batches: Iterable[Batch]) -> dict[str, dict[str, dict[str, Tensor]]]:
+    """What every active adaptive gate did over the data: {layer: {adapter: {"mean", "std", "open"}}}.
+
+    mean and std (r,): of each rank's gate over samples (and tokens); std near zero means a gate that ignores its input.
+    open (): the mean number of ranks whose gate is above one half.
+
+    Raises:
+        ValueError: there is no data.
+    """
+    sums: dict[tuple[str, str], tuple[Tensor, Tensor, float, int]] = {}
+    training = model.training
+    model.eval()
+    try:
+        with _recording(model) as records:
+            for batch in batches:
+                _call(model, batch)
+                for key, gates in records:
+                    rows = gates.double().reshape(-1, gates.shape[-1])
+                    total, square, opened, count = sums.get(key, (0.0, 0.0, 0.0, 0))
+                    sums[key] = (
+                        total + rows.sum(0),
+                        square + rows.square().sum(0),
+                        opened + float((rows > OPEN).sum()),
+                        count + rows.shape[0],
+                    )
+                records.clear()
+    finally:
+        model.train(training)
+    if not sums:
+        raise ValueError("no data: the batches were empty, or the model never reached a gated layer")
+    result: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for (name, adapter), (total, square, opened, count) in sums.items():
+        mean = total / count
+        std = (square / count - mean.square()).clamp(min=0).sqrt()
+        result.setdefault(name, {})[adapter] = {"mean": mean, "std": std, "open": torch.tensor(opened / count)}
+    return result
+
+
+def foura_layers(model: nn.Module) -> dict[str, FouraLayer]:
+    """{module name: layer} of every FouRA layer, without PEFT's wrapper prefix."""
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, FouraLayer)
+    }
+
+
+def _active(layer: FouraLayer) -> list[str]:
+    return [name for name in layer.active_adapters if name in layer.foura_A]
+
+
+def _active_gates(layer: FouraLayer) -> list[str]:
+    return [name for name in layer.active_adapters if name in layer.foura_gate]
+
+
+@contextmanager
+def _recording(model: nn.Module) -> Iterator[list[tuple[tuple[str, str], Tensor]]]:
+    """Within the context, every gate value computed is appended to the list as ((layer, adapter), gates)."""
+    records: list[tuple[tuple[str, str], Tensor]] = []
+    handles = []
+    for name, layer in foura_layers(model).items():
+        for adapter in _active_gates(layer):
+
+            def keep(_module: nn.Module, _inputs: Any, gates: Tensor, key: tuple[str, str] = (name, adapter)) -> None:
+                records.append((key, gates.detach()))
+
+            handles.append(layer.foura_gate[adapter].register_forward_hook(keep))
+    try:
+        yield records
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _call(model: nn.Module, batch: Batch) -> None:
+    if isinstance(batch, Mapping):
+        model(**batch)
+    elif isinstance(batch, (tuple, list)):
+        model(batch[0])
+    else:
+        model(batch)

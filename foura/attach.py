@@ -1,0 +1,152 @@
+"""Puts an adapter of the config on a backbone: every choice of conf/adapter becomes a PEFT config here."""
+
+import dataclasses
+import math
+from typing import Any
+
+import peft
+import torch
+from omegaconf import DictConfig, OmegaConf
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from foura.adapter import FouraConfig
+from foura.backbones.vit import Backbone, describe_linear_layers
+from foura.errors import UserError
+
+RANKED = ("foura", "lora", "dora", "adalora")  # methods whose rank is the rank of a layer's update
+
+
+def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
+    """The backbone with the adapter of `cfg` (the whole config), only the adapter and the head trainable.
+
+    Args:
+        steps: how many optimizer steps the run will make (AdaLoRA plans its pruning over them).
+
+    Returns:
+        a PeftModel, or the bare model for adapter=full and adapter=head.
+
+    Raises:
+        UserError: targets that match nothing, a rank above what a layer can hold, or an option that a method lacks.
+    """
+    model, method = backbone.model, cfg.adapter.method
+    if method in ("full", "head"):
+        model.requires_grad_(method == "full")
+        model.get_submodule(backbone.head).requires_grad_(True)
+        return model
+    layers = target_layers(model, backbone.targets)
+    if not layers:
+        raise UserError(
+            f"adapter={cfg.adapter.name} goes on linear layers and found none to adapt; the model has: "
+            f"{describe_linear_layers(model)}. adapter=full and adapter=head need none."
+        )
+    if method in RANKED:
+        _check_rank(_adalora_start(cfg.rank) if method == "adalora" else cfg.rank, layers)
+    common = {"target_modules": list(backbone.targets), "modules_to_save": [backbone.head]}
+    config = _peft_config(cfg, layers, steps, common)
+    adapted = get_peft_model(model, config)
+    config.base_model_name_or_path = cfg.backbone.name  # after wrapping: PEFT overwrites it with what it finds
+    return adapted
+
+
+def target_layers(model: nn.Module, targets: list[str]) -> dict[str, nn.Linear]:
+    """{name: layer} of the linear layers whose name is, or ends in, one of the targets."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and any(name == t or name.endswith(f".{t}") for t in targets)
+    }
+
+
+def _check_rank(rank: int, layers: dict[str, nn.Linear]) -> None:
+    name, layer = min(layers.items(), key=lambda item: min(item[1].in_features, item[1].out_features))
+    most = min(layer.in_features, layer.out_features)
+    if rank > most:
+        raise UserError(
+            f"rank {rank} is more than layer {name} ({layer.in_features} -> {layer.out_features}) can hold: at most {most}."
+        )
+
+
+def _peft_config(cfg: DictConfig, layers: dict[str, nn.Linear], steps: int, common: dict[str, Any]) -> PeftConfig:
+    adapter, rank, alpha = cfg.adapter, cfg.rank, cfg.alpha * cfg.rank
+    options = OmegaConf.to_container(adapter.options)
+    assert isinstance(options, dict)
+    if adapter.method == "foura":
+        return _make(
+            FouraConfig,
+            options,
+            r=rank,
+            foura_alpha=alpha,
+            foura_dropout=adapter.dropout,
+            transform=adapter.transform,
+            transform_seed=adapter.transform_seed,
+            gate="adaptive" if adapter.gate == "frozen" else adapter.gate,  # frozen on the training data after training
+            gate_scope=adapter.gate_scope,
+            output_splits=dict(cfg.backbone.output_splits),
+            use_rslora=adapter.use_rslora,
+            **common,
+        )
+    if adapter.method in ("lora", "dora"):
+        lora = {"r": rank, "lora_alpha": alpha, "lora_dropout": adapter.dropout, "use_rslora": adapter.use_rslora}
+        return _make(peft.LoraConfig, options, use_dora=adapter.method == "dora", **lora, **common)
+    if adapter.method == "adalora":
+        pruning = {"tinit": steps // 10, "tfinal": 3 * steps // 10, "deltaT": max(1, steps // 100), "total_step": steps}
+        ranks = {"init_r": _adalora_start(rank), "target_r": rank, "lora_alpha": alpha, "lora_dropout": adapter.dropout}
+        return _make(peft.AdaLoraConfig, options, **ranks, **pruning, **common)
+    if adapter.method == "vera":
+        return _make(peft.VeraConfig, options, r=rank, vera_dropout=adapter.dropout, **common)
+    assert adapter.method == "fourierft", adapter.method
+    # as many coefficients as a LoRA of this rank has parameters, layer by layer
+    budget = {
+        name: min(rank * (layer.in_features + layer.out_features), layer.in_features * layer.out_features)
+        for name, layer in layers.items()
+    }
+    return _make(peft.FourierFTConfig, options, n_frequency_pattern=budget, **common)
+
+
+def _adalora_start(rank: int) -> int:
+    return math.ceil(1.5 * rank)
+
+
+def _make(kind: type[PeftConfig], options: dict[Any, Any], **fields: Any) -> PeftConfig:
+    known = [spec.name for spec in dataclasses.fields(kind)]
+    for name in options:
+        if name not in known:
+            raise UserError(f"adapter.options.{name}: {kind.__name__} has no such field. Its fields: {', '.join(known)}.")
+    return kind(**{**fields, **options})
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that training can change or that the adapter owns: what has to be kept to restore an epoch."""
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    owned = {name for name in frozen if name.rpartition(".")[0].endswith("ranknum")}  # AdaLoRA's live ranks
+    buffers = {name for name, _ in model.named_buffers()}
+    state = model.state_dict()
+    return {name: state[name] for name in state if name in trainable or name in owned or name in buffers}
+
+
+def regularisation(model: nn.Module) -> Tensor | None:
+    """The term that a method adds to the task's loss: AdaLoRA's ‖PᵀP - I‖ over its factors, else None.
+
+    PEFT adds it only to models that return an object with a loss; timm's return logits.
+    """
+    config = _config(model)
+    if not isinstance(config, peft.AdaLoraConfig):
+        return None
+    terms = []
+    for name, factor in model.named_parameters():
+        if factor.requires_grad and ("lora_A" in name or "lora_B" in name):
+            gram = factor @ factor.T if "lora_A" in name else factor.T @ factor
+            terms.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device)))
+    return config.orth_reg_weight * torch.stack(terms).mean()
+
+
+def after_step(model: nn.Module, step: int) -> None:
+    """What a method does between the optimizer's step and the clearing of the gradients: AdaLoRA prunes its ranks."""
+    if isinstance(_config(model), peft.AdaLoraConfig):
+        model.base_model.update_and_allocate(step)
+
+
+def _config(model: nn.Module) -> PeftConfig | None:
+    return model.peft_config["default"] if isinstance(model, PeftModel) else None

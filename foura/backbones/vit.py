@@ -1,0 +1,137 @@
+"""Image backbones by timm: the embedded ViT, any timm name, a local timm folder, or a checkpoint file."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+from omegaconf import DictConfig
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from foura.backbones.vit_embedded import EMBEDDED_VIT, INPUT_MEAN, INPUT_STD, WEIGHTS
+from foura.errors import UserError
+
+TARGETS = ("qkv", "attn.proj", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen model and what has to be known to adapt it and to feed it.
+
+    Attributes:
+        model: all parameters frozen; maps images (S, C, H, W) to logits (S, classes). Its head is new.
+        targets: names (or suffixes of names) of the linear layers that an adapter goes on.
+        head: name of the classifier module, trained with every adapter.
+        image_mode: Pillow's mode of the images it takes, "L" or "RGB".
+        preprocess: a Pillow image of that mode to a float tensor (C, H, W).
+    """
+
+    model: nn.Module
+    targets: list[str]
+    head: str
+    image_mode: str
+    preprocess: Callable[[Image.Image], Tensor]
+
+
+def build_vit(cfg: DictConfig, num_classes: int) -> Backbone:
+    """The backbone of `cfg` (the config group) with a new head for `num_classes`.
+
+    Raises:
+        UserError: an unknown name, weights that are not there or do not fit, or target modules that match nothing.
+    """
+    embedded = cfg.name == "embedded"
+    model = _embedded(cfg.pretrained, num_classes) if embedded else _timm_model(cfg, num_classes)
+    model.requires_grad_(False)
+    head = model.pretrained_cfg.get("classifier") if not embedded else "head"
+    if not isinstance(head, str):
+        raise UserError(f"backbone.name={cfg.name} has no single classifier layer (found {head!r}); choose another model.")
+    data = resolve_model_data_config(model, args={"img_size": cfg.img_size} if cfg.img_size else None)
+    if embedded:
+        size = EMBEDDED_VIT["img_size"]
+        data = {"input_size": (EMBEDDED_VIT["in_chans"], size, size), "mean": INPUT_MEAN, "std": INPUT_STD}
+        data |= {"interpolation": "bilinear", "crop_pct": 1.0}
+    channels = data["input_size"][0]
+    if channels not in (1, 3):
+        raise UserError(f"backbone.name={cfg.name} takes images of {channels} channels; only 1 and 3 can be fed.")
+    return Backbone(
+        model=model,
+        targets=_targets(model, cfg.target_modules, head),
+        head=head,
+        image_mode="L" if channels == 1 else "RGB",
+        preprocess=create_transform(**data, is_training=False),
+    )
+
+
+def describe_linear_layers(model: nn.Module) -> str:
+    """The linear layers of a model in one line, numbered blocks folded: "blocks.*.attn.qkv (4), …"."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    patterns = Counter(re.sub(r"\b\d+\b", "*", name) for name in names)
+    return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in patterns.items()) or "none"
+
+
+def _embedded(pretrained: bool | str, num_classes: int) -> nn.Module:
+    model = VisionTransformer(**EMBEDDED_VIT, num_classes=num_classes)
+    if pretrained is False:
+        return model
+    path = WEIGHTS if pretrained is True else Path(pretrained)
+    if not path.is_file():
+        raise UserError(f"the weights of the embedded ViT are not at {path}; `foura pretrain` makes them.")
+    from safetensors.torch import load_file
+
+    state = {key: value.float() for key, value in load_file(path).items() if not key.startswith("head.")}
+    wrong = model.load_state_dict(state, strict=False)
+    if wrong.unexpected_keys or set(wrong.missing_keys) != {"head.weight", "head.bias"}:
+        raise UserError(f"{path} does not hold the weights of the embedded ViT; `foura pretrain` remakes them.")
+    return model
+
+
+def _timm_model(cfg: DictConfig, num_classes: int) -> nn.Module:
+    """A model by timm's own loading, so that heads and input channels are adapted as timm does it."""
+    name, pretrained, overlay = cfg.name, cfg.pretrained is not False, None
+    if Path(name).is_dir():
+        name = f"local-dir:{name}"
+    elif not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name.split(".")[0]):
+        close = ", ".join(timm.list_models(f"*{name[:6]}*")[:8])
+        raise UserError(
+            f"backbone.name={name} is neither a timm model nor a folder here.{' Did you mean: ' + close + '?' if close else ''}"
+        )
+    if isinstance(cfg.pretrained, str):
+        if not Path(cfg.pretrained).is_file():
+            raise UserError(f"backbone.pretrained={cfg.pretrained}: there is no such file.")
+        overlay = {"file": cfg.pretrained}
+    size = {"img_size": cfg.img_size} if cfg.img_size else {}
+    try:
+        return timm.create_model(
+            name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=num_classes, **size
+        )
+    except TypeError as error:
+        if size and "img_size" in str(error):  # convolutional models take any size and have no such argument
+            return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=num_classes)
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise UserError(
+            f"backbone.name={name}: the weights could not be loaded ({reason}). Give a file with "
+            "backbone.pretrained=PATH, a local folder with backbone.name=PATH, or backbone.pretrained=false."
+        ) from error
+
+
+def _targets(model: nn.Module, wanted: list[str] | None, head: str) -> list[str]:
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+    def matches(target: str) -> bool:
+        return any(name == target or name.endswith(f".{target}") for name in linear)
+
+    if wanted is not None:
+        unmatched = [target for target in wanted if not matches(target)]
+        if unmatched:
+            raise UserError(
+                f"target_modules {', '.join(unmatched)} match no linear layer; the model has: {describe_linear_layers(model)}."
+            )
+        return list(wanted)
+    return [target for target in TARGETS if matches(target)] or [name for name in linear if name != head]

@@ -1,0 +1,23 @@
+"""The embedded backbone: a small timm ViT pretrained on rendered glyphs, and where its weights lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EMBEDDED_VIT = dict(
+    img_size=16,
+    patch_size=4,
+    in_chans=1,
+    embed_dim=128,
+    depth=4,
+    num_heads=4,
+    mlp_ratio=4,
+    class_token=True,
+    global_pool="token",
+)
+
+WEIGHTS = Path(__file__).parent / "weights" / "vit_glyphs.safetensors"
+
+# On the 0..1 scale, measured on the glyphs (the source): the target must not shape the pretrained model.
+INPUT_MEAN = (0.30,)
+INPUT_STD = (0.30,)

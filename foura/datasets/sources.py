@@ -1,0 +1,174 @@
+"""Where images come from: the embedded digits, a folder of classes, or anything that `datasets.load_dataset` reads.
+
+Each source gives `Labelled` splits with images still encoded; cutting and decoding is the same for all (`splits`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from foura.errors import UserError
+
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
+
+
+@dataclass
+class Labelled:
+    """Images and their class indices; an image is a uint8 array (H, W), a path, the bytes of a file, or a Pillow image."""
+
+    images: Sequence[Any]
+    labels: np.ndarray  # int64 (items,)
+    names: Sequence[str]  # what a message calls an item
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "Labelled":
+        order = [int(index) for index in indices]
+        return Labelled([self.images[i] for i in order], self.labels[order], [self.names[i] for i in order])
+
+
+@dataclass
+class Source:
+    """What was found: {"train": ..., and "validation" and "test" where the data brings them} and the class names."""
+
+    splits: dict[str, Labelled]
+    classes: list[str]
+
+
+def open_source(cfg: DictConfig) -> Source:
+    """The data that `cfg` (the dataset group) names, restricted to `cfg.classes`.
+
+    Raises:
+        UserError: a path, column, split or class that is not there.
+    """
+    readers: dict[str, Callable[[DictConfig], Source]] = {"digits": _digits, "imagefolder": _folder, "hf": _hub}
+    source = readers[cfg.source](cfg)
+    return _restrict(source, list(cfg.classes)) if cfg.classes is not None else source
+
+
+def _digits(cfg: DictConfig) -> Source:
+    from foura.datasets.digits import load_digit_images
+
+    images, labels = load_digit_images()
+    names = [f"digit {index}" for index in range(len(labels))]
+    return Source({"train": Labelled(images, labels, names)}, [str(digit) for digit in range(10)])
+
+
+def _folder(cfg: DictConfig) -> Source:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+    root = _existing(cfg.path, "dataset=imagefolder")
+    if not root.is_dir():
+        raise UserError(f"dataset.path={cfg.path} is not a folder.")
+    folders = {split: root / name for split, names in SPLIT_NAMES.items() for name in names if (root / name).is_dir()}
+    if "train" not in folders:
+        folders = {"train": root}
+    try:
+        classes, index_of = find_classes(str(folders["train"]))
+        splits = {}
+        for split, folder in folders.items():
+            extra = set(find_classes(str(folder))[0]) - set(classes)
+            if extra:
+                raise UserError(f"{folder} has classes that the training folder lacks: {', '.join(sorted(extra))}.")
+            found = make_dataset(str(folder), index_of, extensions=IMG_EXTENSIONS, allow_empty=split != "train")
+            found = sorted(found)
+            labels = np.array([label for _, label in found], dtype=np.int64)
+            paths = [path for path, _ in found]
+            splits[split] = Labelled(paths, labels, paths)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"dataset.path={cfg.path}: {error} Expected FOLDER/<class>/<image files>, or FOLDER/train/<class>/…."
+        ) from None
+    return Source(splits, classes)
+
+
+def _hub(cfg: DictConfig) -> Source:
+    import datasets
+
+    path = cfg.path
+    local = Path(path).expanduser()
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_local and not local.exists():
+        raise UserError(f"dataset.path={path}: there is nothing at that place.")
+    datasets.disable_progress_bars()
+    try:
+        if local.is_file():
+            found = datasets.load_dataset("parquet", data_files=str(local))
+        else:
+            found = datasets.load_dataset(str(local) if local.exists() else path)
+    except Exception as error:  # the library raises many kinds; all of them say why the data cannot be read
+        raise UserError(f"dataset.path={path} could not be loaded: {_first_line(error)}") from error
+    splits, classes = {}, None
+    for split, names in SPLIT_NAMES.items():
+        present = [name for name in names if name in found]
+        if present:
+            splits[split], classes = _hub_split(found[present[0]], cfg, classes)
+    if "train" not in splits:
+        raise UserError(f"dataset.path={path} has no split named train; it has: {', '.join(found)}.")
+    assert classes is not None
+    return Source(splits, classes)
+
+
+def _hub_split(table: Any, cfg: DictConfig, classes: list[str] | None) -> tuple[Labelled, list[str]]:
+    import datasets
+
+    columns = {"dataset.columns.image": cfg.columns.image, "dataset.columns.label": cfg.columns.label}
+    for key, column in columns.items():
+        if column not in table.column_names:
+            raise UserError(f"{key}={column}: there is no such column; the data has: {', '.join(table.column_names)}.")
+    image_column, label_column = columns.values()
+    if not isinstance(table.features[image_column], datasets.Image):
+        raise UserError(f"dataset.columns.image={image_column} holds {table.features[image_column]}, not images.")
+    table = table.select_columns([image_column, label_column]).cast_column(image_column, datasets.Image(decode=False))
+    feature, values = table.features[label_column], table[label_column][:]
+    if isinstance(feature, datasets.ClassLabel):
+        names = list(feature.names)
+        labels = np.array(values, dtype=np.int64)
+        if labels.min() < 0:
+            raise UserError(f"dataset.columns.label={label_column} has items without a label (-1).")
+    else:
+        if classes is None:
+            names = [str(value) for value in sorted(set(values))]
+        else:
+            names = classes
+        index_of = {name: index for index, name in enumerate(names)}
+        unknown = {str(value) for value in values} - set(names)
+        if unknown:
+            raise UserError(f"a later split has classes that train lacks: {', '.join(sorted(unknown))}.")
+        labels = np.array([index_of[str(value)] for value in values], dtype=np.int64)
+    records = table[image_column][:]
+    images = [record["bytes"] if record["bytes"] is not None else record["path"] for record in records]
+    called = [f"item {index} ({record['path'] or 'no file name'})" for index, record in enumerate(records)]
+    return Labelled(images, labels, called), names
+
+
+def _restrict(source: Source, wanted: list[str]) -> Source:
+    unknown = [name for name in wanted if name not in source.classes]
+    if unknown:
+        raise UserError(
+            f"dataset.classes: {', '.join(unknown)} is not a class of the data; it has: {', '.join(source.classes)}."
+        )
+    old = [source.classes.index(name) for name in wanted]
+    splits = {}
+    for split, items in source.splits.items():
+        kept = items.subset(np.flatnonzero(np.isin(items.labels, old)))
+        kept.labels = np.array([old.index(label) for label in kept.labels], dtype=np.int64)
+        splits[split] = kept
+    return Source(splits, wanted)
+
+
+def _existing(path: str | None, what: str) -> Path:
+    if path is None:
+        raise UserError(f"{what} needs dataset.path=…")
+    if not Path(path).expanduser().exists():
+        raise UserError(f"dataset.path={path}: there is nothing at that place.")
+    return Path(path).expanduser()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

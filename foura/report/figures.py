@@ -1,0 +1,59 @@
+"""The pictures of one run: its curves, and its ranks and updates layer by layer."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # no window: runs happen on machines without a screen
+import matplotlib.pyplot as plt
+
+TRAIN, VALIDATION, GREY = "#3b6ea8", "#c8553d", "#8a8a8a"
+
+
+def draw_curves(history: list[dict[str, float]], selected: int, title: str, path: Path) -> None:
+    """Loss, accuracy and gap by epoch, training part against validation, the selected epoch marked."""
+    epochs = [row["epoch"] + 1 for row in history]
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    for axis, metric, name in ((axes[0], "loss", "loss"), (axes[1], "acc", "accuracy")):
+        axis.plot(epochs, [row[f"train_eval/{metric}"] for row in history], color=TRAIN, label="train")
+        axis.plot(epochs, [row[f"val/{metric}"] for row in history], color=VALIDATION, label="validation")
+        axis.set_title(name)
+    axes[0].legend(frameon=False)
+    axes[2].plot(epochs, [row["gap/acc"] for row in history], color=GREY)
+    axes[2].axhline(0, color="black", linewidth=0.5)
+    axes[2].set_title("gap (train - validation accuracy)")
+    for axis in axes:
+        axis.axvline(selected + 1, color=GREY, linestyle=":", linewidth=1)
+        axis.set_xlabel("epoch")
+        axis.spines[["top", "right"]].set_visible(False)
+    fig.suptitle(f"{title} · dotted: selected epoch", fontsize=10)
+    _save(fig, path)
+
+
+def draw_layers(table: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Kept ranks of each layer (bar) out of the rank (outline), and the size of each layer's update."""
+    names = [row["layer"] for row in table]
+    ranked = all(row["effective_rank"] is not None for row in table)
+    height = 1.6 + 0.22 * len(names)
+    fig, axes = plt.subplots(1, 2 if ranked else 1, figsize=(10, height), layout="constrained", squeeze=False)
+    places = range(len(names))
+    if ranked:
+        axis = axes[0, 0]
+        axis.barh(places, [row["rank"] for row in table], color="none", edgecolor=GREY, linewidth=0.6, label="rank")
+        axis.barh(places, [row["effective_rank"] for row in table], color=TRAIN, label="kept ranks")
+        axis.set_title("kept ranks (mean number of open gates)")
+        axis.set_xlim(0, 1.02 * max(max(row["rank"], row["effective_rank"]) for row in table))
+    axes[0, -1].barh(places, [row["delta_norm"] for row in table], color=VALIDATION)
+    axes[0, -1].set_title("size of the update, ‖ΔW‖")
+    for index, axis in enumerate(axes[0]):
+        axis.set_yticks(places, names if index == 0 else [""] * len(names), fontsize=8)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    fig.suptitle(title, fontsize=10)
+    _save(fig, path)
+
+
+def _save(fig: Any, path: Path) -> None:
+    fig.savefig(path, dpi=130)
+    plt.close(fig)

@@ -1,0 +1,88 @@
+"""The MLflow store: where runs are kept, and one run in it.
+
+SQLite under outputs/, or whatever MLFLOW_TRACKING_URI names. A run is written through Lightning's MLFlowLogger; this
+file only decides where, under which parent, and with which params and tags.
+"""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Param, RunTag
+from mlflow.tracking import MlflowClient
+from pytorch_lightning.loggers import MLFlowLogger
+
+from foura.tracking.status import write_json
+
+EXPERIMENT = "foura"
+PARENT_TAG = "mlflow.parentRunId"
+
+
+def tracking_uri(outputs: Path) -> str:
+    """MLFLOW_TRACKING_URI where it is set, else the SQLite store of this outputs folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{outputs / 'mlflow.db'}"
+
+
+def open_store(outputs: Path) -> tuple[MlflowClient, str]:
+    """(client, experiment id); the store and the experiment are made where they do not exist."""
+    outputs.mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri(outputs)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return client, experiment.experiment_id
+    # a local store keeps artifacts beside itself; a server knows its own place for them
+    location = (outputs / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+    return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+
+
+def parent_run(outputs: Path, sweep: str) -> str:
+    """The id of the sweep's parent run; made on the first call, which must come before parallel jobs start."""
+    client, experiment_id = open_store(outputs)
+    query = f"tags.sweep = '{sweep}' and tags.role = 'sweep'"
+    found = client.search_runs([experiment_id], filter_string=query, max_results=1)
+    if found:
+        return found[0].info.run_id
+    run = client.create_run(experiment_id, run_name=sweep, tags={"sweep": sweep, "role": "sweep", **code_tags()})
+    client.set_terminated(run.info.run_id)  # the parent only groups; its children have the states
+    write_json(outputs / "sweeps" / sweep / "sweep.json", {"sweep": sweep, "parent_run_id": run.info.run_id})
+    return run.info.run_id
+
+
+def start_run(
+    outputs: Path, name: str, params: Mapping[str, Any], tags: Mapping[str, Any], parent: str | None
+) -> MLFlowLogger:
+    """A new MLflow run with its params and tags, as a Lightning logger."""
+    _, experiment_id = open_store(outputs)
+    uri = tracking_uri(outputs)
+    text_tags = {key: str(value) for key, value in {**tags, **code_tags()}.items()}
+    if parent is not None:
+        text_tags[PARENT_TAG] = parent
+    client = MlflowClient(uri)
+    run = client.create_run(experiment_id, run_name=name, tags=text_tags)
+    client.log_batch(
+        run.info.run_id,
+        params=[Param(key, str(value)[:6000]) for key, value in params.items()],
+        tags=[RunTag("role", "run")],
+    )
+    return MLFlowLogger(experiment_name=EXPERIMENT, tracking_uri=uri, run_id=run.info.run_id)
+
+
+def code_tags() -> dict[str, str]:
+    """The git commit that runs, under MLflow's own tag name; empty outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"mlflow.source.git.commit": answer.stdout.strip()} if answer.returncode == 0 else {}
+
+
+def ui_command(outputs: Path) -> str:
+    """What a user types to look at the runs."""
+    folder = os.path.relpath(outputs)
+    return "foura ui" if folder == "outputs" else f"foura ui {folder}"
