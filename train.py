@@ -1,4 +1,4 @@
-"""One run, or with -m a sweep: `python train.py adapter=foura rank=64`. The keys are in conf/; `--cfg job` lists them."""
+"""One run, or with -m a sweep: `python train.py adapter=foura rank=64`. The keys are in conf/ (`--cfg job`)."""
 
 import os
 import sys

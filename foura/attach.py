@@ -112,7 +112,9 @@ def _make(kind: type[PeftConfig], options: dict[Any, Any], **fields: Any) -> Pef
     known = [spec.name for spec in dataclasses.fields(kind)]
     for name in options:
         if name not in known:
-            raise UserError(f"adapter.options.{name}: {kind.__name__} has no such field. Its fields: {', '.join(known)}.")
+            raise UserError(
+                f"adapter.options.{name}: {kind.__name__} has no such field. Its fields: {', '.join(known)}."
+            )
     return kind(**{**fields, **options})
 
 
@@ -145,7 +147,8 @@ def regularisation(model: nn.Module) -> Tensor | None:
 def after_step(model: nn.Module, step: int) -> None:
     """What a method does between the optimizer's step and the clearing of the gradients: AdaLoRA prunes its ranks."""
     if isinstance(_config(model), peft.AdaLoraConfig):
-        model.base_model.update_and_allocate(step)
+        tuner: Any = model.base_model
+        tuner.update_and_allocate(step)
 
 
 def _config(model: nn.Module) -> PeftConfig | None:

@@ -44,6 +44,7 @@ class AdapterConfig:
 
     options: dict[str, Any] = field(default_factory=dict)  # further fields of a peer's own PEFT config
     lr: float = _number(1e-3, above=0.0)
+    gate_lr: float = _number(2e-2, above=0.0)  # a gate at the adapter's rate stays where it starts
 
 
 @dataclass

@@ -11,12 +11,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from peft import PeftModel
 from pytorch_lightning import Trainer, seed_everything
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from foura.adapter import freeze_gates
@@ -110,7 +110,9 @@ class _Loaders:
     def train(self) -> DataLoader:
         order = torch.Generator().manual_seed(self.cfg.seed)
         size = self.cfg.dataset.batch_size
-        return DataLoader(self.data.train, size, shuffle=True, generator=order, num_workers=self.cfg.dataset.num_workers)
+        return DataLoader(
+            self.data.train, size, shuffle=True, generator=order, num_workers=self.cfg.dataset.num_workers
+        )
 
     def evaluation(self) -> list[DataLoader]:
         return [self._fixed(self.data.train_eval), self._fixed(self.data.validation)]
@@ -131,10 +133,14 @@ class _Loaders:
 
 
 def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
-    arguments = OmegaConf.to_container(cfg.trainer, resolve=True)
-    assert isinstance(arguments, dict)
+    arguments: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     arguments["enable_progress_bar"] = False  # ours shows the whole run with its ETA
-    ours = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    ours: Any = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
     return Trainer(**arguments, **ours, callbacks=callbacks, default_root_dir=str(folder))
 
 
@@ -169,7 +175,7 @@ def _save_adapter(selected: SelectedEpoch, task: Classification, folder: Path) -
     target, scratch = folder / "adapter", folder / ".adapter.writing"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    if hasattr(task.model, "peft_config"):
+    if isinstance(task.model, PeftModel):
         task.model.save_pretrained(str(scratch), save_embedding_layers=False)
     else:
         state = {name: tensor.cpu().contiguous() for name, tensor in adapter_parameters(task.model).items()}

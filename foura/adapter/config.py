@@ -20,10 +20,10 @@ class FouraConfig(PeftConfig):
     """
 
     r: int = field(default=8, metadata={"help": "Rank: rows of A."})
-    target_modules: list[str] | str | None = field(
+    target_modules: list[str] | set[str] | str | None = field(
         default=None, metadata={"help": "Names, a regex, or 'all-linear': the layers to adapt."}
     )
-    exclude_modules: list[str] | str | None = field(
+    exclude_modules: list[str] | set[str] | str | None = field(
         default=None, metadata={"help": "Names or a regex of layers to leave out."}
     )
     foura_alpha: float = field(

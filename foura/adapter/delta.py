@@ -1,6 +1,6 @@
 """The adapter's output on a layer's input (paper eq. 5), from folded factors; torch alone.
 
-    shapes   x (..., N) · down = A F (q, N) · up = F⁻¹ B (M, q) · q = r, or 2r for the DFT (Re z, then Im z)
+shapes   x (..., N) · down = A F (q, N) · up = F⁻¹ B (M, q) · q = r, or 2r for the DFT (Re z, then Im z)
 """
 
 from collections.abc import Callable

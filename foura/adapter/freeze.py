@@ -44,8 +44,9 @@ def freeze_gates(model: nn.Module, batches: Iterable[Batch]) -> dict[str, int]:
             kept[name] = int(mask.sum())
             frozen.add(adapter)
     for module in model.modules():
-        for adapter in frozen & set(getattr(module, "peft_config", {})):
-            module.peft_config[adapter].gate = "frozen"
+        configs: Any = getattr(module, "peft_config", {})
+        for adapter in frozen & set(configs):
+            configs[adapter].gate = "frozen"
     return kept
 
 

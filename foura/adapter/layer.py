@@ -34,12 +34,15 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         "splits",
     )
 
+    in_features: int
+    out_features: int
+
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: FouraConfig, r: int, alpha: float, splits: int
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        linear = self.get_base_layer()
+        linear: Any = self.get_base_layer()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.foura_A = nn.ParameterDict()
         self.foura_B = nn.ParameterDict()
@@ -127,7 +130,7 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         """Add ΔW of the adapters to the base weight (all active ones by default); `safe_merge` refuses NaN and Inf."""
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.foura_A]
         deltas = [self.get_delta_weight(name) for name in names]  # all of them before the weight is touched
-        weight = self.get_base_layer().weight
+        weight: Any = self.get_base_layer().weight
         for name, delta in zip(names, deltas, strict=True):
             merged = weight.data + delta.to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
@@ -140,9 +143,9 @@ class FouraLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Take every merged ΔW out of the base weight again."""
         if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.")
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        weight = self.get_base_layer().weight
+        weight: Any = self.get_base_layer().weight
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             if name in self.foura_A:
@@ -167,7 +170,7 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         compute_dtype = self.foura_A[name].dtype
         x = self.foura_dropout[name](self._cast_input_dtype(x, compute_dtype))
         down, up = (factor.to(compute_dtype) for factor in self.folded(name))
-        gate = self.foura_gate[name] if name in self.foura_gate else None
+        gate: nn.Module | None = self.foura_gate[name] if name in self.foura_gate else None  # noqa: SIM401  (no dict)
         if name in self.foura_gate_mask:
             mask = self.foura_gate_mask[name]
             up = up * mask.to(up.dtype).repeat(up.shape[-1] // self.r[name])

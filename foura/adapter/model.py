@@ -16,7 +16,7 @@ class FouraModel(BaseTuner):
 
     prefix = "foura_"
     tuner_layer_cls = FouraLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.copy()
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.copy()
     uses_shared_state = False
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -28,7 +28,7 @@ class FouraModel(BaseTuner):
             found = ", ".join(linear_layers(model)) or "none"
             raise type(error)(f"{error} The linear layers of this model are: {found}.") from None
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self,
         config: FouraConfig,
         adapter_name: str,

@@ -10,9 +10,11 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from foura.backbones.vit_embedded import EMBEDDED_VIT, INPUT_MEAN, INPUT_STD, WEIGHTS
 
+IMAGES, EPOCHS = 40_960, 16  # what the committed weights were made with
 BATCH = 128
 PEAK_LR = 1e-3
 WARMUP = 0.05  # share of all steps
@@ -48,7 +50,6 @@ def pretrain_vit(
     import json
 
     import torch
-    import torch.nn.functional as F
     from safetensors.torch import save_file
     from timm.models.vision_transformer import VisionTransformer
 
@@ -67,7 +68,9 @@ def pretrain_vit(
     def accuracy(x, y) -> float:
         model.eval()
         with torch.no_grad():
-            hits = sum((model(a).argmax(1) == b).sum().item() for a, b in zip(x.split(1000), y.split(1000)))
+            hits = sum(
+                (model(a).argmax(1) == b).sum().item() for a, b in zip(x.split(1000), y.split(1000), strict=True)
+            )
         return hits / len(y)
 
     held_out = tensors(HELD_OUT, seed + HELD_OUT_SEED_OFFSET)
@@ -77,7 +80,7 @@ def pretrain_vit(
     # Norms, biases, the class token and the position embedding are not decayed.
     kernels = [p for p in model.parameters() if p.ndim == 2 or p.ndim == 4]
     others = [p for p in model.parameters() if p.ndim not in (2, 4)]
-    groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
     total = epochs * (images // BATCH)
     warmup = max(1, round(WARMUP * total))
@@ -87,6 +90,7 @@ def pretrain_vit(
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     for epoch in range(epochs):
         model.train()
@@ -95,16 +99,16 @@ def pretrain_vit(
         # The glyphs come in random order already, so there is no shuffling.
         for start in range(0, images - BATCH + 1, BATCH):
             batch = slice(start, start + BATCH)
-            loss = F.cross_entropy(model(x[batch]), y[batch], label_smoothing=LABEL_SMOOTHING)
+            loss = criterion(model(x[batch]), y[batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             losses += loss.item()
+        mean, score = losses / (images // BATCH), accuracy(*held_out)
         minutes = (time.monotonic() - began) / 60
-        mean = losses / (images // BATCH)
-        report(f"epoch {epoch + 1}/{epochs} loss {mean:.3f} held-out {accuracy(*held_out):.4f} {minutes:.1f} min")
+        report(f"epoch {epoch + 1}/{epochs} loss {mean:.3f} held-out {score:.4f} {minutes:.1f} min")
 
     exact = accuracy(*held_out)
     state = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
@@ -126,6 +130,7 @@ def pretrain_vit(
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         save_file(state, temporary, metadata=metadata)
+        temporary.chmod(0o644)  # safetensors makes it readable by its owner only: no good in a package
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -137,4 +142,4 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(2)
-    pretrain_vit(WEIGHTS, images=40_960, epochs=16, seed=0)
+    pretrain_vit(WEIGHTS, images=IMAGES, epochs=EPOCHS, seed=0)

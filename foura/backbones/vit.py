@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 from omegaconf import DictConfig
@@ -45,11 +46,13 @@ def build_vit(cfg: DictConfig, num_classes: int) -> Backbone:
         UserError: an unknown name, weights that are not there or do not fit, or target modules that match nothing.
     """
     embedded = cfg.name == "embedded"
-    model = _embedded(cfg.pretrained, num_classes) if embedded else _timm_model(cfg, num_classes)
+    model: Any = _embedded(cfg.pretrained, num_classes) if embedded else _timm_model(cfg, num_classes)
     model.requires_grad_(False)
     head = model.pretrained_cfg.get("classifier") if not embedded else "head"
     if not isinstance(head, str):
-        raise UserError(f"backbone.name={cfg.name} has no single classifier layer (found {head!r}); choose another model.")
+        raise UserError(
+            f"backbone.name={cfg.name} has no single classifier layer (found {head!r}); choose another model."
+        )
     data = resolve_model_data_config(model, args={"img_size": cfg.img_size} if cfg.img_size else None)
     if embedded:
         size = EMBEDDED_VIT["img_size"]
@@ -111,7 +114,9 @@ def _timm_model(cfg: DictConfig, num_classes: int) -> nn.Module:
         )
     except TypeError as error:
         if size and "img_size" in str(error):  # convolutional models take any size and have no such argument
-            return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=num_classes)
+            return timm.create_model(
+                name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=num_classes
+            )
         raise
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-EMBEDDED_VIT = dict(
-    img_size=16,
-    patch_size=4,
-    in_chans=1,
-    embed_dim=128,
-    depth=4,
-    num_heads=4,
-    mlp_ratio=4,
-    class_token=True,
-    global_pool="token",
-)
+EMBEDDED_VIT: dict[str, Any] = {
+    "img_size": 16,
+    "patch_size": 4,
+    "in_chans": 1,
+    "embed_dim": 128,
+    "depth": 4,
+    "num_heads": 4,
+    "mlp_ratio": 4,
+    "class_token": True,
+    "global_pool": "token",
+}
 
 WEIGHTS = Path(__file__).parent / "weights" / "vit_glyphs.safetensors"
 

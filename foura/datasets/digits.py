@@ -9,8 +9,8 @@ def load_digit_images() -> tuple[np.ndarray, np.ndarray]:
     """Return scikit-learn's handwritten digits as 16x16 grey images.
 
     Returns:
-        images: uint8 of shape (1797, 16, 16), 0 is paper and 255 is full ink. The stored 8x8 ink counts (0..16)
-            are scaled to 0..255 and upsampled bilinearly, the same last step as `glyphs.render_glyphs`.
+        images: uint8 of shape (1797, 16, 16), 0 is paper and 255 is full ink. The stored 8x8 ink counts
+            (0..16) are scaled to 0..255 and upsampled bilinearly, as `glyphs.render_glyphs` does last.
         labels: int64 of shape (1797,), the digit 0..9.
 
     Raises:
@@ -28,8 +28,8 @@ def upsample_ink_counts(counts: np.ndarray) -> np.ndarray:
     Both domains pass through this one function, so that no difference between them comes from the resizing.
     """
     import torch
-    import torch.nn.functional as F
+    from torch.nn import functional
 
     ink = torch.as_tensor(counts, dtype=torch.float32).unsqueeze(1) * (255.0 / 16.0)
-    ink = F.interpolate(ink, size=(16, 16), mode="bilinear", align_corners=False)
+    ink = functional.interpolate(ink, size=(16, 16), mode="bilinear", align_corners=False)
     return ink.squeeze(1).round().clamp(0, 255).to(torch.uint8).numpy()

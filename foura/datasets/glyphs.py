@@ -1,4 +1,4 @@
-"""The source domain: letters, Greek and a few signs (no digits) drawn from fonts that installed packages carry.
+"""The source domain: letters, Greek and some signs (no digits), drawn from fonts of installed packages.
 
 Each (font, character) is drawn once, as a signed distance field. A distance field lets the batched sampler
 below move, bend and thicken a glyph with one `grid_sample` and one threshold. The result is counted in 4x4
@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 # One entry is one class. Characters that size normalisation or the affine maps make alike share an entry.
 # Characters that copy a digit's very shape by design (superscripts, Cyrillic ze) are left out on purpose.
 GLYPH_CLASSES = [
-    "A", "a", "B\u03b2", "b", "cC", "D", "d", "E", "e", "F", "f", "G", "g", "H", "h", "iI\u03b9l", "jJ", "kK\u03ba",
-    "L", "M", "m", "N", "n\u03b7", "oO", "pP\u03c1", "Q", "q", "R", "r", "sS", "T\u03c4", "t", "uU", "vV\u03bd",
-    "wW\u03c9", "xX\u03c7", "Y", "y", "zZ", "\u03b1", "\u03b3", "\u03b4", "\u03b5", "\u03b6", "\u03b8\u0398",
-    "\u03bb", "\u039b", "\u03bc", "\u03be", "\u03c0\u03a0", "\u03c3", "\u03c6\u03a6", "\u03c8\u03a8",
-    "\u0393", "\u0394", "\u039e", "\u03a3", "\u03a9", "&", "?", "!", "@", "#", "$", "%", "+", "*", "<", ">",
+    "A", "a", "B\u03b2", "b", "cC", "D", "d", "E", "e", "F", "f", "G", "g", "H", "h", "iI\u03b9l", "jJ",
+    "kK\u03ba", "L", "M", "m", "N", "n\u03b7", "oO", "pP\u03c1", "Q", "q", "R", "r", "sS", "T\u03c4", "t",
+    "uU", "vV\u03bd", "wW\u03c9", "xX\u03c7", "Y", "y", "zZ", "\u03b1", "\u03b3", "\u03b4", "\u03b5",
+    "\u03b6", "\u03b8\u0398", "\u03bb", "\u039b", "\u03bc", "\u03be", "\u03c0\u03a0", "\u03c3",
+    "\u03c6\u03a6", "\u03c8\u03a8", "\u0393", "\u0394", "\u039e", "\u03a3", "\u03a9", "&", "?", "!", "@",
+    "#", "$", "%", "+", "*", "<", ">",
 ]  # fmt: skip
 
-# Fonts with the plain Latin layout. cmmi10 holds Greek at odd code points, so cm fonts give only ASCII letters.
+# Fonts with the plain Latin layout. The cm fonts hold Greek and signs at odd code points: letters only there.
 _FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
     "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic",
@@ -31,7 +33,7 @@ _FONTS = (
 )  # fmt: skip
 _CELL = 64  # side of a distance field, pixels
 _BODY = 44  # height of the glyph inside it: the rest is room for thick strokes
-_BODY_WIDTH = 36  # wider glyphs are squeezed: a digit fills its bitmap's height, at about 3/4 of that in width
+_BODY_WIDTH = 36  # wider glyphs are squeezed: a digit is about 3/4 as wide as it is high
 _CHUNK = 4096  # images drawn at a time, bounds the memory
 
 
@@ -56,8 +58,7 @@ def render_glyphs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    fields, first, variants = _atlas()
-    fields, first, variants = torch.from_numpy(fields), torch.from_numpy(first), torch.from_numpy(variants)
+    fields, first, variants = (torch.from_numpy(array) for array in _atlas())
     generator = torch.Generator().manual_seed(seed)
     images = np.empty((count, 16, 16), dtype=np.uint8)
     labels = np.empty(count, dtype=np.int64)
@@ -74,7 +75,7 @@ def render_glyphs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _draw(field, generator):
     """Warp distance fields (n, 64, 64) at random and return ink counts (n, 8, 8), float in 0..16."""
     import torch
-    import torch.nn.functional as F
+    from torch.nn import functional
 
     n = len(field)
 
@@ -84,60 +85,59 @@ def _draw(field, generator):
     def bend(amplitude: float, knots: int, channels: int):
         """A smooth random field: hand-drawn strokes wander where printed ones are straight."""
         noise = torch.randn(n, channels, knots, knots, generator=generator) * amplitude
-        return F.interpolate(noise, size=(32, 32), mode="bicubic", align_corners=True)
+        return functional.interpolate(noise, size=(32, 32), mode="bicubic", align_corners=True)
 
-    # A pen has one width whatever the font: erode or dilate to a drawn half-width, but never erode a glyph away.
+    # A pen has one width whatever the font: erode or dilate to a drawn half-width, but erase no glyph.
     half_width = field.flatten(1).amax(1)
     grow = (uniform(3.5, 7.5) - half_width).maximum(-0.5 * half_width)
     angle, shear = uniform(-0.22, 0.22), uniform(-0.35, 0.35)
-    # The grid maps output to input: a scale of (inked height / cell) makes the glyph fill the bitmap's height.
+    # The grid maps output to input: a scale of (inked height / cell) makes a glyph fill the height.
     height = (_BODY + 2 * grow) / _CELL * uniform(0.92, 1.1)
     width = (_BODY + 2 * grow) / _CELL * uniform(0.95, 1.6)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    theta = torch.stack(
-        [
-            torch.stack([cos * width, (shear * cos - sin) * height, uniform(-0.1, 0.1)], 1),
-            torch.stack([sin * width, (shear * sin + cos) * height, uniform(-0.06, 0.06)], 1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(theta, [n, 1, 32, 32], align_corners=False)
+    across = torch.stack([cos * width, (shear * cos - sin) * height, uniform(-0.1, 0.1)], 1)
+    down = torch.stack([sin * width, (shear * sin + cos) * height, uniform(-0.06, 0.06)], 1)
+    theta = torch.stack([across, down], 1)
+    grid = functional.affine_grid(theta, [n, 1, 32, 32], align_corners=False)
     grid = grid + bend(0.05, 4, 2).permute(0, 2, 3, 1)
-    distance = F.grid_sample(field.unsqueeze(1), grid, padding_mode="border", align_corners=False)
+    distance = functional.grid_sample(field.unsqueeze(1), grid, padding_mode="border", align_corners=False)
     distance = distance + grow.view(n, 1, 1, 1) + bend(0.5, 8, 1)
     softness = uniform(0.2, 1.5, 1, 1, 1)  # pixels of the field: a hard pen to a blurred one
-    counts = 16 * F.avg_pool2d(torch.sigmoid(distance / softness), 4).squeeze(1)
+    counts = 16 * functional.avg_pool2d(torch.sigmoid(distance / softness), 4).squeeze(1)
     counts = counts + torch.randn(counts.shape, generator=generator) * uniform(0.0, 0.6, 1, 1)
     return counts.round().clamp(0, 16)
 
 
 @functools.cache
 def _atlas() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distance fields float32 (glyphs, 64, 64), positive inside the ink; per class its first row and row count."""
+    """Distance fields float32 (glyphs, 64, 64), positive in the ink; per class first row and row count."""
     import matplotlib
     from matplotlib.ft2font import FT2Font
     from PIL import ImageFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    fonts = [(ImageFont.load_default(64), None)]
+    fonts: list[tuple[Any, Any]] = [(ImageFont.load_default(64), None)]
     for name in _FONTS:
         path = folder / f"{name}.ttf"
-        fonts.append((ImageFont.truetype(str(path), 64), None if name.startswith("cm") else FT2Font(str(path))))
-    fields, first, variants = [], [], []
+        table = None if name.startswith("cm") else FT2Font(str(path))
+        fonts.append((ImageFont.truetype(str(path), 64), table))
+    fields: list[np.ndarray] = []
+    first: list[int] = []
+    variants: list[int] = []
     for characters in GLYPH_CLASSES:
         first.append(len(fields))
         for character in characters:
             for font, table in fonts:
                 # Without a table of the font's characters, trust it only with ASCII letters.
-                known = table.get_char_index(ord(character)) if table else character.isascii() and character.isalpha()
-                if known:
+                letter = character.isascii() and character.isalpha()
+                if table.get_char_index(ord(character)) if table else letter:
                     fields.append(_distance_field(font, character))
         variants.append(len(fields) - first[-1])
     return np.stack(fields), np.array(first), np.array(variants)
 
 
 def _distance_field(font, character: str) -> np.ndarray:
-    """The signed distance (pixels, positive inside) of one character, size-normalised and centred, float32."""
+    """Signed distance (pixels, positive inside) of one character, size-normalised and centred, float32."""
     from PIL import Image, ImageDraw
     from scipy.ndimage import distance_transform_edt
 

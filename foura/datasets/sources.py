@@ -56,7 +56,7 @@ def _digits(cfg: DictConfig) -> Source:
 
     images, labels = load_digit_images()
     names = [f"digit {index}" for index in range(len(labels))]
-    return Source({"train": Labelled(images, labels, names)}, [str(digit) for digit in range(10)])
+    return Source({"train": Labelled(list(images), labels, names)}, [str(digit) for digit in range(10)])
 
 
 def _folder(cfg: DictConfig) -> Source:
@@ -132,10 +132,7 @@ def _hub_split(table: Any, cfg: DictConfig, classes: list[str] | None) -> tuple[
         if labels.min() < 0:
             raise UserError(f"dataset.columns.label={label_column} has items without a label (-1).")
     else:
-        if classes is None:
-            names = [str(value) for value in sorted(set(values))]
-        else:
-            names = classes
+        names = [str(value) for value in sorted(set(values))] if classes is None else classes
         index_of = {name: index for index, name in enumerate(names)}
         unknown = {str(value) for value in values} - set(names)
         if unknown:

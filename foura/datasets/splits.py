@@ -82,9 +82,7 @@ def prepare(
     )
 
 
-def _cut(
-    items: Labelled, share: float, seed: int, name: str, keep: int | None = None
-) -> tuple[Labelled, Labelled]:
+def _cut(items: Labelled, share: float, seed: int, name: str, keep: int | None = None) -> tuple[Labelled, Labelled]:
     """(the rest, the part cut off), by class; the rest has exactly `keep` items where that is given."""
     if not 0.0 < share < 1.0:
         raise UserError("dataset.val_fraction and dataset.test_fraction together must leave items to train on.")

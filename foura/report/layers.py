@@ -88,13 +88,13 @@ def _row(name: str, layer: Any, open_ranks: dict[str, float], gates: dict[str, A
         row["effective_rank"] = float((layer.lora_E["default"] != 0).sum())
     elif isinstance(layer, LoraLayer):
         row["effective_rank"] = float(layer.r["default"])
-    merged = copy.deepcopy(layer)  # DoRA's update is not its low-rank part: only merging says what it is
+    merged: Any = copy.deepcopy(layer)  # DoRA's update is not its low-rank part: only merging says what it is
     merged.merge()
     row["delta_norm"] = float(torch.linalg.matrix_norm((merged.get_base_layer().weight - weight).float()))
     return row
 
 
-def _full_row(name: str, layer: nn.Module, before: Tensor) -> dict[str, Any]:
+def _full_row(name: str, layer: Any, before: Tensor) -> dict[str, Any]:
     out_features, in_features = before.shape
     delta = layer.weight.detach().cpu().float() - before.float()
     return {

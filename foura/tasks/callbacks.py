@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import MLFlowLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -29,7 +29,7 @@ class SelectedEpoch(Callback):
         self.row: dict[str, float] = {}
         self.state: dict[str, Tensor] = {}
 
-    def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, task: Any) -> None:
         row = task.history[-1]
         score = self.sign * row[f"val/{self.metric}"]
         if self.epoch is None or score > self.sign * self.row[f"val/{self.metric}"]:
@@ -38,7 +38,7 @@ class SelectedEpoch(Callback):
                 name: tensor.detach().cpu().clone() for name, tensor in adapter_parameters(task.model).items()
             }
 
-    def restore(self, task: LightningModule) -> None:
+    def restore(self, task: Any) -> None:
         """Put the selected epoch's adapter back into the model."""
         task.model.load_state_dict(self.state, strict=False)
 
@@ -52,15 +52,15 @@ class Cost(Callback):
     def __init__(self) -> None:
         self.step_times: list[float] = []
 
-    def on_fit_start(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, task: Any) -> None:
         _reset_peak_memory(task.device)
 
-    def on_train_batch_start(self, trainer: Trainer, task: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, task: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             _wait(task.device)
             self.began = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, task: LightningModule, out: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, task: Any, out: Any, batch: Any, batch_idx: int) -> None:
         if trainer.is_last_batch:
             _wait(task.device)
             self.step_times.append((time.perf_counter() - self.began) / (batch_idx + 1))
@@ -77,7 +77,7 @@ class EpochMetrics(Callback):
     def __init__(self, logger: MLFlowLogger) -> None:
         self.logger = logger
 
-    def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, task: Any) -> None:
         row = {key: value for key, value in task.history[-1].items() if key != "epoch"}
         self.logger.log_metrics(row, step=int(task.history[-1]["epoch"]))
 
@@ -90,7 +90,7 @@ class ProgressLines(Callback):
         self.bar = bar and console.is_terminal
         self.progress: Progress | None = None
 
-    def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, task: Any) -> None:
         self.began = time.monotonic()
         self.total = int(trainer.estimated_stepping_batches)
         if self.bar:
@@ -100,11 +100,11 @@ class ProgressLines(Callback):
             self.progress.start()
             self.row = self.progress.add_task(self.title, total=self.total, metrics="")
 
-    def on_train_batch_end(self, trainer: Trainer, task: LightningModule, out: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, task: Any, out: Any, batch: Any, batch_idx: int) -> None:
         if self.progress is not None:
             self.progress.update(self.row, completed=trainer.global_step)
 
-    def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, task: Any) -> None:
         row = task.history[-1]
         text = f"train {row['train_eval/acc']:.3f} val {row['val/acc']:.3f} gap {row['gap/acc']:+.3f}"
         if self.progress is not None:
@@ -118,10 +118,10 @@ class ProgressLines(Callback):
         left = (time.monotonic() - self.began) * (1 / done - 1) if done else 0.0
         self.console.print(f"{self.title}: epoch {epoch}{f'/{epochs}' if epochs else ''}  {text}  ETA {left:.0f} s")
 
-    def on_train_end(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, task: Any) -> None:
         self._stop()
 
-    def on_exception(self, trainer: Trainer, task: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, task: Any, exception: BaseException) -> None:
         self._stop()
 
     def _stop(self) -> None:

@@ -1,5 +1,7 @@
 """Image classification as a LightningModule: the loss, the metrics, and one evaluation for train and validation alike."""
 
+from typing import Any
+
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
@@ -10,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from foura.attach import after_step, regularisation
 from foura.errors import Diverged
 
+LOOK_EVERY = 50  # steps between looks at the loss on a GPU
 EVALUATIONS = ("train_eval", "val")  # the order of the validation dataloaders
 
 
@@ -27,14 +30,14 @@ class Classification(LightningModule):
         self.history: list[dict[str, float]] = []
         self.tested: dict[str, float] = {}
         self.train_loss = MeanMetric(nan_strategy="disable")
-        self.evaluations = nn.ModuleDict({name: _metrics(num_classes) for name in (*EVALUATIONS, "test")})
+        self.evaluations: Any = nn.ModuleDict({name: _metrics(num_classes) for name in (*EVALUATIONS, "test")})
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         loss = nn.functional.cross_entropy(self.model(images), labels)
         self.train_loss.update(loss.detach())
         # a look at the value makes a GPU wait for it, so there it is taken now and then
-        if loss.device.type == "cpu" or batch_idx % self.trainer.log_every_n_steps == 0:
+        if loss.device.type == "cpu" or batch_idx % LOOK_EVERY == 0:
             self._refuse_nan(loss, "training")
         extra = regularisation(self.model)
         return loss if extra is None else loss + extra
@@ -73,9 +76,10 @@ class Classification(LightningModule):
     def on_test_epoch_end(self) -> None:
         self.tested = self._results("test")
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> Any:
         cfg = self.optimizer_config
-        gate, other = [], []
+        gate: list[nn.Parameter] = []
+        other: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 (gate if "foura_gate" in name else other).append(parameter)
@@ -85,7 +89,9 @@ class Classification(LightningModule):
         warmup = min(total - 1, round(cfg.warmup * total))
         schedules: list[torch.optim.lr_scheduler.LRScheduler] = []
         if warmup > 0:
-            schedules.append(torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup))
+            schedules.append(
+                torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+            )
         if cfg.schedule == "cosine":
             schedules.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, total - warmup)))
         else:

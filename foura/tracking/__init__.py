@@ -1,0 +1,1 @@
+"""A run's life: status.json, the MLflow store, the parent run of a sweep."""

@@ -1,6 +1,6 @@
 """status.json: the truth about a run, beside its results. Exit codes and tracking stores can be wrong about a killed run.
 
-    {"key": ..., "state": "running|finished|failed|diverged|interrupted", "run_id": ..., "metrics": {...}, "error": ...}
+{"key": ..., "state": "running|finished|failed|diverged|interrupted", "run_id": ..., "metrics": {...}, "error": ...}
 """
 
 import json

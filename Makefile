@@ -1,0 +1,39 @@
+# Every target works on a bare clone: the first makes .venv.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test test-all lint ui install
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+install: $(STAMP)  ## make .venv with everything in it (about 3 minutes)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## the main job: FouRA on the embedded ViT, then LoRA beside it
+	$(BIN)/python train.py adapter=foura rank=64
+	$(BIN)/python train.py adapter=lora rank=64
+
+test: $(STAMP)  ## lint and the fast tests (under 10 minutes)
+	$(MAKE) lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-all: $(STAMP)  ## everything, slow tests too
+	$(MAKE) lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: $(STAMP)  ## the MLflow UI over outputs/
+	$(BIN)/foura ui

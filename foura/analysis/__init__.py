@@ -1,0 +1,1 @@
+"""Pure functions on numbers: nothing here imports the rest of the package."""

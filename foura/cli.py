@@ -1,0 +1,49 @@
+"""The `foura` command: what is done beside runs. Runs themselves are `python train.py`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from foura.errors import UserError
+
+
+def main() -> None:
+    """Entry point of `foura` and `python -m foura`."""
+    parser = argparse.ArgumentParser(
+        prog="foura", description="Beside `python train.py`: looking at runs, remaking weights."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    ui = commands.add_parser("ui", help="open the MLflow UI over the runs in a folder")
+    ui.add_argument(
+        "outputs", nargs="?", default="outputs", type=Path, help="the folder of the runs (default: outputs)"
+    )
+    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--host", default="127.0.0.1", help="127.0.0.1 unless others are to see it")
+    pretrain = commands.add_parser("pretrain", help="remake the embedded ViT's weights (some minutes on 2 cores)")
+    pretrain.add_argument("--out", type=Path, default=None, help="where to write (default: into the package)")
+    arguments = parser.parse_args()
+    try:
+        {"ui": _ui, "pretrain": _pretrain}[arguments.command](arguments)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _ui(arguments: argparse.Namespace) -> None:
+    store = os.environ.get("MLFLOW_TRACKING_URI")
+    if store is None:
+        database = arguments.outputs.absolute() / "mlflow.db"
+        if not database.is_file():
+            raise UserError(f"there are no runs at {database}; `python train.py` makes some, or name another folder.")
+        store = f"sqlite:///{database}"
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # three times faster to start, a third of the memory
+    print(f"http://{arguments.host}:{arguments.port}", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--workers", "1"]
+    os.execv(sys.executable, [*command, "--host", arguments.host, "--port", str(arguments.port)])
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from foura.backbones.pretrain import EPOCHS, IMAGES, pretrain_vit
+    from foura.backbones.vit_embedded import WEIGHTS
+
+    pretrain_vit(arguments.out or WEIGHTS, images=IMAGES, epochs=EPOCHS, seed=0)

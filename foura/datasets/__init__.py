@@ -1,0 +1,1 @@
+"""What a backbone can be adapted to."""

@@ -1,0 +1,127 @@
+"""The fast path is the paper's equation: folded = textbook, in float64 and float32, values and gradients."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from foura.adapter.config import FouraConfig
+from foura.adapter.layer import Linear
+from foura.adapter.transforms import MATRIX_LIMIT, basis, fold_down
+from tests.reference import foura as textbook
+
+SHAPES = {
+    "square": (12, 12, 1),
+    "wide": (10, 21, 1),
+    "narrow": (21, 10, 1),
+    "split": (12, 30, 3),
+    "split even": (9, 24, 3),
+}
+TRANSFORMS = ("dct", "dft", "identity", "random")
+GATES = (("none", "sequence"), ("adaptive", "sequence"), ("adaptive", "token"), ("frozen", "sequence"))
+
+
+def make_layer(transform, gate="none", scope="sequence", shape=(12, 12, 1), r=4, dtype=torch.float64) -> Linear:
+    n, m, splits = shape
+    config = FouraConfig(r=r, foura_alpha=3, transform=transform, gate=gate, gate_scope=scope, transform_seed=5)
+    layer = Linear(nn.Linear(n, m), "default", config, r, 3.0, splits).to(dtype)
+    nn.init.normal_(layer.foura_B["default"])
+    if gate == "frozen":
+        layer.foura_gate_mask["default"] = torch.tensor([True, False, True, True])
+    if gate == "adaptive":
+        for parameter in layer.foura_gate["default"].parameters():
+            nn.init.normal_(parameter)  # gates far from open, so that a gate left out is seen
+    return layer
+
+
+def textbook_output(layer: Linear, x: torch.Tensor, splits: int) -> torch.Tensor:
+    gate = None
+    if "default" in layer.foura_gate:
+        net = layer.foura_gate["default"]
+        twin = textbook.sequence_gate if net.scope == "sequence" else textbook.token_gate
+        gate = lambda u: twin(u, net.weight_in, net.bias_in, net.weight_out, net.bias_out)  # noqa: E731
+    elif "default" in layer.foura_gate_mask:
+        gate = lambda u: layer.foura_gate_mask["default"].to(u.dtype)  # noqa: E731
+    random_basis = lambda n: basis("random", n, 5, torch.float64, torch.device("cpu"))  # noqa: E731
+    A, B = layer.foura_A["default"], layer.foura_B["default"]
+    scaling, transform = layer.scaling["default"], layer.transform["default"]
+    delta = textbook.delta(x, A, B, layer.out_features, transform, scaling, splits, gate, random_basis)
+    return layer.base_layer(x) + delta
+
+
+@pytest.mark.parametrize(("transform", "gate", "shape"), list(itertools.product(TRANSFORMS, GATES, SHAPES)))
+def test_folded_is_the_textbook_in_float64(transform, gate, shape) -> None:
+    layer = make_layer(transform, *gate, SHAPES[shape])
+    x = torch.randn(3, 5, SHAPES[shape][0], dtype=torch.float64, requires_grad=True)
+    fast, slow = layer(x), textbook_output(layer, x, SHAPES[shape][2])
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-10)
+    assert (slow - layer.base_layer(x)).abs().max() > 0.1  # the adapter does something, so equality says something
+    weights = torch.randn_like(fast)
+    inputs = [x, *[p for p in layer.parameters() if p.requires_grad]]
+    fast_grads = torch.autograd.grad((fast * weights).sum(), inputs)
+    slow_grads = torch.autograd.grad((slow * weights).sum(), inputs)
+    for one, other in zip(fast_grads, slow_grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(("transform", "gate"), list(itertools.product(TRANSFORMS, GATES)))
+def test_folded_is_the_textbook_in_float32(transform, gate) -> None:
+    layer = make_layer(transform, *gate, SHAPES["split"], dtype=torch.float32)
+    x = torch.randn(3, 5, 12)
+    fast = layer(x).double()
+    slow = textbook_output(layer.double(), x.double(), 3)
+    assert (fast - slow).norm() / slow.norm() < 1e-5
+
+
+@pytest.mark.parametrize("length", [MATRIX_LIMIT + 1, MATRIX_LIMIT + 6])
+def test_long_dct_by_fft_is_the_matrix(length) -> None:
+    rows = torch.randn(3, length, dtype=torch.float64)
+    matrix = basis("dct", length, 0, torch.float64, torch.device("cpu"))
+    torch.testing.assert_close(fold_down(rows, "dct", length), rows @ matrix, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("transform", ["dct", "random"])
+@pytest.mark.parametrize("length", [1, 2, 7, 16, 33])
+def test_bases_are_orthonormal(transform, length) -> None:
+    F = basis(transform, length, 3, torch.float64, torch.device("cpu"))
+    torch.testing.assert_close(F @ F.T, torch.eye(length, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_dct_is_the_dct_by_definition() -> None:
+    torch.testing.assert_close(basis("dct", 13, 0, torch.float64, torch.device("cpu")), textbook.dct_matrix(13))
+
+
+def test_random_bases_differ_by_seed() -> None:
+    one, two = (basis("random", 8, seed, torch.float64, torch.device("cpu")) for seed in (0, 1))
+    assert (one - two).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("optimise", ["sgd", "sgd with weight decay"])
+def test_ungated_dct_under_sgd_is_lora(optimise) -> None:
+    """Paper form, ungated, is LoRA in a rotated basis; plain SGD does not see rotations."""
+    torch.manual_seed(1)
+    n, m, r = 12, 9, 3
+    foura = make_layer("dct", shape=(n, m, 1), r=r)
+    F_in, F_out = textbook.dct_matrix(n), textbook.dct_matrix(m)
+    lora_A = (foura.foura_A["default"].detach() @ F_in).requires_grad_()
+    lora_B = (F_out.T @ foura.foura_B["default"].detach()).requires_grad_()
+    decay = 0.1 if "decay" in optimise else 0.0
+    one = torch.optim.SGD([foura.foura_A["default"], foura.foura_B["default"]], lr=0.05, weight_decay=decay)
+    two = torch.optim.SGD([lora_A, lora_B], lr=0.05, weight_decay=decay)
+    start = foura.get_delta_weight("default").detach().clone()
+    for _ in range(50):
+        x, y = torch.randn(8, n, dtype=torch.float64), torch.randn(8, m, dtype=torch.float64)
+        one.zero_grad()
+        (foura(x) - y).square().mean().backward()
+        one.step()
+        two.zero_grad()
+        (foura.base_layer(x) + (x @ lora_A.T) @ lora_B.T * (3.0 / r) - y).square().mean().backward()
+        two.step()
+    delta = foura.get_delta_weight("default").detach()
+    assert (delta - start).norm() > 0.1 * start.norm()  # it has moved
+    torch.testing.assert_close(delta, (3.0 / r) * (lora_B @ lora_A).detach(), rtol=0, atol=1e-10)
+
+
+def test_dft_operator_has_twice_the_rank() -> None:
+    assert torch.linalg.matrix_rank(make_layer("dft", shape=(24, 20, 1), r=3).get_delta_weight("default")) == 6
