@@ -166,6 +166,10 @@ def check(cfg: DictConfig) -> None:
         UserError: the first value that is not legal, with the choices or the range.
     """
     _check_node(cfg, Config, "")
+    if cfg.dataset.source != "digits" and cfg.dataset.path is None:
+        raise UserError(
+            f"dataset.path is not set: dataset={cfg.dataset.name} needs dataset.path=… to say where the data is."
+        )
     name = cfg.sweep
     if name is not None and not re.fullmatch(r"[\w.+-]{1,100}", name):
         raise UserError(f"sweep={name!r} must be 1 to 100 letters, digits, '.', '_', '+' or '-': it names a folder.")

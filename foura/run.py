@@ -34,8 +34,6 @@ from foura.tasks.classification import Classification
 from foura.tracking.status import RunStatus, state_of
 from foura.tracking.store import parent_run, start_run, ui_command
 
-MLFLOW_STATES = {"finished": "FINISHED", "interrupted": "KILLED"}  # every other state is FAILED
-
 
 def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
     """Train, select, test and record one adapter; returns its final metrics.
@@ -61,13 +59,13 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike whatever the data needed of the generator
     model = attach(backbone, cfg, steps=loaders.steps())
 
-    logger = start_run(outputs_dir(cfg), title, scientific(cfg), _tags(cfg, data), _parent(cfg))
-    status.write("running", run_id=logger.run_id)
+    tracked = start_run(outputs_dir(cfg), title, scientific(cfg), _tags(cfg, data), _parent(cfg))
+    status.write("running", run_id=tracked.run_id)
     try:
         task = Classification(model, len(data.classes), cfg.optimizer)
         selected, cost = SelectedEpoch(cfg.select), Cost()
         progress = ProgressLines(console, title, bar=cfg.trainer.enable_progress_bar)
-        trainer = _trainer(cfg, folder, [selected, cost, EpochMetrics(logger), progress])
+        trainer = _trainer(cfg, folder, [selected, cost, EpochMetrics(tracked), progress])
         try:
             trainer.fit(task, loaders.train(), loaders.evaluation())
         except (KeyboardInterrupt, SystemExit):
@@ -86,16 +84,14 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
         metrics = _final_metrics(task, final, best, table, cost, task.device)
         _save_adapter(selected, task, folder)
         _draw(task, selected.epoch or 0, table, title, folder)
-        logger.log_metrics(metrics)
+        tracked.log_metrics(metrics)
         for artifact in ("config.yaml", "adapter", "curves.png", "layers.png", "layers.csv"):
             if (folder / artifact).exists():
-                logger.experiment.log_artifact(logger.run_id, str(folder / artifact))
+                tracked.log_artifact(folder / artifact)
         status.fields["metrics"] = metrics
-        logger.experiment.set_terminated(logger.run_id, "FINISHED")
+        tracked.close("finished")
     except BaseException as error:
-        state = state_of(error)
-        logger.experiment.set_tag(logger.run_id, "state", state)
-        logger.experiment.set_terminated(logger.run_id, MLFLOW_STATES.get(state, "FAILED"))
+        tracked.close(state_of(error))
         raise
     _print_table(console, title, metrics, cfg)
     return metrics

@@ -1,7 +1,12 @@
-"""Shared by all tests: two threads at most, and a checkout that can be copied."""
+"""Shared by all tests: seeds, the checkout, and `train.py` as a function."""
 
 import os
+import runpy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,5 +28,41 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def run_env() -> dict[str, str]:
     """The environment of a command: this checkout importable, one thread, no hub."""
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **offline, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: Any  # 0, or what sys.exit was given
+    out: str
+    outputs: Path
+
+    def folder(self) -> Path:
+        """The folder of the only run."""
+        (status,) = self.outputs.glob("runs/*/status.json")
+        return status.parent
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capsys) -> Callable[..., Ended]:
+    """train("adapter=lora", …): `python train.py adapter=lora …` with its outputs in tmp_path, in this process."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    def call(*arguments: str) -> Ended:
+        outputs = tmp_path / "outputs"
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"outputs={outputs}"])
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+        GlobalHydra.instance().clear()
+        code: Any = 0
+        try:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+        printed = capsys.readouterr()
+        return Ended(code, printed.out + printed.err, outputs)
+
+    return call

@@ -27,7 +27,7 @@ class RankGate(nn.Module):
     looks at one token alone, so it is causal. A sample of a single token has no entropy over tokens and is gated so too.
 
     u is divided by its root mean square over the ranks, so the gate does not depend on the scale of A or of x, and its
-    scores start small: near the maximum of the entropy, hence open (about 0.97), but off the flat top, where the
+    scores start moderate: near the maximum of the entropy, hence open (about 0.95), but off the flat top, where the
     gradient would be zero.
     """
 
@@ -46,10 +46,13 @@ class RankGate(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """nn.Linear's start for both layers."""
-        for weight, bias in ((self.weight_in, self.bias_in), (self.weight_out, self.bias_out)):
+        """nn.Linear's start, with the last layer three times as wide: scores then have about unit variance.
+
+        At nn.Linear's own width the entropy starts so flat at its maximum that the gates hardly ever leave it.
+        """
+        for weight, bias, width in ((self.weight_in, self.bias_in, 1.0), (self.weight_out, self.bias_out, 3.0)):
             bound = 1.0 / math.sqrt(weight.shape[1])
-            weight.uniform_(-bound, bound)
+            weight.uniform_(-width * bound, width * bound)
             bias.uniform_(-bound, bound)
 
     def forward(self, u: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def _digits(cfg: DictConfig) -> Source:
 def _folder(cfg: DictConfig) -> Source:
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-    root = _existing(cfg.path, "dataset=imagefolder")
+    root = _existing(cfg.path)
     if not root.is_dir():
         raise UserError(f"dataset.path={cfg.path} is not a folder.")
     folders = {split: root / name for split, names in SPLIT_NAMES.items() for name in names if (root / name).is_dir()}
@@ -159,9 +159,7 @@ def _restrict(source: Source, wanted: list[str]) -> Source:
     return Source(splits, wanted)
 
 
-def _existing(path: str | None, what: str) -> Path:
-    if path is None:
-        raise UserError(f"{what} needs dataset.path=…")
+def _existing(path: str) -> Path:
     if not Path(path).expanduser().exists():
         raise UserError(f"dataset.path={path}: there is nothing at that place.")
     return Path(path).expanduser()

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.loggers import MLFlowLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from foura.attach import adapter_parameters
+from foura.tracking.store import TrackedRun
 
 
 class SelectedEpoch(Callback):
@@ -74,12 +74,12 @@ class Cost(Callback):
 class EpochMetrics(Callback):
     """Writes each epoch's row to MLflow in one call."""
 
-    def __init__(self, logger: MLFlowLogger) -> None:
-        self.logger = logger
+    def __init__(self, tracked: TrackedRun) -> None:
+        self.tracked = tracked
 
     def on_validation_end(self, trainer: Trainer, task: Any) -> None:
         row = {key: value for key, value in task.history[-1].items() if key != "epoch"}
-        self.logger.log_metrics(row, step=int(task.history[-1]["epoch"]))
+        self.tracked.log_metrics(row, step=int(task.history[-1]["epoch"]))
 
 
 class ProgressLines(Callback):

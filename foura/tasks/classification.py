@@ -50,9 +50,8 @@ class Classification(LightningModule):
             ):
                 module.eval()
 
-    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.trainer.global_step > 0:
-            after_step(self.model, self.trainer.global_step)
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        after_step(self.model, self.trainer.global_step)  # the gradients of the step are still there
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(EVALUATIONS[dataloader_idx], batch)

@@ -1,18 +1,19 @@
 """The MLflow store: where runs are kept, and one run in it.
 
-SQLite under outputs/, or whatever MLFLOW_TRACKING_URI names. A run is written through Lightning's MLFlowLogger; this
-file only decides where, under which parent, and with which params and tags.
+SQLite under outputs/, or whatever MLFLOW_TRACKING_URI names. Written by MlflowClient and not by Lightning's MLFlowLogger,
+which sets MLFLOW_TRACKING_URI for the whole process: the next run of a sweep, or any child process, would inherit it.
 """
 
 import os
 import subprocess
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
-from pytorch_lightning.loggers import MLFlowLogger
 
 from foura.tracking.status import write_json
 
@@ -51,23 +52,39 @@ def parent_run(outputs: Path, sweep: str) -> str:
     return run.info.run_id
 
 
+@dataclass(frozen=True)
+class TrackedRun:
+    """One run in the store."""
+
+    client: MlflowClient
+    run_id: str
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """All of them in one call: a call costs as much as a small training step."""
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, metrics=[Metric(key, value, now, step) for key, value in metrics.items()])
+
+    def log_artifact(self, path: Path) -> None:
+        """A file or a folder."""
+        self.client.log_artifact(self.run_id, str(path))
+
+    def close(self, state: str) -> None:
+        """End the run in the store as it ended in truth: MLflow knows three states, the tag "state" ours."""
+        self.client.set_tag(self.run_id, "state", state)
+        self.client.set_terminated(self.run_id, {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED"))
+
+
 def start_run(
     outputs: Path, name: str, params: Mapping[str, Any], tags: Mapping[str, Any], parent: str | None
-) -> MLFlowLogger:
-    """A new MLflow run with its params and tags, as a Lightning logger."""
-    _, experiment_id = open_store(outputs)
-    uri = tracking_uri(outputs)
-    text_tags = {key: str(value) for key, value in {**tags, **code_tags()}.items()}
+) -> TrackedRun:
+    """A new MLflow run with its params and tags, under the sweep's parent run where there is one."""
+    client, experiment_id = open_store(outputs)
+    text_tags = {key: str(value) for key, value in {**tags, "role": "run", **code_tags()}.items()}
     if parent is not None:
         text_tags[PARENT_TAG] = parent
-    client = MlflowClient(uri)
     run = client.create_run(experiment_id, run_name=name, tags=text_tags)
-    client.log_batch(
-        run.info.run_id,
-        params=[Param(key, str(value)[:6000]) for key, value in params.items()],
-        tags=[RunTag("role", "run")],
-    )
-    return MLFlowLogger(experiment_name=EXPERIMENT, tracking_uri=uri, run_id=run.info.run_id)
+    client.log_batch(run.info.run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
+    return TrackedRun(client, run.info.run_id)
 
 
 def code_tags() -> dict[str, str]:
