@@ -7,6 +7,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,13 +21,18 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with RunStatus(folder) as status:
-        check(cfg)
-        status.write("running", key=run_key(cfg))
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-        from foura.run import run  # torch and Lightning only once the config is known to be sound
+    try:
+        with RunStatus(folder) as status:
+            check(cfg)
+            status.write("running", key=run_key(cfg))
+            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+            from foura.run import run  # torch and Lightning only once the config is known to be sound
 
-        run(cfg, folder, status)
+            run(cfg, folder, status)
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # Hydra goes on with the other jobs and says at the end which one it was
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def train(tmp_path, monkeypatch, capsys) -> Callable[..., Ended]:
     """train("adapter=lora", …): `python train.py adapter=lora …` with its outputs in tmp_path, in this process."""
     from hydra.core.global_hydra import GlobalHydra
 
-    def call(*arguments: str) -> Ended:
-        outputs = tmp_path / "outputs"
+    def call(*arguments: str, into: str = "outputs") -> Ended:
+        outputs = tmp_path / into
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"outputs={outputs}"])
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,5 +1,6 @@
 """Image backbones by timm: the embedded ViT, any timm name, a local timm folder, or a checkpoint file."""
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -99,10 +100,9 @@ def _timm_model(cfg: DictConfig, num_classes: int) -> nn.Module:
     if Path(name).is_dir():
         name = f"local-dir:{name}"
     elif not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name.split(".")[0]):
-        close = ", ".join(timm.list_models(f"*{name[:6]}*")[:8])
-        raise UserError(
-            f"backbone.name={name} is neither a timm model nor a folder here.{' Did you mean: ' + close + '?' if close else ''}"
-        )
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"backbone.name={name} is neither a timm model nor a folder here.{hint}")
     if isinstance(cfg.pretrained, str):
         if not Path(cfg.pretrained).is_file():
             raise UserError(f"backbone.pretrained={cfg.pretrained}: there is no such file.")

@@ -169,7 +169,7 @@ def test_hub_data_that_cannot_work(parquet, tmp_path) -> None:
         UserError, match=r"dataset.columns.image=image: there is no such column; the data has: picture, kind"
     ):
         open_source(dataset_config(source="hf", path=str(parquet)))
-    with pytest.raises(UserError, match="dataset.columns.image=kind holds .* not images"):
+    with pytest.raises(UserError, match=r"dataset.columns.image=kind holds .* not images"):
         open_source(dataset_config(source="hf", path=str(parquet), columns=ColumnsConfig(image="kind", label="kind")))
     with pytest.raises(UserError, match="there is nothing at that place"):
         open_source(dataset_config(source="hf", path=str(tmp_path / "absent")))
