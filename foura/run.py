@@ -71,6 +71,11 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
         except (KeyboardInterrupt, SystemExit):
             _save_adapter(selected, task, folder)  # what was earned so far is kept
             raise
+        if not task.history:
+            raise UserError(
+                "training ended before its first evaluation, so there is nothing to select: raise trainer.max_epochs or "
+                "trainer.max_steps, or lower trainer.check_val_every_n_epoch."
+            )
         final = task.history[-1]
         selected.restore(task)
         best = selected.row
@@ -151,7 +156,9 @@ def _final_metrics(
         "best/loss": best["val/loss"],
         "best/acc": best["val/acc"],
         "best/train_acc": best["train_eval/acc"],
-        "overfit/onset_epoch": float(onset_epoch([row["val/loss"] for row in task.history])),
+        "overfit/onset_epoch": onset_epoch(
+            [row["epoch"] for row in task.history], [row["val/loss"] for row in task.history]
+        ),
         "cost/trainable_params": float(sum(p.numel() for p in task.model.parameters() if p.requires_grad)),
         "cost/step_time_ms": cost.step_time_ms(),
         "cost/peak_memory_mb": peak_memory_mb(device),

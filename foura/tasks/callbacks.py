@@ -30,6 +30,8 @@ class SelectedEpoch(Callback):
         self.state: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: Trainer, task: Any) -> None:
+        if trainer.state.fn != "fit":
+            return
         row = task.history[-1]
         score = self.sign * row[f"val/{self.metric}"]
         if self.epoch is None or score > self.sign * self.row[f"val/{self.metric}"]:
@@ -78,6 +80,8 @@ class EpochMetrics(Callback):
         self.tracked = tracked
 
     def on_validation_end(self, trainer: Trainer, task: Any) -> None:
+        if trainer.state.fn != "fit":
+            return
         row = {key: value for key, value in task.history[-1].items() if key != "epoch"}
         self.tracked.log_metrics(row, step=int(task.history[-1]["epoch"]))
 

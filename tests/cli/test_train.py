@@ -136,6 +136,8 @@ def test_a_frozen_adapter_is_saved_frozen(train) -> None:
         kept = [float(row["effective_rank"]) for row in csv.DictReader(file)]
     assert all(rank == int(rank) for rank in kept)
     assert metrics["adapter/effective_rank"] == pytest.approx(sum(kept) / len(kept))
+    history = client(ended.outputs).get_metric_history(status(ended)["run_id"], "val/acc")
+    assert [point.step for point in history] == [0, 1]  # the evaluation after freezing is no epoch
 
 
 def test_own_images_and_another_timm_model(train, images) -> None:
@@ -193,6 +195,7 @@ BAD = {
     "backbone.pretrained=missing.safetensors": "are not at missing.safetensors",
     "+adapter.options.no_such=1 adapter=lora": "LoraConfig has no such field",
     "optimizer.lr=1e30": "loss became",
+    "trainer.max_steps=1": "training ended before its first evaluation",
 }
 
 
