@@ -1,49 +1,172 @@
-"""The adapter's output on a layer's input (paper eq. 5), from folded factors; torch alone.
+"""The adapter's output added to a layer's (paper eq. 5), from folded factors; torch alone.
 
-shapes   x (..., N) · down = A F (q, N) · up = F⁻¹ B (M, q) · q = r, or 2r for the DFT (Re z, then Im z)
+    y = W0 x + s · up (g(z) ⊙ z),   z = down x,   down = A F (q, N),  up = F⁻¹ B (M, q)
+
+q = r, or 2r for the DFT (Re z, then Im z). `plain_delta` is this line as it stands; `adapted` computes the same with the
+least memory traffic, and is what an eager training step runs.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
-from foura.adapter.transforms import fold_down, fold_up
+from foura.adapter.transforms import Transform
+
+Gate = Callable[[Tensor], Tensor]  # real rank coordinates (..., r) -> gates that broadcast against them
 
 
-def fold(
-    A: Tensor, B: Tensor, transform: str, in_features: int, out_features: int, splits: int = 1, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """The folded factors (down (q, N), up (M, q)) with ΔW = up · down, in float32 or better.
+def plain_delta(x: Tensor, down: Tensor, up: Tensor, scaling: float, rank: int, gate: Gate | None = None) -> Tensor:
+    """scaling · up · (g ⊙ down x), shape (..., M), in the order of the equation."""
+    return linear(gated(linear(x, down), rank, gate) * scaling, up)
 
-    Half precision is folded in float32: it costs nothing (r x N numbers) and the FFT has no half kernels on the CPU.
+
+def gated(z_q: Tensor, rank: int, gate: Gate | None) -> Tensor:
+    """g(z) ⊙ z for z (..., q); z itself without a gate.
+
+    The gate sees z before the scaling, as in eq. 5, and for the DFT its magnitude: real and imaginary part of one rank
+    share a gate.
     """
-    dtype = torch.promote_types(A.dtype, torch.float32)
-    with torch.autocast(A.device.type, enabled=False):
-        down_qN = fold_down(A.to(dtype), transform, in_features, seed)
-        up_Mq = fold_up(B.to(dtype), transform, out_features, splits, seed)
-    return down_qN, up_Mq
-
-
-def low_rank_delta(
-    x: Tensor, down: Tensor, up: Tensor, scaling: float, rank: int, gate: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
-    """scaling · up · (g ⊙ down x), shape (..., M); g = gate(z), or 1 everywhere without a gate.
-
-    The gate sees z = A F x before the scaling, as in eq. 5, and for the DFT its magnitude: real and imaginary part of
-    one rank share a gate.
-    """
-    z_q = torch.nn.functional.linear(x, down)
     if gate is None:
-        return torch.nn.functional.linear(z_q * scaling, up)
-    parts = z_q.unflatten(-1, (-1, rank))  # (..., 1 or 2, r)
-    u_r = parts.squeeze(-2) if parts.shape[-2] == 1 else torch.linalg.vector_norm(parts, dim=-2)
-    gated = parts * (gate(u_r) * scaling).unsqueeze(-2)
-    return torch.nn.functional.linear(gated.flatten(-2), up)
+        return z_q
+    if z_q.shape[-1] == rank:
+        return z_q * gate(z_q)
+    parts = z_q.unflatten(-1, (-1, rank))  # (..., 2, r)
+    return (parts * gate(torch.linalg.vector_norm(parts, dim=-2)).unsqueeze(-2)).flatten(-2)
+
+
+def transformed_delta(
+    x: Tensor, A: Tensor, B: Tensor, transform: Transform, scaling: float, gate: Gate | None = None
+) -> Tensor:
+    """The same from the unfolded A and B: transform the activations. Cheaper for fewer tokens than ranks."""
+    if transform.kind == "dft":
+        A, B = torch.view_as_complex(A), torch.view_as_complex(B)
+    z = transform.analyse(x) @ A.T
+    if gate is not None:
+        z = z * gate(z.abs() if z.is_complex() else z)
+    return transform.synthesise((z * scaling) @ B.T)
 
 
 def delta_weight(down: Tensor, up: Tensor, scaling: float, rank: int, gate: Tensor | None = None) -> Tensor:
     """ΔW (M, N) = scaling · up diag(g) down for a fixed gate vector g (r,); g = 1 without one."""
     if gate is not None:
-        up = up * gate.to(up.dtype).repeat(up.shape[-1] // rank)
+        up = masked(up, gate, rank)
     return scaling * (up @ down)
+
+
+def masked(up: Tensor, gate: Tensor, rank: int) -> Tensor:
+    """up diag(g) for a gate vector g (r,)."""
+    return up * gate.to(up.dtype).repeat(up.shape[-1] // rank)
+
+
+def plain_fold(A: Tensor, B: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
+    """(down (q, N), up (M, q)) in float32 or better: folding r x N numbers costs little, and half-precision FFTs hardly exist."""
+    dtype = torch.promote_types(A.dtype, torch.float32)
+    with torch.autocast(A.device.type, enabled=False):
+        return transform.fold_down(A.to(dtype)), transform.fold_up(B.to(dtype))
+
+
+def fold(A: Tensor, B: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
+    """`plain_fold`, with a backward that saves nothing."""
+    down, up = _Fold.apply(A, B, transform)
+    return down, up
+
+
+def adapted(
+    base: Callable[[Tensor], Tensor],
+    x: Tensor,
+    down: Tensor,
+    up: Tensor,
+    scaling: float,
+    rank: int,
+    gate: Gate | None = None,
+    dropout: Callable[[Tensor], Tensor] | None = None,
+    inplace: bool = False,
+) -> Tensor:
+    """base(x) + plain_delta(x, …), x (..., N), everything in one dtype.
+
+    LoRA's own way makes three temporaries of the output's size, and backward two more of x's. Here the low-rank product
+    is accumulated onto base(x) as it is computed, and in backward onto the gradient that base has just made.
+
+    Args:
+        dropout: applied to the adapter's x alone.
+        inplace: base is a plain linear layer, whose output and input gradient nobody else holds.
+    """
+    if dropout is None:
+        x, z_q = _Enter.apply(x, down, inplace)
+    else:
+        z_q = linear(dropout(x), down)
+    return _Leave.apply(base(x), gated(z_q, rank, gate), up, scaling, inplace)
+
+
+class _Fold(torch.autograd.Function):
+    """Folding is linear, so its gradient is the adjoint map, and needs nothing from the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, B: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
+        ctx.transform, ctx.dtypes = transform, (A.dtype, B.dtype)
+        return plain_fold(A, B, transform)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_down: Tensor, grad_up: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_A = ctx.transform.fold_down_adjoint(grad_down)
+        grad_B = ctx.transform.fold_up_adjoint(grad_up)
+        return grad_A.to(ctx.dtypes[0]), grad_B.to(ctx.dtypes[1]), None
+
+
+class _Enter(torch.autograd.Function):
+    """x -> (x, down x). Both uses of x end here, so that their gradients are summed in place.
+
+    `down` hangs on the context, not among the saved tensors: it belongs to the step, whatever the batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, inplace: bool) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x)
+        ctx.down, ctx.inplace = down, inplace
+        return x.view_as(x), linear(x, down)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_x: Tensor, grad_z: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (x,) = ctx.saved_tensors
+        grad_z = grad_z.reshape(-1, grad_z.shape[-1])
+        grad_down = grad_z.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, grad_down, None
+        return accumulated(grad_x, grad_z, ctx.down.T, 1.0, ctx.inplace), grad_down, None
+
+
+class _Leave(torch.autograd.Function):
+    """(base, u) -> base + scaling · up u."""
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, u: Tensor, up: Tensor, scaling: float, inplace: bool) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.up, ctx.scaling = up, scaling
+        out = accumulated(base, u, up, scaling, inplace and not base._is_view())
+        if out is base:
+            ctx.mark_dirty(base)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        (u,) = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_u = (rows @ ctx.up).mul_(ctx.scaling).view_as(u)
+        grad_up = (rows.T @ u.reshape(-1, u.shape[-1])).mul_(ctx.scaling) if ctx.needs_input_grad[2] else None
+        return grad, grad_u, grad_up, None, None
+
+
+def accumulated(onto: Tensor, u: Tensor, up: Tensor, scaling: float, inplace: bool) -> Tensor:
+    """onto (..., M) + scaling · up (M, q) u (..., q); into `onto` itself if asked to and possible."""
+    u = u.reshape(-1, u.shape[-1])
+    if inplace and onto.is_contiguous():
+        onto.view(-1, onto.shape[-1]).addmm_(u, up.T, alpha=scaling)
+        return onto
+    return torch.addmm(onto.reshape(-1, onto.shape[-1]), u, up.T, alpha=scaling).view_as(onto)

@@ -63,25 +63,19 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
 
 @torch.no_grad()
 def lora_factors(layer: FouraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
-    """(lora_A (q, in), lora_B (out, q)) with lora_B @ lora_A = ΔW, in the dtype of the adapter.
+    """(lora_A (q, in), lora_B (out, q)) with lora_B @ lora_A = ΔW, in the dtype of the adapter; ranks that a frozen
+    gate has closed are left out.
 
     Raises:
         ValueError: the adapter has an adaptive gate.
     """
-    if adapter_name in layer.foura_gate:
-        raise ValueError(
-            f"adapter {adapter_name!r} has an adaptive gate and is no LoRA: its update depends on the input. "
-            "Call foura.freeze_gates(model, batches) first."
-        )
-    down, up = layer.folded(adapter_name)
+    down, up = layer.fixed_factors(adapter_name)
     if adapter_name in layer.foura_gate_mask:
         mask = layer.foura_gate_mask[adapter_name].repeat(down.shape[0] // layer.r[adapter_name])
-        if not mask.any():
-            # PEFT has no LoRA of rank 0: one row with a zero column says the same
-            return down[:1].to(layer.foura_A[adapter_name].dtype), torch.zeros_like(up[:, :1])
-        down, up = down[mask], up[:, mask]
+        # PEFT has no LoRA of rank 0: one row with a zero column says the same
+        down, up = (down[mask], up[:, mask]) if mask.any() else (down[:1], torch.zeros_like(up[:, :1]))
     dtype = layer.foura_A[adapter_name].dtype
-    return down.to(dtype), (up * layer.scaling[adapter_name]).to(dtype)
+    return down.to(dtype), up.to(dtype)
 
 
 def save_as_lora(model: nn.Module, path: str | os.PathLike[str], adapter_name: str = "default") -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foura.adapter.gate import OPEN
 from foura.adapter.layer import FouraLayer
+from foura.adapter.model import attention_mask
 
 # What a batch may be: keyword arguments of the model, or its first positional argument, alone or first in a tuple.
 Batch = Mapping[str, Any] | tuple[Any, ...] | list[Any] | Tensor
@@ -141,8 +142,9 @@ def _recording(model: nn.Module) -> Iterator[list[tuple[tuple[str, str], Tensor]
     for name, layer in foura_layers(model).items():
         for adapter in _active_gates(layer):
 
-            def keep(_module: nn.Module, _inputs: Any, gates: Tensor, key: tuple[str, str] = (name, adapter)) -> None:
-                records.append((key, gates.detach()))
+            def keep(gate: Any, _inputs: Any, gates: Tensor, key: tuple[str, str] = (name, adapter)) -> None:
+                mask = gate.mask_for(gates)
+                records.append((key, gates.detach() if mask is None else gates.detach()[mask]))
 
             handles.append(layer.foura_gate[adapter].register_forward_hook(keep))
     try:
@@ -154,7 +156,8 @@ def _recording(model: nn.Module) -> Iterator[list[tuple[tuple[str, str], Tensor]
 
 def _call(model: nn.Module, batch: Batch) -> None:
     if isinstance(batch, Mapping):
-        model(**batch)
+        with attention_mask(model, batch.get("attention_mask")):
+            model(**batch)
     elif isinstance(batch, (tuple, list)):
         model(batch[0])
     else:

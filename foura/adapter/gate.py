@@ -3,28 +3,37 @@
 What the paper fixes: an MLP on the rank coordinates z = A F x, an entropy, a sigmoid, soft gating in training and at
 inference. Eq. 4 as printed (sigmoid(entropy) == 1) can never be trained, and how r gates come out of an entropy is not
 said. What is built here is therefore OUR RECONSTRUCTION; its constants follow the soft-gating recipe that the paper
-points to: g = sigmoid(8 H / H_max - 4), in [0.018, 0.982].
+points to: a sigmoid between +4 (open, 0.982) and -4 (closed, 0.018).
 
     shapes   S samples · T tokens · r rank · h hidden units
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 GATES = ("none", "adaptive", "frozen")
 GATE_SCOPES = ("sequence", "token")
 OPEN = 0.5  # a rank counts as open where its gate is above this
 
+REFERENCE_TOKENS = 16  # a sequence gate closes fully (-4) when a rank singles out one token of this many
+_SEQUENCE_SLOPE = 8.0 / math.log(REFERENCE_TOKENS)
+_TOKEN_SLOPE = 8.0 / math.log(2.0)
+_RMS_EPS = 1e-12
 
 class RankGate(nn.Module):
-    """g = sigmoid(8 H / H_max - 4), with H the entropy of MLP(u) and u the normalised rank coordinates.
+    """g = sigmoid(4 - c D): D says how far the scores MLP(u) are from saying nothing; u are normalised coordinates.
 
-    scope="sequence": one gate per sample and rank. H is the entropy, over the tokens of the sample, of the softmax of
-    the rank's scores; H_max = ln T. A rank that fires alike everywhere is open, one that singles out few tokens closes.
-    scope="token": one gate per token and rank. H is the binary entropy of the sigmoid of the score; H_max = ln 2. It
-    looks at one token alone, so it is causal. A sample of a single token has no entropy over tokens and is gated so too.
+    scope="sequence": one gate per sample and rank. D = ln T - H, with H the entropy over the sample's tokens of the
+    softmax of the rank's scores; c = 8 / ln 16. A rank that fires alike everywhere is open, one that singles out few
+    tokens closes. D, unlike H / ln T, does not change when a sequence is repeated, so gates do not drift with length.
+    scope="token": one gate per token and rank. D = ln 2 - H, with H the binary entropy of the sigmoid of the score;
+    c = 8 / ln 2. It looks at one token alone, so it is causal. A sample of a single token, which has no entropy over
+    tokens, is gated so too.
 
     u is divided by its root mean square over the ranks, so the gate does not depend on the scale of A or of x, and its
     scores start moderate: near the maximum of the entropy, hence open (about 0.95), but off the flat top, where the
@@ -36,6 +45,7 @@ class RankGate(nn.Module):
         if scope not in GATE_SCOPES:
             raise ValueError(f"gate_scope={scope!r} is not known; choose one of {', '.join(GATE_SCOPES)}")
         self.scope = scope
+        self.padding_mask: Tensor | None = None  # (S, T), true for real tokens; see model.attention_mask
         hidden = max(4, rank // 4)
         # plain parameters, not nn.Linear: PEFT takes the adapter's name out of checkpoint keys one level deep only
         self.weight_in = nn.Parameter(torch.empty(hidden, rank))
@@ -66,26 +76,89 @@ class RankGate(nn.Module):
         """
         with torch.autocast(u.device.type, enabled=False):  # an entropy is a difference of logs: keep it in float32
             dtype = torch.promote_types(u.dtype, torch.float32)
-            u_r = u.to(dtype)
-            u_r = u_r * torch.rsqrt(u_r.square().mean(-1, keepdim=True) + torch.finfo(dtype).tiny)
-            hidden_h = torch.tanh(nn.functional.linear(u_r, self.weight_in.to(dtype), self.bias_in.to(dtype)))
-            score = nn.functional.linear(hidden_h, self.weight_out.to(dtype), self.bias_out.to(dtype))
+            score = self._score(u.to(dtype))
             tokens = math.prod(score.shape[1:-1])
             if self.scope == "token" or tokens == 1:
-                openness = _binary_entropy(score) / math.log(2)
+                gate = token_gate(score)
             else:
-                openness = _token_entropy(score) / math.log(tokens)
-            return torch.sigmoid(8.0 * openness - 4.0).to(u.dtype)
+                score_STr = score.flatten(1, -2)
+                counts: int | Tensor = tokens
+                if (mask := self.mask_for(score_STr)) is not None:
+                    score_STr, counts = _without_padding(score_STr, mask)
+                shape_S1r = (score.shape[0], *(1,) * (score.dim() - 2), score.shape[-1])
+                gate = sequence_gate(score_STr, counts).reshape(shape_S1r)
+            return gate.to(u.dtype)
+
+    def mask_for(self, values: Tensor) -> Tensor | None:
+        """The padding mask, where it speaks of these values (S, T, ...): cross-attention sees another sequence."""
+        mask = self.padding_mask
+        return mask.to(values.device) if mask is not None and mask.shape == values.shape[:2] else None
+
+    def _score(self, u: Tensor) -> Tensor:
+        """MLP(u / rms(u)); the division is moved behind the first product, where there are h numbers and not r."""
+        norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+        inverse_rms = torch.rsqrt(norm * norm / u.shape[-1] + _RMS_EPS)
+        hidden_h = torch.tanh(torch.addcmul(self.bias_in.to(u.dtype), linear(u, self.weight_in.to(u.dtype)), inverse_rms))
+        return linear(hidden_h, self.weight_out.to(u.dtype), self.bias_out.to(u.dtype))
 
 
-def _token_entropy(score: Tensor) -> Tensor:
-    """Entropy over the tokens of softmax(score), in nats: (S, ..., r) -> (S, 1, ..., 1, r)."""
-    log_p_STr = score.flatten(1, -2).log_softmax(dim=1)
-    entropy_S1r = -(log_p_STr.exp() * log_p_STr).sum(dim=1, keepdim=True)
-    return entropy_S1r.reshape(score.shape[0], *(1,) * (score.dim() - 2), score.shape[-1])
+def sequence_gate(score: Tensor, tokens: int | Tensor) -> Tensor:
+    """sigmoid(4 - c (ln T - H)) for scores (S, T, r) -> (S, 1, r); `tokens` is T, or (S, 1, 1) where samples differ."""
+    if torch.compiler.is_compiling():
+        log_p = score.log_softmax(1)
+        negative_entropy_S1r = (log_p.exp() * log_p.clamp(min=-1e4)).sum(1, keepdim=True)
+    else:
+        negative_entropy_S1r = _NegativeEntropy.apply(score)
+    log_tokens = math.log(tokens) if isinstance(tokens, int) else tokens.to(score.dtype).log()
+    return torch.sigmoid(4.0 - _SEQUENCE_SLOPE * (log_tokens + negative_entropy_S1r))
 
 
-def _binary_entropy(score: Tensor) -> Tensor:
-    """Entropy of a Bernoulli with log-odds `score`, elementwise, in nats."""
-    log_p, log_q = nn.functional.logsigmoid(score), nn.functional.logsigmoid(-score)
-    return -(log_p.exp() * log_p + log_q.exp() * log_q)
+def token_gate(score: Tensor) -> Tensor:
+    """sigmoid(4 - c (ln 2 - H)), elementwise, with H the entropy of a Bernoulli with log-odds `score`."""
+    if torch.compiler.is_compiling():
+        entropy = nn.functional.softplus(score, threshold=40) - score * torch.sigmoid(score)
+        return torch.sigmoid(_TOKEN_SLOPE * entropy - 4.0)
+    return _TokenGate.apply(score)
+
+
+def _without_padding(score: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores with padded tokens at minus infinity, and the count of real ones (S, 1, 1); all-padding samples are left."""
+    mask_ST1 = (mask | ~mask.any(1, keepdim=True)).unsqueeze(-1)
+    return score.masked_fill(~mask_ST1, -math.inf), mask_ST1.sum(1, keepdim=True)
+
+
+class _NegativeEntropy(torch.autograd.Function):
+    """Σ p ln p over the tokens, p = softmax(score): (S, T, r) -> (S, 1, r). Its derivative is p (ln p - Σ p ln p)."""
+
+    @staticmethod
+    def forward(ctx: Any, score: Tensor) -> Tensor:
+        log_p = score.log_softmax(1).clamp_(min=-1e4)  # 0 ln 0 = 0 for padded tokens
+        p = log_p.exp()
+        result_S1r = (p * log_p).sum(1, keepdim=True)
+        ctx.save_for_backward(log_p, result_S1r)
+        return result_S1r
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        log_p, result_S1r = ctx.saved_tensors
+        return (log_p - result_S1r).mul_(log_p.exp()).mul_(grad)
+
+
+class _TokenGate(torch.autograd.Function):
+    """sigmoid(c H(score) - 4) elementwise; dH/dscore = -score p (1 - p), p = sigmoid(score)."""
+
+    @staticmethod
+    def forward(ctx: Any, score: Tensor) -> Tensor:
+        entropy = nn.functional.softplus(score, threshold=40).addcmul_(score, torch.sigmoid(score), value=-1.0)
+        gate = entropy.mul_(_TOKEN_SLOPE).sub_(4.0).sigmoid_()
+        ctx.save_for_backward(score, gate)
+        return gate
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        score, gate = ctx.saved_tensors
+        p = torch.sigmoid(score)
+        slope = p.addcmul_(p, p, value=-1.0).mul_(score).mul_(-_TOKEN_SLOPE)
+        return slope.mul_(gate - gate * gate).mul_(grad)

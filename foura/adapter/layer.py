@@ -1,4 +1,4 @@
-"""The PEFT layer: a frozen nn.Linear plus any number of named FouRA adapters.
+"""The PEFT layer: a frozen layer plus any number of named FouRA adapters. What every kind of layer has in common.
 
 Weights live in the transform domain: `foura_A` (r, in_features) and `foura_B` (out_features, r); real views with a last
 axis of 2 for the DFT. Everything that computes is in `delta`, `transforms` and `gate`; this file is bookkeeping.
@@ -10,17 +10,20 @@ from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 
 from foura.adapter.config import FouraConfig
-from foura.adapter.delta import delta_weight, fold, low_rank_delta
+from foura.adapter.delta import Gate, delta_weight, masked, plain_fold
 from foura.adapter.gate import RankGate
-from foura.adapter.transforms import coefficient_shape
+from foura.adapter.transforms import Transform
+
+Factors = tuple[Tensor, Tensor]  # (down, up)
 
 
 class FouraLayer(nn.Module, BaseTunerLayer):
-    """A linear layer with FouRA adapters, keyed by adapter name like every PEFT layer."""
+    """A layer with FouRA adapters, keyed by adapter name like every PEFT layer."""
 
     adapter_layer_names = ("foura_A", "foura_B", "foura_gate")
     other_param_names = (
@@ -29,21 +32,31 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         "r",
         "foura_alpha",
         "scaling",
+        "use_rslora",
         "transform",
-        "transform_seed",
-        "splits",
+        "_cached",
     )
 
     in_features: int
     out_features: int
 
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, config: FouraConfig, r: int, alpha: float, splits: int
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: FouraConfig,
+        r: int,
+        alpha: float,
+        splits: int,
+        **quantization: Any,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        linear: Any = self.get_base_layer()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        in_features, out_features = _get_in_out_features(self.get_base_layer())
+        assert in_features is not None and out_features is not None
+        self.in_features, self.out_features = in_features, out_features
+        self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
+        self.fan_in_fan_out = False  # whether the base weight is stored as (in, out)
         self.foura_A = nn.ParameterDict()
         self.foura_B = nn.ParameterDict()
         self.foura_gate = nn.ModuleDict()
@@ -52,62 +65,119 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         self.r: dict[str, int] = {}
         self.foura_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
-        self.transform: dict[str, str] = {}
-        self.transform_seed: dict[str, int] = {}
-        self.splits: dict[str, int] = {}
+        self.use_rslora: dict[str, bool] = {}
+        self.transform: dict[str, Transform] = {}
+        self._cached: dict[str, tuple[Any, Factors]] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, r, alpha, splits)
 
+    # -- adapters
+
     def update_layer(self, adapter_name: str, config: FouraConfig, r: int, alpha: float, splits: int) -> None:
         """Add the adapter `adapter_name` of rank r to this layer."""
         if r <= 0:
             raise ValueError(f"r must be a positive integer, got {r}")
-        a_shape = coefficient_shape(config.transform, self.in_features)
-        b_shape = coefficient_shape(config.transform, self.out_features, splits)
+        self.transform[adapter_name] = self._transform(config, splits)
         self.r[adapter_name] = r
         self.foura_alpha[adapter_name] = alpha
-        self.scaling[adapter_name] = alpha / math.sqrt(r) if config.use_rslora else alpha / r
-        self.transform[adapter_name] = config.transform
-        self.transform_seed[adapter_name] = config.transform_seed
-        self.splits[adapter_name] = splits
+        self.use_rslora[adapter_name] = config.use_rslora
+        self.set_scale(adapter_name, 1.0)
         self.foura_dropout[adapter_name] = nn.Dropout(config.foura_dropout) if config.foura_dropout else nn.Identity()
-        self.foura_A[adapter_name] = nn.Parameter(torch.empty(r, *a_shape))
-        self.foura_B[adapter_name] = nn.Parameter(torch.empty(b_shape[0], r, *b_shape[1:]))
+        self.foura_A[adapter_name] = nn.Parameter(torch.empty(self._shape_A(self.transform[adapter_name], r)))
+        self.foura_B[adapter_name] = nn.Parameter(torch.empty(self.transform[adapter_name].shape_B(r)))
         if config.gate == "adaptive":
             self.foura_gate[adapter_name] = RankGate(r, config.gate_scope)
         elif config.gate == "frozen":
             self.foura_gate_mask[adapter_name] = torch.ones(r, dtype=torch.bool)
+        self._cached.pop(adapter_name, None)
         self.reset_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def _transform(self, config: FouraConfig, splits: int) -> Transform:
+        return Transform(config.transform, self.in_features, self.out_features, splits, config.transform_seed)
+
+    def _shape_A(self, transform: Transform, r: int) -> tuple[int, ...]:
+        return transform.shape_A(r)
+
     @torch.no_grad()
     def reset_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
-        """LoRA's start: A uniform with variance 1/(3·in_features), B = 0 (random too where init_weights is False)."""
-        bound = 1.0 / math.sqrt(self.in_features)
+        """LoRA's start: A uniform with variance 1/(3·fan-in), B = 0 (random too where init_weights is False)."""
+        bound = 1.0 / math.sqrt(self.get_fan_in())
         self.foura_A[adapter_name].uniform_(-bound, bound)
         if init_weights:
             self.foura_B[adapter_name].zero_()
         else:
             self.foura_B[adapter_name].normal_(std=1.0 / math.sqrt(self.r[adapter_name]))
 
-    def folded(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """(down (q, in), up (out, q)) of the adapter, before scaling; see `delta.fold`."""
-        return fold(
-            self.foura_A[adapter_name],
-            self.foura_B[adapter_name],
-            self.transform[adapter_name],
-            self.in_features,
-            self.out_features,
-            self.splits[adapter_name],
-            self.transform_seed[adapter_name],
-        )
+    def get_fan_in(self) -> int:
+        return self.in_features
+
+    def names(self) -> list[str]:
+        """The active adapters that this layer has."""
+        return [name for name in self.active_adapters if name in self.foura_A]
+
+    def train(self, mode: bool = True) -> "FouraLayer":
+        self._cached.clear()  # whatever has written to the weights since, the next phase folds anew
+        return super().train(mode)
+
+    # -- strength (diffusers calls these)
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Set the adapter's scaling to `scale` times alpha / r (alpha / sqrt(r) with use_rslora)."""
+        if adapter in self.r:
+            r = self.r[adapter]
+            self.scaling[adapter] = scale * self.foura_alpha[adapter] / (math.sqrt(r) if self.use_rslora[adapter] else r)
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the scaling of the active adapters."""
+        for name in self.names():
+            self.scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the scaling of the active adapters by `scale`; without one, reset it to alpha / r."""
+        for name in self.names():
+            if scale is None:
+                self.set_scale(name, 1.0)
+            else:
+                self.scaling[name] /= scale
+
+    # -- the folded factors
+
+    def fold(self, adapter_name: str) -> Factors:
+        """(down (q, in), up (out, q)) of the adapter in float32 or better, before mask and scaling; see `delta`."""
+        return plain_fold(self.foura_A[adapter_name], self.foura_B[adapter_name], self.transform[adapter_name])
+
+    def gate(self, adapter_name: str) -> Gate | None:
+        return self.foura_gate[adapter_name] if adapter_name in self.foura_gate else None  # noqa: SIM401  (no dict)
+
+    def mask_up(self, adapter_name: str, up: Tensor) -> Tensor:
+        """`up` with the columns that a frozen gate has closed set to zero."""
+        if adapter_name not in self.foura_gate_mask:
+            return up
+        return masked(up, self.foura_gate_mask[adapter_name], self.r[adapter_name])
+
+    def fixed_factors(self, adapter_name: str) -> Factors:
+        """(down, up) with mask and scaling in up: ΔW = up · down.
+
+        Raises:
+            ValueError: the adapter has an adaptive gate; its ΔW depends on the input.
+        """
+        if adapter_name in self.foura_gate:
+            raise ValueError(
+                f"adapter {adapter_name!r} has an adaptive gate: its update depends on the input and has no single "
+                "weight to merge or export. Call foura.freeze_gates(model, batches) first."
+            )
+        down, up = self.fold(adapter_name)
+        return down, self.mask_up(adapter_name, up) * self.scaling[adapter_name]
+
+    # -- merging
 
     def get_delta_weight(self, adapter_name: str, gate: Tensor | None = None) -> Tensor:
-        """ΔW (out_features, in_features) of the adapter, scaling included.
+        """ΔW of the adapter in the shape of the base weight, scaling included.
 
         Args:
             gate: a fixed gate vector (r,) to use for an adaptive adapter, such as its mean over data.
@@ -115,29 +185,30 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: the adapter has an adaptive gate and no fixed gate was given; its ΔW depends on the input.
         """
-        if gate is None and adapter_name in self.foura_gate:
-            raise ValueError(
-                f"adapter {adapter_name!r} has an adaptive gate: its update depends on the input and has no single "
-                "weight to merge or export. Call foura.freeze_gates(model, batches) first."
-            )
-        if gate is None and adapter_name in self.foura_gate_mask:
-            gate = self.foura_gate_mask[adapter_name]
-        down, up = self.folded(adapter_name)
-        delta = delta_weight(down, up, self.scaling[adapter_name], self.r[adapter_name], gate)
+        if gate is None:
+            delta = self._weight_shaped(*self.fixed_factors(adapter_name))
+        else:
+            down, up = self.fold(adapter_name)
+            flat = delta_weight(down.flatten(1), up, self.scaling[adapter_name], self.r[adapter_name], gate)
+            delta = flat if down.dim() == 2 else flat.view(-1, *down.shape[1:])
         return delta.to(self.foura_A[adapter_name].dtype)
+
+    def _weight_shaped(self, down: Tensor, up: Tensor) -> Tensor:
+        delta = (up @ down.flatten(1)).view(-1, *down.shape[1:])
+        return delta.T if self.fan_in_fan_out else delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add ΔW of the adapters to the base weight (all active ones by default); `safe_merge` refuses NaN and Inf."""
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.foura_A]
         deltas = [self.get_delta_weight(name) for name in names]  # all of them before the weight is touched
-        weight: Any = self.get_base_layer().weight
         for name, delta in zip(names, deltas, strict=True):
-            merged = weight.data + delta.to(weight.dtype)
+            weight = self.get_base_weight()
+            merged = weight + delta.to(weight)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(
                     f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
                 )  # PEFT's words
-            weight.data = merged
+            self.set_base_weight(merged)
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
@@ -145,43 +216,74 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        weight: Any = self.get_base_layer().weight
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             if name in self.foura_A:
-                weight.data = weight.data - self.get_delta_weight(name).to(weight.dtype)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """W0 x + b + Σ over active adapters of eq. 5; x is (..., in_features)."""
-        if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
-        result = self.base_layer(x, *args, **kwargs)
-        if self.merged:
-            return result
-        dtype = result.dtype
-        for name in self.active_adapters:
-            if name in self.foura_A:
-                result = result + self._delta(name, x).to(dtype)
-        return result
-
-    def _delta(self, name: str, x: Tensor) -> Tensor:
-        compute_dtype = self.foura_A[name].dtype
-        x = self.foura_dropout[name](self._cast_input_dtype(x, compute_dtype))
-        down, up = (factor.to(compute_dtype) for factor in self.folded(name))
-        gate: nn.Module | None = self.foura_gate[name] if name in self.foura_gate else None  # noqa: SIM401  (no dict)
-        if name in self.foura_gate_mask:
-            mask = self.foura_gate_mask[name]
-            up = up * mask.to(up.dtype).repeat(up.shape[-1] // self.r[name])
-        return low_rank_delta(x, down, up, self.scaling[name], self.r[name], gate)
+                weight = self.get_base_weight()
+                self.set_base_weight(weight - self.get_delta_weight(name).to(weight))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return adapter_name not in self.foura_gate
 
+    # -- forward
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output plus the sum of eq. 5 over the active adapters."""
+        adapter_names = kwargs.pop("adapter_names", None)
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None:
+            return self._mixed_batch(x, adapter_names, *args, **kwargs)
+        if self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        return self._forward(x, *args, **kwargs)
+
+    def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result = self.base_layer(x, *args, **kwargs)
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        dtype = result.dtype
+        for name in self.names():
+            result = result + self.delta(name, x)
+        return result.to(dtype)
+
+    def delta(self, adapter_name: str, x: Tensor) -> Tensor:
+        """What the adapter adds to the layer's output for the input x."""
+        raise NotImplementedError(f"{type(self).__name__} computes its output as a whole")
+
+    def _mixed_batch(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Row i of the batch goes through the adapter `adapter_names[i]`; "__base__" is the bare layer."""
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
+        result = self.base_layer(x, *args, **kwargs)
+        for name in dict.fromkeys(adapter_names):
+            if name in self.foura_A:
+                rows = [i for i, other in enumerate(adapter_names) if other == name]
+                result[rows] += self._mixed_delta(name, x, rows).to(result.dtype)
+        return result
+
+    def _mixed_delta(self, name: str, x: Tensor, rows: list[int]) -> Tensor:
+        gate: Any = self.gate(name)
+        mask = None if gate is None else gate.padding_mask
+        if mask is None or len(mask) != len(x):
+            return self.delta(name, x[rows])
+        gate.padding_mask = mask[rows]
+        try:
+            return self.delta(name, x[rows])
+        finally:
+            gate.padding_mask = mask
+
     def __repr__(self) -> str:
         return "foura." + super().__repr__()
 
-
-class Linear(FouraLayer):
-    """FouRA on nn.Linear."""
+    def extra_repr(self) -> str:
+        return quantization_extra_repr(self)

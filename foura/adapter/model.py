@@ -1,14 +1,30 @@
-"""The PEFT tuner: finds the layers that a FouraConfig names and wraps them."""
+"""The PEFT tuner: finds the layers that a FouraConfig names, wraps them, and steers them per call."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    AuxiliaryTrainingWrapper,
+    get_quantization_kwargs,
+    resolve_quantization_backend,
+)
 from peft.utils.other import get_pattern_key
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from foura.adapter.attention import MultiheadAttention
+from foura.adapter.combine import combine_layer, combined_config
 from foura.adapter.config import FouraConfig
-from foura.adapter.layer import FouraLayer, Linear
+from foura.adapter.conv import CONVOLUTIONS, Conv
+from foura.adapter.embedding import Embedding
+from foura.adapter.gate import RankGate
+from foura.adapter.layer import FouraLayer
+from foura.adapter.linear import Linear
 
 
 class FouraModel(BaseTuner):
@@ -45,15 +61,121 @@ class FouraModel(BaseTuner):
         if isinstance(target, FouraLayer):
             target.update_layer(adapter_name, config, r, alpha, splits)
             return
-        if not isinstance(target, nn.Linear):
+        kind = layer_class(target.get_base_layer() if isinstance(target, BaseTunerLayer) else target)
+        if kind is None:
             raise ValueError(
-                f"FouRA adapts nn.Linear, but the target {current_key!r} is {type(target).__name__}; "
-                "name other target_modules or list it in exclude_modules."
+                "FouRA adapts nn.Linear (quantised too), Conv1D, nn.Embedding, nn.Conv1d/2d/3d and "
+                f"nn.MultiheadAttention, but the target {current_key!r} is {type(target).__name__}; name other "
+                "target_modules or list it in exclude_modules."
             )
-        layer = Linear(target, adapter_name, config, r, alpha, splits)
+        layer = kind(target, adapter_name, config, r, alpha, splits, **get_quantization_kwargs(self))
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter is not trained until it is made active
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(new_module, nn.MultiheadAttention):  # unwrapped again; it has no `weight` for PEFT to hand over
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+    ) -> None:
+        """A new adapter from existing ones, weighted. Arguments as for PEFT's LoRA.
+
+        Args:
+            combination_type: "cat", exact: the ranks stand side by side. "svd": the best approximation of rank
+                `svd_rank` (default: the largest rank combined). Both give plain LoRA factors (transform "identity"),
+                and take any mix of transforms. "linear": A and B are averaged where they are, for equal r and
+                transform; cheap, and not the weighted sum of the updates unless there is one adapter.
+
+        Raises:
+            ValueError: an unknown adapter or type, an adaptive gate, or adapters that the type cannot combine.
+        """
+        if adapter_name in self.peft_config:
+            return
+        self.peft_config[adapter_name] = combined_config(
+            {name: self.peft_config.get(name) for name in adapters}, combination_type, svd_rank, self.model
+        )
+        self.inject_adapter(self.model, adapter_name)
+        for module in self.model.modules():
+            if isinstance(module, FouraLayer) and adapter_name in module.foura_A:
+                combine_layer(module, dict(zip(adapters, weights, strict=True)), adapter_name, combination_type)
+                module.set_requires_grad(adapter_name, False)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT enters this around every forward and generate: adapters by row, and the padding that gates ignore."""
+        names = kwargs.pop("adapter_names", None)
+        mask = kwargs.get("attention_mask")
+        handles = [] if names is None else self._route_rows(names, kwargs.get("num_beams") or 1)
+        try:
+            with attention_mask(self, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _route_rows(self, names: list[str], beams: int) -> list[Any]:
+        """Hooks that hand every layer the adapter of each row, as PEFT's LoRA does."""
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        layers = [module for module in self.modules() if isinstance(module, (FouraLayer, AuxiliaryTrainingWrapper))]
+        known = {name for layer in layers if isinstance(layer, FouraLayer) for name in layer.foura_A}
+        if unknown := set(names) - known - {"__base__"}:
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+        get_encoder = getattr(self.model, "get_encoder", None)
+        encoder = get_encoder() if get_encoder else None
+        # beams repeat the rows of the decoder; an encoder still sees each once
+        once = set(encoder.modules()) if beams > 1 and encoder not in (None, self.model) else set()
+        repeated = [name for name in names for _ in range(beams)]
+        return [
+            layer.register_forward_pre_hook(
+                partial(_with_adapter_names, names=names if layer in once else repeated), with_kwargs=True
+            )
+            for layer in layers
+        ]
+
+
+def _with_adapter_names(_module: nn.Module, args: Any, kwargs: Any, names: list[str]) -> tuple[Any, Any]:
+    return args, {**kwargs, "adapter_names": names}
+
+
+@contextmanager
+def attention_mask(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
+    """Within the context, the adaptive gates of `model` look at real tokens alone: mask (S, T), true or 1 = real.
+
+    A PeftModel does this by itself with the `attention_mask` that it is called with; this is for models that carry
+    FouRA without the wrapper (`model.add_adapter`). Layers whose input has another number of tokens are not affected.
+    """
+    gates = [module for module in model.modules() if isinstance(module, RankGate)]
+    for gate in gates:
+        gate.padding_mask = None if mask is None else mask.bool()
+    yield
+    if torch.is_grad_enabled() and model.training:
+        return  # gradient checkpointing runs the layers again in backward; the next call sets its own mask
+    for gate in gates:
+        gate.padding_mask = None
+
+
+def layer_class(module: nn.Module) -> type[FouraLayer] | None:
+    """The FouRA layer for a module, or None."""
+    if isinstance(module, (nn.Linear, Conv1D)):
+        return Linear
+    if isinstance(module, nn.Embedding):
+        return Embedding
+    if isinstance(module, tuple(CONVOLUTIONS)):
+        return Conv
+    if isinstance(module, nn.MultiheadAttention):
+        return MultiheadAttention
+    backend = resolve_quantization_backend(module, get_apply_tensor_subclass=lambda: None)
+    return Linear if backend is not None and backend.layer_type == "linear" else None
 
 
 def linear_layers(model: nn.Module) -> list[str]:

@@ -1,12 +1,13 @@
 """The transform F on the embedding axis, in the folded form (paper sec. 3.2 and 3.3).
 
 FouRA is written on activations, y = F⁻¹ B (A F x). F is linear and acts on the feature axis alone, so it can be moved
-onto the small factors: y = (F⁻¹B)(A F) x. The two maps here do that, and nothing else in the project knows about bases.
+onto the small factors: y = (F⁻¹B)(A F) x. `Transform` does both, and nothing else in the project knows about bases.
 
     shapes   r rank · N in_features · M out_features · q rows of the folded A (r, or 2r for the complex DFT)
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -15,100 +16,176 @@ from torch import Tensor
 TRANSFORMS = ("dct", "dft", "identity", "random")
 
 # Above this length an FFT is cheaper than a product with the basis matrix, which would also take N² floats.
-MATRIX_LIMIT = 1024
+MATRIX_LIMIT = 512
 
 
-def coefficient_shape(transform: str, length: int, splits: int = 1) -> tuple[int, ...]:
-    """Shape of one rank's coefficients for an axis of `length` features cut into `splits` equal blocks.
+@dataclass(frozen=True)
+class Transform:
+    """F for inputs of N features and F⁻¹ for outputs of M features, the latter cut into `splits` equal blocks.
 
-    (length,) for the real transforms; (splits * (block // 2 + 1), 2) for `dft`, the last axis being real and imaginary.
+    Coefficients A have shape (r, N) and B (M, r); for `dft` they are real views (r, N//2+1, 2) and
+    (splits * (M//splits//2 + 1), r, 2).
 
     Raises:
-        ValueError: unknown transform, or a length that the splits do not divide.
+        ValueError: unknown kind, or splits that do not divide M.
     """
-    if transform not in TRANSFORMS:
-        raise ValueError(f"transform={transform!r} is not known; choose one of {', '.join(TRANSFORMS)}")
-    if splits < 1 or length % splits:
-        raise ValueError(f"{length} features cannot be cut into {splits} equal blocks; check output_splits")
-    if transform == "dft":
-        return (splits * (length // splits // 2 + 1), 2)
-    return (length,)
 
+    kind: str
+    in_features: int
+    out_features: int
+    splits: int = 1
+    seed: int = 0
 
-def fold_down(A: Tensor, transform: str, length: int, seed: int = 0) -> Tensor:
-    """A·F as a real matrix (q, N): A is (r, N), or (r, N//2+1, 2) for `dft`.
+    def __post_init__(self) -> None:
+        if self.kind not in TRANSFORMS:
+            raise ValueError(f"transform={self.kind!r} is not known; choose one of {', '.join(TRANSFORMS)}")
+        if self.splits < 1 or self.out_features % self.splits:
+            raise ValueError(
+                f"{self.out_features} features cannot be cut into {self.splits} equal blocks; check output_splits"
+            )
 
-    For `dft`, z = A rfft(x) is complex; the rows of the result are Re z, then Im z.
-    """
-    if transform != "dft":
-        return _synthesise(A, transform, seed)
-    spectrum_rK = torch.view_as_complex(A.contiguous())
-    # sum_k A[k] exp(-2πikn/N) / sqrt(N): a forward FFT of the coefficients, the missing upper half being zero
-    folded_rN = torch.fft.fft(spectrum_rK, n=length, norm="ortho")
-    return torch.cat([folded_rN.real, folded_rN.imag])
+    @property
+    def parts(self) -> int:
+        """Real coordinates a rank: 2 for the complex DFT, else 1."""
+        return 2 if self.kind == "dft" else 1
 
+    @property
+    def block(self) -> int:
+        return self.out_features // self.splits
 
-def fold_up(B: Tensor, transform: str, length: int, splits: int = 1, seed: int = 0) -> Tensor:
-    """F⁻¹·B as a real matrix (M, q): B is (M, r), or (splits * (block//2+1), r, 2) for `dft`.
+    def shape_A(self, rank: int) -> tuple[int, ...]:
+        return (rank, self.in_features // 2 + 1, 2) if self.kind == "dft" else (rank, self.in_features)
 
-    With `splits` > 1 the inverse transform acts on each equal block of the outputs by itself (fused projections).
-    """
-    block = length // splits
-    if transform != "dft":
-        rank = B.shape[-1]
-        blocks_srm = B.reshape(splits, block, rank).transpose(1, 2)
-        return _synthesise(blocks_srm, transform, seed).transpose(1, 2).reshape(length, rank)
-    spectrum_sKr = torch.view_as_complex(B.contiguous()).unflatten(0, (splits, block // 2 + 1))
-    # irfft(c) = Re( sum_k w_k c_k exp(2πikn/N) ) / sqrt(N): every bin but DC and Nyquist stands for two
-    weights_K = torch.full((block // 2 + 1,), 2.0, dtype=B.dtype, device=B.device)
-    weights_K[0] = 1.0
-    if block % 2 == 0:
-        weights_K[-1] = 1.0
-    folded_smr = torch.fft.ifft(spectrum_sKr * weights_K[:, None], n=block, dim=1, norm="ortho")
-    return torch.cat([folded_smr.real, -folded_smr.imag], dim=-1).reshape(length, -1)
+    def shape_B(self, rank: int) -> tuple[int, ...]:
+        if self.kind == "dft":
+            return (self.splits * (self.block // 2 + 1), rank, 2)
+        return (self.out_features, rank)
 
+    def fold_down(self, A: Tensor) -> Tensor:
+        """A·F as a real matrix (q, N). For `dft`, z = A rfft(x) is complex; the rows are Re z, then Im z."""
+        if self.kind != "dft":
+            return self._synthesise(A)
+        # sum_k A[k] exp(-2πikn/N) / sqrt(N): a forward FFT of the coefficients, the missing upper half being zero
+        folded_rN = torch.fft.fft(torch.view_as_complex(A.contiguous()), n=self.in_features, norm="ortho")
+        return torch.cat([folded_rN.real, folded_rN.imag])
 
-def _synthesise(rows: Tensor, transform: str, seed: int) -> Tensor:
-    """rows @ F for an orthonormal real F; the same as F⁻¹ applied to each row. Shape kept, last axis transformed."""
-    length = rows.shape[-1]
-    if transform == "identity":
-        return rows
-    if transform == "dct" and length > MATRIX_LIMIT:
-        return _inverse_dct(rows)
-    return rows @ basis(transform, length, seed, rows.dtype, rows.device)
+    def fold_up(self, B: Tensor) -> Tensor:
+        """F⁻¹·B as a real matrix (M, q); the inverse acts on each output block by itself (fused projections)."""
+        if self.kind != "dft":
+            blocks_srm = B.unflatten(0, (self.splits, self.block)).transpose(1, 2)
+            return self._synthesise(blocks_srm.contiguous()).transpose(1, 2).reshape(self.out_features, -1)
+        spectrum_sKr = torch.view_as_complex(B.contiguous()).unflatten(0, (self.splits, -1))
+        # irfft(c) = Re( sum_k w_k c_k exp(2πikn/M) ) / sqrt(M)
+        weighted = spectrum_sKr * _bin_weights(self.block, B.dtype, B.device)[:, None]
+        folded_smr = torch.fft.ifft(weighted, n=self.block, dim=1, norm="ortho")
+        return torch.cat([folded_smr.real, -folded_smr.imag], dim=-1).reshape(self.out_features, -1)
+
+    def fold_down_adjoint(self, grad: Tensor) -> Tensor:
+        """The gradient of A, given that of `fold_down(A)`, (q, N)."""
+        if self.kind != "dft":
+            return self._analyse(grad)
+        real_rN, imag_rN = grad.chunk(2)
+        spectrum_rN = torch.fft.ifft(torch.complex(real_rN, imag_rN), norm="ortho")
+        return torch.view_as_real(spectrum_rN[:, : self.in_features // 2 + 1].contiguous())
+
+    def fold_up_adjoint(self, grad: Tensor) -> Tensor:
+        """The gradient of B, given that of `fold_up(B)`, (M, q)."""
+        blocks_smq = grad.unflatten(0, (self.splits, self.block))
+        if self.kind != "dft":
+            blocks_srm = blocks_smq.transpose(1, 2).contiguous()
+            return self._analyse(blocks_srm).transpose(1, 2).reshape(self.out_features, -1)
+        real_smr, minus_imag_smr = blocks_smq.chunk(2, dim=-1)
+        spectrum_smr = torch.fft.fft(torch.complex(real_smr, -minus_imag_smr), dim=1, norm="ortho")
+        weighted = spectrum_smr[:, : self.block // 2 + 1] * _bin_weights(self.block, grad.dtype, grad.device)[:, None]
+        return torch.view_as_real(weighted.flatten(0, 1))
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """F x along the last axis: (..., N), or (..., N//2+1) complex for `dft`."""
+        return torch.fft.rfft(x, norm="ortho") if self.kind == "dft" else self._analyse(x)
+
+    def synthesise(self, spectrum: Tensor) -> Tensor:
+        """F⁻¹ along the last axis, block by block: the coefficients that `shape_B` counts, to (..., M)."""
+        blocks = spectrum.unflatten(-1, (self.splits, -1))
+        if self.kind == "dft":
+            return torch.fft.irfft(blocks, n=self.block, norm="ortho").flatten(-2)
+        return self._synthesise(blocks).flatten(-2)
+
+    def _synthesise(self, rows: Tensor) -> Tensor:
+        """rows @ F for an orthonormal real F; the same as F⁻¹ applied to each row. Shape kept, last axis transformed."""
+        length = rows.shape[-1]
+        if self.kind == "identity":
+            return rows
+        if self.kind == "dct" and length > MATRIX_LIMIT:
+            return _inverse_dct(rows)
+        return rows @ basis(self.kind, length, self.seed, rows.dtype, rows.device)
+
+    def _analyse(self, rows: Tensor) -> Tensor:
+        """rows @ Fᵀ: F applied to each row, and the adjoint of `_synthesise`."""
+        length = rows.shape[-1]
+        if self.kind == "identity":
+            return rows
+        if self.kind == "dct" and length > MATRIX_LIMIT:
+            return _dct(rows)
+        return rows @ basis(self.kind, length, self.seed, rows.dtype, rows.device).T
 
 
 @lru_cache(maxsize=64)
-def basis(transform: str, length: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def basis(kind: str, length: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The orthonormal matrix F (N, N) of a real transform; row k is the k-th basis vector.
 
     A function cache and not a module buffer, so that no matrix ever enters a checkpoint.
     """
     with torch.inference_mode(False), torch.no_grad():  # a cached inference tensor could not be used in training
-        if transform == "dct":
-            n = torch.arange(length, dtype=torch.float64)
+        if kind == "dct":
+            n = torch.arange(length, dtype=torch.float64, device="cpu")
             F = torch.cos(math.pi / length * (n[None, :] + 0.5) * n[:, None]) * math.sqrt(2.0 / length)
             F[0] /= math.sqrt(2.0)
-        elif transform == "random":
-            noise = torch.randn(length, length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        elif kind == "random":
+            noise = torch.randn(
+                length, length, dtype=torch.float64, device="cpu", generator=torch.Generator("cpu").manual_seed(seed)
+            )
             Q, R = torch.linalg.qr(noise)
             F = Q * R.diagonal().sign()  # QR leaves the signs free; this makes the basis uniform and reproducible
         else:
-            raise ValueError(f"transform={transform!r} has no real basis matrix")
+            raise ValueError(f"transform={kind!r} has no real basis matrix")
         return F.to(dtype=dtype, device=device)
 
 
-def _inverse_dct(rows: Tensor) -> Tensor:
-    """Inverse of the orthonormal DCT-II along the last axis by one complex FFT of the same length (Makhoul 1980)."""
+@lru_cache(maxsize=64)
+def _bin_weights(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """How many bins of the full spectrum each bin of the half spectrum stands for: 2, but 1 for DC and Nyquist."""
+    with torch.inference_mode(False), torch.no_grad():
+        weights_K = torch.full((length // 2 + 1,), 2.0, dtype=dtype)
+        weights_K[0] = 1.0
+        if length % 2 == 0:
+            weights_K[-1] = 1.0
+        return weights_K.to(device)
+
+
+@lru_cache(maxsize=64)
+def _twiddles(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """exp(-πik/2N) times the orthonormal scale, for k = 0 .. N//2."""
+    with torch.inference_mode(False), torch.no_grad():
+        k = torch.arange(length // 2 + 1, dtype=torch.float64, device="cpu")
+        scale = torch.full_like(k, math.sqrt(2.0 / length))
+        scale[0] = math.sqrt(1.0 / length)
+        return torch.polar(scale, -math.pi * k / (2 * length)).to(dtype=dtype.to_complex(), device=device)
+
+
+def _dct(rows: Tensor) -> Tensor:
+    """Orthonormal DCT-II along the last axis by one real FFT of the same length (Makhoul 1980)."""
     N = rows.shape[-1]
-    k = torch.arange(N, dtype=rows.dtype, device=rows.device)
-    scale = torch.full((N,), math.sqrt(2.0 * N), dtype=rows.dtype, device=rows.device)
-    scale[0] = 2.0 * math.sqrt(N)
-    phase = torch.polar(torch.full_like(k, 0.5), math.pi * k / (2 * N))
-    X = rows * scale
-    mirrored = torch.cat([torch.zeros_like(X[..., :1]), X[..., 1:].flip(-1)], dim=-1)
-    v = torch.fft.ifft(torch.complex(X, -mirrored) * phase).real
-    # v holds the even samples ascending, then the odd samples descending
+    v = torch.cat([rows[..., ::2], rows[..., 1::2].flip(-1)], dim=-1)  # even samples ascending, odd ones descending
+    V = torch.fft.rfft(v) * _twiddles(N, rows.dtype, rows.device)
+    return torch.cat([V.real, -V.imag[..., 1 : (N + 1) // 2].flip(-1)], dim=-1)
+
+
+def _inverse_dct(rows: Tensor) -> Tensor:
+    """Inverse of the orthonormal DCT-II along the last axis by one real inverse FFT of the same length."""
+    N = rows.shape[-1]
+    upper = torch.cat([torch.zeros_like(rows[..., :1]), -rows[..., N - N // 2 :].flip(-1)], dim=-1)
+    V = torch.complex(rows[..., : N // 2 + 1], upper) / _twiddles(N, rows.dtype, rows.device)
+    v = torch.fft.irfft(V, n=N)
     half = (N + 1) // 2
     out = torch.empty_like(v)
     out[..., ::2] = v[..., :half]

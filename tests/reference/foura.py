@@ -50,7 +50,7 @@ def sequence_gate(u: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: T
         for i in range(rank):
             p = torch.softmax(score[:, i], dim=0)
             entropy = -(p * p.log()).sum()
-            gates[s, 0, i] = torch.sigmoid(8 * entropy / math.log(tokens) - 4)
+            gates[s, 0, i] = torch.sigmoid(4 - 8 / math.log(16) * (math.log(tokens) - entropy))
     return gates
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from foura.adapter import transforms
 from foura.adapter.config import FouraConfig
-from foura.adapter.layer import Linear
-from foura.adapter.transforms import MATRIX_LIMIT, basis, fold_down
+from foura.adapter.linear import Linear
+from foura.adapter.transforms import MATRIX_LIMIT, Transform, basis
 from tests.reference import foura as textbook
 
 SHAPES = {
@@ -45,15 +46,16 @@ def textbook_output(layer: Linear, x: torch.Tensor, splits: int) -> torch.Tensor
         gate = lambda u: layer.foura_gate_mask["default"].to(u.dtype)  # noqa: E731
     random_basis = lambda n: basis("random", n, 5, torch.float64, torch.device("cpu"))  # noqa: E731
     A, B = layer.foura_A["default"], layer.foura_B["default"]
-    scaling, transform = layer.scaling["default"], layer.transform["default"]
+    scaling, transform = layer.scaling["default"], layer.transform["default"].kind
     delta = textbook.delta(x, A, B, layer.out_features, transform, scaling, splits, gate, random_basis)
     return layer.base_layer(x) + delta
 
 
+@pytest.mark.parametrize("tokens", [(3, 5), (1, 2)], ids=["folded", "fewer tokens than ranks"])
 @pytest.mark.parametrize(("transform", "gate", "shape"), list(itertools.product(TRANSFORMS, GATES, SHAPES)))
-def test_folded_is_the_textbook_in_float64(transform, gate, shape) -> None:
+def test_fast_is_the_textbook_in_float64(transform, gate, shape, tokens) -> None:
     layer = make_layer(transform, *gate, SHAPES[shape])
-    x = torch.randn(3, 5, SHAPES[shape][0], dtype=torch.float64, requires_grad=True)
+    x = torch.randn(*tokens, SHAPES[shape][0], dtype=torch.float64, requires_grad=True)
     fast, slow = layer(x), textbook_output(layer, x, SHAPES[shape][2])
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-10)
     assert (slow - layer.base_layer(x)).abs().max() > 0.1  # the adapter does something, so equality says something
@@ -63,6 +65,8 @@ def test_folded_is_the_textbook_in_float64(transform, gate, shape) -> None:
     slow_grads = torch.autograd.grad((slow * weights).sum(), inputs)
     for one, other in zip(fast_grads, slow_grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), slow, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("transform", "gate"), list(itertools.product(TRANSFORMS, GATES)))
@@ -75,10 +79,27 @@ def test_folded_is_the_textbook_in_float32(transform, gate) -> None:
 
 
 @pytest.mark.parametrize("length", [MATRIX_LIMIT + 1, MATRIX_LIMIT + 6])
-def test_long_dct_by_fft_is_the_matrix(length) -> None:
+def test_a_long_dct_by_fft_is_the_matrix(length) -> None:
     rows = torch.randn(3, length, dtype=torch.float64)
     matrix = basis("dct", length, 0, torch.float64, torch.device("cpu"))
-    torch.testing.assert_close(fold_down(rows, "dct", length), rows @ matrix, rtol=0, atol=1e-10)
+    transform = Transform("dct", length, length)
+    torch.testing.assert_close(transform.fold_down(rows), rows @ matrix, rtol=0, atol=1e-10)
+    torch.testing.assert_close(transform.analyse(rows), rows @ matrix.T, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("limit", [MATRIX_LIMIT, 2], ids=["matrix", "fft"])
+@pytest.mark.parametrize(("transform", "shape"), list(itertools.product(TRANSFORMS, SHAPES)))
+def test_the_adjoints_are_the_gradients_of_folding(transform, shape, limit, monkeypatch) -> None:
+    monkeypatch.setattr(transforms, "MATRIX_LIMIT", limit)
+    n, m, splits = SHAPES[shape]
+    F = Transform(transform, n, m, splits, seed=5)
+    A = torch.randn(F.shape_A(4), dtype=torch.float64, requires_grad=True)
+    B = torch.randn(F.shape_B(4), dtype=torch.float64, requires_grad=True)
+    down, up = F.fold_down(A), F.fold_up(B)
+    grad_down, grad_up = torch.randn_like(down), torch.randn_like(up)
+    grad_A, grad_B = torch.autograd.grad([down, up], [A, B], [grad_down, grad_up])
+    torch.testing.assert_close(F.fold_down_adjoint(grad_down), grad_A, rtol=0, atol=1e-12)
+    torch.testing.assert_close(F.fold_up_adjoint(grad_up), grad_B, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("transform", ["dct", "random"])

@@ -1,0 +1,66 @@
+"""FouRA on nn.Conv1d/2d/3d: the transform acts on the channels, one tap of the kernel like another.
+
+z = A ∗ (F x), y = F⁻¹ B z, with A a kernel (r, in_channels, *kernel) and B a 1x1 kernel, as PEFT's LoRA splits them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foura.adapter.config import FouraConfig
+from foura.adapter.delta import gated, plain_fold
+from foura.adapter.layer import Factors, FouraLayer
+from foura.adapter.transforms import Transform
+
+CONVOLUTIONS = {
+    nn.Conv1d: torch.nn.functional.conv1d,
+    nn.Conv2d: torch.nn.functional.conv2d,
+    nn.Conv3d: torch.nn.functional.conv3d,
+}
+
+
+class Conv(FouraLayer):
+    """FouRA on a convolution; stride, padding and dilation are the base layer's.
+
+    Raises:
+        ValueError: the convolution has groups, whose channels a transform over all channels would mix.
+    """
+
+    def _transform(self, config: FouraConfig, splits: int) -> Transform:
+        if self._base().groups > 1:
+            raise ValueError(
+                f"FouRA adapts convolutions with groups=1, this one has {self._base().groups}; list it in exclude_modules."
+            )
+        return super()._transform(config, splits)
+
+    def _base(self) -> Any:
+        return self.get_base_layer()
+
+    def _shape_A(self, transform: Transform, r: int) -> tuple[int, ...]:
+        rank, channels, *parts = transform.shape_A(r)
+        return (rank, channels, *self._base().kernel_size, *parts)
+
+    def get_fan_in(self) -> int:
+        return self.in_features * self._base().weight[0, 0].numel()
+
+    def fold(self, adapter_name: str) -> Factors:
+        """(down (q, in_channels, *kernel), up (out_channels, q))."""
+        A, transform = self.foura_A[adapter_name], self.transform[adapter_name]
+        kernel = self._base().kernel_size
+        taps_last = A.movedim(1, 1 + len(kernel))  # (r, *kernel, channels[, 2])
+        rows = taps_last.flatten(0, len(kernel))
+        down, up = plain_fold(rows, self.foura_B[adapter_name], transform)
+        return down.unflatten(0, (-1, *kernel)).movedim(-1, 1), up
+
+    def delta(self, adapter_name: str, x: Tensor) -> Tensor:
+        base = self._base()
+        dtype = self.foura_A[adapter_name].dtype
+        x = self.foura_dropout[adapter_name](self._cast_input_dtype(x, dtype))
+        down, up = self.fold(adapter_name)
+        z = base._conv_forward(x, down.to(dtype), None)
+        if (gate := self.gate(adapter_name)) is not None:
+            z = gated(z.movedim(1, -1), self.r[adapter_name], gate).movedim(-1, 1)
+        up = self.mask_up(adapter_name, up).to(dtype)
+        convolve = CONVOLUTIONS[type(base)]
+        return convolve(z, up[(...,) + (None,) * len(base.kernel_size)]) * self.scaling[adapter_name]

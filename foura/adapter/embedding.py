@@ -1,0 +1,44 @@
+"""FouRA on nn.Embedding: y = E[i] + s · F⁻¹ B (g(z) ⊙ z), z = A[:, i].
+
+The vocabulary has no order, so no transform acts on it: A is (r, num_embeddings), real for the DFT too. F⁻¹ acts on the
+embedding axis.
+"""
+
+import torch
+from torch import Tensor
+
+from foura.adapter.delta import gated, plain_fold
+from foura.adapter.layer import Factors, FouraLayer
+from foura.adapter.transforms import Transform
+
+
+class Embedding(FouraLayer):
+    """FouRA on nn.Embedding; x is integer, any shape. `embed_scale` of the base layer is honoured as in PEFT's LoRA."""
+
+    def _shape_A(self, transform: Transform, r: int) -> tuple[int, ...]:
+        return (r, self.in_features)
+
+    def get_fan_in(self) -> int:
+        return 3  # each token picks one column of A: unit variance, as in PEFT's LoRA
+
+    def fold(self, adapter_name: str) -> Factors:
+        """(A (r, num_embeddings), F⁻¹B (embedding_dim, r)); of the DFT's columns those that meet a real z."""
+        A = self.foura_A[adapter_name]
+        B = self.foura_B[adapter_name]
+        transform = self.transform[adapter_name]
+        _, up = plain_fold(A.new_zeros(transform.shape_A(1)), B, transform)
+        return A.to(up.dtype), up[:, : self.r[adapter_name]]
+
+    def _weight_shaped(self, down: Tensor, up: Tensor) -> Tensor:
+        return (up @ down).T
+
+    def delta(self, adapter_name: str, x: Tensor) -> Tensor:
+        base = self.get_base_layer()
+        A = self.foura_A[adapter_name]
+        _, up = self.fold(adapter_name)
+        up = self.mask_up(adapter_name, up).to(A.dtype)
+        z_r = torch.nn.functional.embedding(x, A.T, padding_idx=base.padding_idx, sparse=base.sparse)
+        z_r = self.foura_dropout[adapter_name](z_r)
+        delta = gated(z_r, self.r[adapter_name], self.gate(adapter_name)) @ up.T * self.scaling[adapter_name]
+        scale = self._get_embed_scale()
+        return delta if scale is None else delta * scale.to(delta.dtype)
