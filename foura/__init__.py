@@ -10,10 +10,30 @@ from typing import TYPE_CHECKING, Any
 from wrapt import when_imported
 
 if TYPE_CHECKING:
-    from foura.adapter import FouraConfig, FouraModel, effective_rank, freeze_gates, save_as_lora, to_lora
+    from foura.adapter import (
+        FouraConfig,
+        FouraModel,
+        attention_mask,
+        effective_rank,
+        freeze_gates,
+        hotswap_adapter,
+        param_groups,
+        save_as_lora,
+        to_lora,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["FouraConfig", "FouraModel", "effective_rank", "freeze_gates", "save_as_lora", "to_lora"]
+__all__ = [
+    "FouraConfig",
+    "FouraModel",
+    "attention_mask",
+    "effective_rank",
+    "freeze_gates",
+    "hotswap_adapter",
+    "param_groups",
+    "save_as_lora",
+    "to_lora",
+]
 
 
 @when_imported("peft")

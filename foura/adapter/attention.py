@@ -77,7 +77,7 @@ class MultiheadAttention(FouraLayer):
         base.out_proj = base.out_proj.get_base_layer()
         return base
 
-    def _forward(
+    def _forward(  # type: ignore[override]
         self,
         query: Tensor,
         key: Tensor,

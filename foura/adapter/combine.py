@@ -45,7 +45,9 @@ def combined_config(
             raise ValueError(
                 "combination_type='linear' needs adapters of the same r, transform and seed; use 'cat' or 'svd'."
             )
-        return dataclasses.replace(first, **fields, gate="none", foura_alpha=first.r, alpha_pattern={}, use_rslora=False)
+        return dataclasses.replace(
+            first, **fields, gate="none", foura_alpha=first.r, alpha_pattern={}, use_rslora=False
+        )
     parts = [rank * (2 if config.transform == "dft" else 1) for rank, config in zip(ranks, known.values(), strict=True)]
     rank = sum(parts) if combination == "cat" else svd_rank or max(parts)
     fields |= {"transform": "identity", "gate": "none", "output_splits": {}, "use_rslora": False}

@@ -63,7 +63,7 @@ def masked(up: Tensor, gate: Tensor, rank: int) -> Tensor:
 
 
 def plain_fold(A: Tensor, B: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
-    """(down (q, N), up (M, q)) in float32 or better: folding r x N numbers costs little, and half-precision FFTs hardly exist."""
+    """(down (q, N), up (M, q)) in float32 or better: few numbers, and half precision has hardly an FFT."""
     dtype = torch.promote_types(A.dtype, torch.float32)
     with torch.autocast(A.device.type, enabled=False):
         return transform.fold_down(A.to(dtype)), transform.fold_up(B.to(dtype))

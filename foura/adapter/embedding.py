@@ -4,6 +4,8 @@ The vocabulary has no order, so no transform acts on it: A is (r, num_embeddings
 embedding axis.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ class Embedding(FouraLayer):
         return (up @ down).T
 
     def delta(self, adapter_name: str, x: Tensor) -> Tensor:
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         A = self.foura_A[adapter_name]
         _, up = self.fold(adapter_name)
         up = self.mask_up(adapter_name, up).to(A.dtype)

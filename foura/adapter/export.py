@@ -4,6 +4,7 @@ Folding makes it a closed form with no SVD: lora_A = A F, lora_B = s F⁻¹ B. T
 for the DFT, whose r complex coordinates are 2r real ones; rows masked by a frozen gate are left out.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -14,8 +15,13 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from foura.adapter.attention import MultiheadAttention
+from foura.adapter.embedding import Embedding
 from foura.adapter.freeze import foura_layers
 from foura.adapter.layer import FouraLayer
+
+NAMINGS = ("peft", "diffusers", "kohya")
+KOHYA_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 
 
 def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig, dict[str, Tensor]]:
@@ -32,33 +38,52 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
     if config is None or not layers:
         raise ValueError(f"this model has no FouRA adapter named {adapter_name!r}")
     state = {
-        key: tensor
+        key if key.startswith("base_model.model.") else f"base_model.model.{key}": tensor
         for key, tensor in get_peft_model_state_dict(model, adapter_name=adapter_name).items()
         if ".foura_" not in key
     }
-    ranks: dict[str, int] = {}
+    factors = {name: lora_factors(layer, adapter_name) for name, layer in layers.items()}
+    ranks = {name: lora_A.shape[0] for name, (lora_A, _) in factors.items()}
     for name, layer in layers.items():
-        lora_A, lora_B = lora_factors(layer, adapter_name)
-        ranks[name] = lora_A.shape[0]
-        state[f"base_model.model.{name}.lora_A.weight"] = lora_A.contiguous()
-        state[f"base_model.model.{name}.lora_B.weight"] = lora_B.contiguous()
+        if isinstance(layer, MultiheadAttention):  # PEFT gives both projections one rank
+            both = (name, f"{name}.base_layer.out_proj")
+            ranks[name] = ranks[both[1]] = max(ranks[key] for key in both)
+    for name, layer in layers.items():
+        lora_A, lora_B = _of_rank(*factors[name], ranks[name])
+        if isinstance(layer, Embedding):
+            state[f"base_model.model.{name}.lora_embedding_A"] = lora_A
+            state[f"base_model.model.{name}.lora_embedding_B"] = lora_B
+        else:
+            kernel_dims = lora_A.dim() - 2
+            state[f"base_model.model.{name}.lora_A.weight"] = lora_A
+            state[f"base_model.model.{name}.lora_B.weight"] = lora_B[(..., *(None,) * kernel_dims)].contiguous()
     rank = max(ranks.values())
+    targets = [name for name in ranks if not name.endswith(".base_layer.out_proj")]
     # longest names first: PEFT takes the first pattern that matches the end of a module's name
-    pattern = {name: ranks[name] for name in sorted(ranks, key=len, reverse=True) if ranks[name] != rank}
+    pattern = {name: ranks[name] for name in sorted(targets, key=len, reverse=True) if ranks[name] != rank}
     lora = LoraConfig(
         r=rank,
         lora_alpha=rank,
         rank_pattern=dict(pattern),
         alpha_pattern=dict(pattern),
-        target_modules=list(ranks),
+        target_modules=targets,
         modules_to_save=config.modules_to_save,
         bias="lora_only" if config.bias == "foura_only" else config.bias,
-        fan_in_fan_out=config.fan_in_fan_out,
+        fan_in_fan_out=any(layer.fan_in_fan_out for layer in layers.values()),
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
     )
     return lora, state
+
+
+def _of_rank(lora_A: Tensor, lora_B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The same product with zero rows and columns up to `rank`."""
+    missing = rank - lora_A.shape[0]
+    if missing:
+        lora_A = torch.cat([lora_A, lora_A.new_zeros(missing, *lora_A.shape[1:])])
+        lora_B = torch.cat([lora_B, lora_B.new_zeros(lora_B.shape[0], missing)], dim=1)
+    return lora_A.contiguous(), lora_B.contiguous()
 
 
 @torch.no_grad()
@@ -78,21 +103,74 @@ def lora_factors(layer: FouraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
     return down.to(dtype), up.to(dtype)
 
 
-def save_as_lora(model: nn.Module, path: str | os.PathLike[str], adapter_name: str = "default") -> None:
-    """Write `to_lora` as a PEFT checkpoint (adapter_config.json and adapter_model.safetensors) into the folder `path`.
+def save_as_lora(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    adapter_name: str = "default",
+    naming: str = "peft",
+    component: str = "unet",
+) -> None:
+    """Write `to_lora` into the folder `path`, for one of the loaders of the field.
 
     Written beside and renamed, so that `path` never holds half an adapter.
+
+    Args:
+        naming: "peft": adapter_config.json and adapter_model.safetensors, for PeftModel and servers of PEFT LoRAs.
+            "diffusers": pytorch_lora_weights.safetensors, for `pipe.load_lora_weights(path)`.
+            "kohya": the same file name with kohya's keys and an alpha a layer, for ComfyUI, A1111 and sd-scripts.
+        component: for the latter two, the part of the pipeline that `model` is: unet, text_encoder or text_encoder_2.
+
+    Raises:
+        ValueError: an unknown naming or component, or what `to_lora` refuses.
     """
+    if naming not in NAMINGS:
+        raise ValueError(f"naming={naming!r} is not known; choose one of {', '.join(NAMINGS)}")
+    if naming != "peft" and component not in KOHYA_PREFIXES:
+        raise ValueError(f"component={component!r} is not known; choose one of {', '.join(KOHYA_PREFIXES)}")
     lora, state = to_lora(model, adapter_name)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        lora.save_pretrained(str(scratch))
+        if naming == "peft":
+            lora.save_pretrained(str(scratch))
+            file, metadata = "adapter_model.safetensors", {"format": "pt"}
+        elif naming == "diffusers":
+            state = {f"{component}.{key.removeprefix('base_model.model.')}": value for key, value in state.items()}
+            file, metadata = "pytorch_lora_weights.safetensors", {"format": "pt"}
+            metadata["lora_adapter_metadata"] = json.dumps(_diffusers_metadata(lora, component))
+        else:
+            state = _kohya(state, KOHYA_PREFIXES[component])
+            file, metadata = "pytorch_lora_weights.safetensors", {"format": "pt"}
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-        save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, scratch / file, metadata=metadata)
         target.mkdir(exist_ok=True)
-        for file in scratch.iterdir():
-            os.replace(file, target / file.name)
+        for written in scratch.iterdir():
+            os.replace(written, target / written.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _diffusers_metadata(lora: LoraConfig, component: str) -> dict[str, object]:
+    """The config as diffusers keeps it in the file, without which it guesses ranks and strengths from the shapes."""
+    fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
+    values = {field: getattr(lora, field) for field in fields}
+    return {
+        f"{component}.{field}": sorted(value) if isinstance(value, set) else value for field, value in values.items()
+    }
+
+
+def _kohya(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """PEFT's keys to kohya's: lora_unet_down_blocks_0_..._to_q.lora_down.weight, .lora_up.weight, .alpha (= rank)."""
+    result: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name, _, kind = key.removeprefix("base_model.model.").rpartition(".lora_")
+        if kind not in ("A.weight", "B.weight"):
+            raise ValueError(f"kohya's format holds linear and convolution layers alone, not {key}")
+        module = f"{prefix}_{name.replace('.', '_')}"
+        if kind == "A.weight":
+            result[f"{module}.lora_down.weight"] = tensor
+            result[f"{module}.alpha"] = torch.tensor(float(tensor.shape[0]))
+        else:
+            result[f"{module}.lora_up.weight"] = tensor
+    return result

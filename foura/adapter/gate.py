@@ -25,6 +25,7 @@ _SEQUENCE_SLOPE = 8.0 / math.log(REFERENCE_TOKENS)
 _TOKEN_SLOPE = 8.0 / math.log(2.0)
 _RMS_EPS = 1e-12
 
+
 class RankGate(nn.Module):
     """g = sigmoid(4 - c D): D says how far the scores MLP(u) are from saying nothing; u are normalised coordinates.
 
@@ -98,7 +99,9 @@ class RankGate(nn.Module):
         """MLP(u / rms(u)); the division is moved behind the first product, where there are h numbers and not r."""
         norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
         inverse_rms = torch.rsqrt(norm * norm / u.shape[-1] + _RMS_EPS)
-        hidden_h = torch.tanh(torch.addcmul(self.bias_in.to(u.dtype), linear(u, self.weight_in.to(u.dtype)), inverse_rms))
+        hidden_h = torch.tanh(
+            torch.addcmul(self.bias_in.to(u.dtype), linear(u, self.weight_in.to(u.dtype)), inverse_rms)
+        )
         return linear(hidden_h, self.weight_out.to(u.dtype), self.bias_out.to(u.dtype))
 
 

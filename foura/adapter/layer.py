@@ -121,8 +121,12 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         return [name for name in self.active_adapters if name in self.foura_A]
 
     def train(self, mode: bool = True) -> "FouraLayer":
-        self._cached.clear()  # whatever has written to the weights since, the next phase folds anew
+        self.forget_factors()  # whatever has written to the weights since, the next phase folds anew
         return super().train(mode)
+
+    def forget_factors(self) -> None:
+        """Drop the folded factors kept for decoding."""
+        self._cached.clear()
 
     # -- strength (diffusers calls these)
 
@@ -130,7 +134,9 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         """Set the adapter's scaling to `scale` times alpha / r (alpha / sqrt(r) with use_rslora)."""
         if adapter in self.r:
             r = self.r[adapter]
-            self.scaling[adapter] = scale * self.foura_alpha[adapter] / (math.sqrt(r) if self.use_rslora[adapter] else r)
+            self.scaling[adapter] = (
+                scale * self.foura_alpha[adapter] / (math.sqrt(r) if self.use_rslora[adapter] else r)
+            )
 
     def scale_layer(self, scale: float) -> None:
         """Multiply the scaling of the active adapters."""
@@ -152,7 +158,7 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         return plain_fold(self.foura_A[adapter_name], self.foura_B[adapter_name], self.transform[adapter_name])
 
     def gate(self, adapter_name: str) -> Gate | None:
-        return self.foura_gate[adapter_name] if adapter_name in self.foura_gate else None  # noqa: SIM401  (no dict)
+        return self.foura_gate[adapter_name] if adapter_name in self.foura_gate else None
 
     def mask_up(self, adapter_name: str, up: Tensor) -> Tensor:
         """`up` with the columns that a frozen gate has closed set to zero."""

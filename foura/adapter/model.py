@@ -100,9 +100,8 @@ class FouraModel(BaseTuner):
         """
         if adapter_name in self.peft_config:
             return
-        self.peft_config[adapter_name] = combined_config(
-            {name: self.peft_config.get(name) for name in adapters}, combination_type, svd_rank, self.model
-        )
+        configs: Any = {name: self.peft_config.get(name) for name in adapters}
+        self.peft_config[adapter_name] = combined_config(configs, combination_type, svd_rank, self.model)
         self.inject_adapter(self.model, adapter_name)
         for module in self.model.modules():
             if isinstance(module, FouraLayer) and adapter_name in module.foura_A:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from foura.adapter import param_groups
 from foura.attach import after_step, regularisation
 from foura.errors import Diverged
 
@@ -77,13 +78,8 @@ class Classification(LightningModule):
 
     def configure_optimizers(self) -> Any:
         cfg = self.optimizer_config
-        gate: list[nn.Parameter] = []
-        other: list[nn.Parameter] = []
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                (gate if "foura_gate" in name else other).append(parameter)
-        groups = [{"params": other, "lr": cfg.lr}, {"params": gate, "lr": cfg.gate_lr}]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=cfg.weight_decay)
+        groups = param_groups(self.model, lr=cfg.lr, gate_lr=cfg.gate_lr)
+        optimizer = torch.optim.AdamW(groups, weight_decay=cfg.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = min(total - 1, round(cfg.warmup * total))
         schedules: list[torch.optim.lr_scheduler.LRScheduler] = []
