@@ -31,7 +31,7 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
     biases) come along unchanged.
 
     Raises:
-        ValueError: no such FouRA adapter, or its gate is adaptive (freeze it first).
+        ValueError: no such FouRA adapter, its gate is adaptive (freeze it first), or it is on nn.MultiheadAttention.
     """
     config = getattr(model, "peft_config", {}).get(adapter_name)
     layers = {name: layer for name, layer in foura_layers(model).items() if adapter_name in layer.foura_A}
@@ -42,31 +42,31 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
         for key, tensor in get_peft_model_state_dict(model, adapter_name=adapter_name).items()
         if ".foura_" not in key
     }
-    factors = {name: lora_factors(layer, adapter_name) for name, layer in layers.items()}
-    ranks = {name: lora_A.shape[0] for name, (lora_A, _) in factors.items()}
+    if any(isinstance(layer, MultiheadAttention) for layer in layers.values()):
+        raise ValueError(
+            "PEFT's LoRA adds the update of an nn.MultiheadAttention's out-projection twice (as of peft 0.21), so no "
+            "LoRA checkpoint would do what this adapter does: use merge_and_unload instead."
+        )
+    ranks: dict[str, int] = {}
     for name, layer in layers.items():
-        if isinstance(layer, MultiheadAttention):  # PEFT gives both projections one rank
-            both = (name, f"{name}.base_layer.out_proj")
-            ranks[name] = ranks[both[1]] = max(ranks[key] for key in both)
-    for name, layer in layers.items():
-        lora_A, lora_B = _of_rank(*factors[name], ranks[name])
+        lora_A, lora_B = lora_factors(layer, adapter_name)
+        ranks[name] = lora_A.shape[0]
         if isinstance(layer, Embedding):
             state[f"base_model.model.{name}.lora_embedding_A"] = lora_A
             state[f"base_model.model.{name}.lora_embedding_B"] = lora_B
         else:
             kernel_dims = lora_A.dim() - 2
             state[f"base_model.model.{name}.lora_A.weight"] = lora_A
-            state[f"base_model.model.{name}.lora_B.weight"] = lora_B[(..., *(None,) * kernel_dims)].contiguous()
+            state[f"base_model.model.{name}.lora_B.weight"] = lora_B[(..., *(None,) * kernel_dims)]
     rank = max(ranks.values())
-    targets = [name for name in ranks if not name.endswith(".base_layer.out_proj")]
     # longest names first: PEFT takes the first pattern that matches the end of a module's name
-    pattern = {name: ranks[name] for name in sorted(targets, key=len, reverse=True) if ranks[name] != rank}
+    pattern = {name: ranks[name] for name in sorted(ranks, key=len, reverse=True) if ranks[name] != rank}
     lora = LoraConfig(
         r=rank,
         lora_alpha=rank,
         rank_pattern=dict(pattern),
         alpha_pattern=dict(pattern),
-        target_modules=targets,
+        target_modules=list(ranks),
         modules_to_save=config.modules_to_save,
         bias="lora_only" if config.bias == "foura_only" else config.bias,
         fan_in_fan_out=any(layer.fan_in_fan_out for layer in layers.values()),
@@ -75,15 +75,6 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
         inference_mode=True,
     )
     return lora, state
-
-
-def _of_rank(lora_A: Tensor, lora_B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The same product with zero rows and columns up to `rank`."""
-    missing = rank - lora_A.shape[0]
-    if missing:
-        lora_A = torch.cat([lora_A, lora_A.new_zeros(missing, *lora_A.shape[1:])])
-        lora_B = torch.cat([lora_B, lora_B.new_zeros(lora_B.shape[0], missing)], dim=1)
-    return lora_A.contiguous(), lora_B.contiguous()
 
 
 @torch.no_grad()
