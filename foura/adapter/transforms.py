@@ -7,8 +7,10 @@ onto the small factors: y = (F⁻¹B)(A F) x. `Transform` does both, and nothing
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,12 +131,22 @@ class Transform:
         return rows @ basis(self.kind, length, self.seed, rows.dtype, rows.device).T
 
 
-@lru_cache(maxsize=64)
-def basis(kind: str, length: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The orthonormal matrix F (N, N) of a real transform; row k is the k-th basis vector.
+def _kept(constant: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keeps what a function of constants returns, and has a compiled graph hold the values and not their making.
 
     A function cache and not a module buffer, so that no matrix ever enters a checkpoint.
     """
+    cached = lru_cache(maxsize=64)(constant)
+
+    def look_up(*arguments: Any) -> Tensor:
+        return cached(*arguments)
+
+    return wraps(constant)(torch.compiler.assume_constant_result(look_up))
+
+
+@_kept
+def basis(kind: str, length: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The orthonormal matrix F (N, N) of a real transform; row k is the k-th basis vector."""
     with torch.inference_mode(False), torch.no_grad():  # a cached inference tensor could not be used in training
         if kind == "dct":
             n = torch.arange(length, dtype=torch.float64, device="cpu")
@@ -151,7 +163,7 @@ def basis(kind: str, length: int, seed: int, dtype: torch.dtype, device: torch.d
         return F.to(dtype=dtype, device=device)
 
 
-@lru_cache(maxsize=64)
+@_kept
 def _bin_weights(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """How many bins of the full spectrum each bin of the half spectrum stands for: 2, but 1 for DC and Nyquist."""
     with torch.inference_mode(False), torch.no_grad():
@@ -162,7 +174,7 @@ def _bin_weights(length: int, dtype: torch.dtype, device: torch.device) -> Tenso
         return weights_K.to(device)
 
 
-@lru_cache(maxsize=64)
+@_kept
 def _twiddles(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """exp(-πik/2N) times the orthonormal scale, for k = 0 .. N//2."""
     with torch.inference_mode(False), torch.no_grad():
