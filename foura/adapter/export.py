@@ -131,7 +131,7 @@ def save_as_lora(
             file, metadata = "pytorch_lora_weights.safetensors", {"format": "pt"}
             metadata["lora_adapter_metadata"] = json.dumps(_diffusers_metadata(lora, component))
         else:
-            state = _kohya(state, KOHYA_PREFIXES[component])
+            state = _kohya(state, KOHYA_PREFIXES[component], float(lora.r))
             file, metadata = "pytorch_lora_weights.safetensors", {"format": "pt"}
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
         save_file(tensors, scratch / file, metadata=metadata)
@@ -151,8 +151,12 @@ def _diffusers_metadata(lora: LoraConfig, component: str) -> dict[str, object]:
     }
 
 
-def _kohya(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """PEFT's keys to kohya's: lora_unet_down_blocks_0_..._to_q.lora_down.weight, .lora_up.weight, .alpha (= rank)."""
+def _kohya(state: dict[str, Tensor], prefix: str, alpha: float) -> dict[str, Tensor]:
+    """PEFT's keys to kohya's: lora_unet_down_blocks_0_..._to_q.lora_down.weight, .lora_up.weight, .alpha.
+
+    A loader scales a layer by alpha / rank. `alpha` is the same in every layer, since diffusers loses alphas that differ,
+    and each layer's rank / alpha is in its lora_up.
+    """
     result: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name, _, kind = key.removeprefix("base_model.model.").rpartition(".lora_")
@@ -161,7 +165,7 @@ def _kohya(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         module = f"{prefix}_{name.replace('.', '_')}"
         if kind == "A.weight":
             result[f"{module}.lora_down.weight"] = tensor
-            result[f"{module}.alpha"] = torch.tensor(float(tensor.shape[0]))
+            result[f"{module}.alpha"] = torch.tensor(alpha)
         else:
-            result[f"{module}.lora_up.weight"] = tensor
+            result[f"{module}.lora_up.weight"] = tensor * (tensor.shape[1] / alpha)
     return result
