@@ -75,20 +75,20 @@ class RankGate(nn.Module):
         Returns:
             (S, 1, ..., 1, r) for scope "sequence", (S, ..., r) for scope "token", in the dtype of `u`.
         """
-        with torch.autocast(u.device.type, enabled=False):  # an entropy is a difference of logs: keep it in float32
-            dtype = torch.promote_types(u.dtype, torch.float32)
-            score = self._score(u.to(dtype))
-            tokens = math.prod(score.shape[1:-1])
-            if self.scope == "token" or tokens == 1:
-                gate = token_gate(score)
-            else:
-                score_STr = score.flatten(1, -2)
-                counts: int | Tensor = tokens
-                if (mask := self.mask_for(score_STr)) is not None:
-                    score_STr, counts = _without_padding(score_STr, mask)
-                shape_S1r = (score.shape[0], *(1,) * (score.dim() - 2), score.shape[-1])
-                gate = sequence_gate(score_STr, counts).reshape(shape_S1r)
-            return gate.to(u.dtype)
+        if torch.is_autocast_enabled(u.device.type):
+            with torch.autocast(u.device.type, enabled=False):
+                return self.forward(u)
+        if u.dtype not in (torch.float32, torch.float64):  # an entropy is a difference of logs: not in half precision
+            return self.forward(u.float()).to(u.dtype)
+        score = self._score(u)
+        if self.scope == "token" or score.shape[1:-1].numel() == 1:
+            return token_gate(score)
+        score_STr = score.flatten(1, -2)
+        tokens: int | Tensor = score_STr.shape[1]
+        if (mask := self.mask_for(score_STr)) is not None:
+            score_STr, tokens = _without_padding(score_STr, mask)
+        shape_S1r = (score.shape[0], *(1,) * (score.dim() - 2), score.shape[-1])
+        return sequence_gate(score_STr, tokens).reshape(shape_S1r)
 
     def mask_for(self, values: Tensor) -> Tensor | None:
         """The padding mask, where it speaks of these values (S, T, ...): cross-attention sees another sequence."""
@@ -97,17 +97,18 @@ class RankGate(nn.Module):
 
     def _score(self, u: Tensor) -> Tensor:
         """MLP(u / rms(u)); the division is moved behind the first product, where there are h numbers and not r."""
+        w_in, b_in, w_out, b_out = (
+            parameter if parameter.dtype == u.dtype else parameter.to(u.dtype)
+            for parameter in (self.weight_in, self.bias_in, self.weight_out, self.bias_out)
+        )
         norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
         inverse_rms = torch.rsqrt(norm * norm / u.shape[-1] + _RMS_EPS)
-        hidden_h = torch.tanh(
-            torch.addcmul(self.bias_in.to(u.dtype), linear(u, self.weight_in.to(u.dtype)), inverse_rms)
-        )
-        return linear(hidden_h, self.weight_out.to(u.dtype), self.bias_out.to(u.dtype))
+        return linear(torch.addcmul(b_in, linear(u, w_in), inverse_rms).tanh(), w_out, b_out)
 
 
 def sequence_gate(score: Tensor, tokens: int | Tensor) -> Tensor:
     """sigmoid(4 - c (ln T - H)) for scores (S, T, r) -> (S, 1, r); `tokens` is T, or (S, 1, 1) where samples differ."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         log_p = score.log_softmax(1)
         negative_entropy_S1r = (log_p.exp() * log_p.clamp(min=-1e4)).sum(1, keepdim=True)
     else:
@@ -118,10 +119,16 @@ def sequence_gate(score: Tensor, tokens: int | Tensor) -> Tensor:
 
 def token_gate(score: Tensor) -> Tensor:
     """sigmoid(4 - c (ln 2 - H)), elementwise, with H the entropy of a Bernoulli with log-odds `score`."""
-    if torch.compiler.is_compiling():
-        entropy = nn.functional.softplus(score, threshold=40) - score * torch.sigmoid(score)
-        return torch.sigmoid(_TOKEN_SLOPE * entropy - 4.0)
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return torch.sigmoid(_TOKEN_SLOPE * _binary_entropy(score)[0] - 4.0)
     return _TokenGate.apply(score)
+
+
+def _binary_entropy(score: Tensor) -> tuple[Tensor, Tensor]:
+    """(H, m) with m = sigmoid(|score|), the larger probability: H = -ln m + |score| (1 - m), stable for any score."""
+    size = score.abs()
+    m = torch.sigmoid(size)
+    return torch.addcmul(size, size, m, value=-1.0) - m.log(), m
 
 
 def _without_padding(score: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,19 +156,18 @@ class _NegativeEntropy(torch.autograd.Function):
 
 
 class _TokenGate(torch.autograd.Function):
-    """sigmoid(c H(score) - 4) elementwise; dH/dscore = -score p (1 - p), p = sigmoid(score)."""
+    """sigmoid(c H(score) - 4) elementwise; dH/dscore = -score m (1 - m)."""
 
     @staticmethod
     def forward(ctx: Any, score: Tensor) -> Tensor:
-        entropy = nn.functional.softplus(score, threshold=40).addcmul_(score, torch.sigmoid(score), value=-1.0)
+        entropy, m = _binary_entropy(score)
         gate = entropy.mul_(_TOKEN_SLOPE).sub_(4.0).sigmoid_()
-        ctx.save_for_backward(score, gate)
+        ctx.save_for_backward(score, m, gate)
         return gate
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        score, gate = ctx.saved_tensors
-        p = torch.sigmoid(score)
-        slope = p.addcmul_(p, p, value=-1.0).mul_(score).mul_(-_TOKEN_SLOPE)
-        return slope.mul_(gate - gate * gate).mul_(grad)
+        score, m, gate = ctx.saved_tensors
+        slope = torch.addcmul(m, m, m, value=-1.0).mul_(score).mul_(-_TOKEN_SLOPE)
+        return slope.mul_(torch.addcmul(gate, gate, gate, value=-1.0)).mul_(grad)

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from foura.adapter.delta import accumulated, adapted, fold, gated, plain_delta, transformed_delta
+from foura.adapter.delta import (
+    accumulated,
+    adapted,
+    adapted_by_weight,
+    fold,
+    gated,
+    plain_delta,
+    transformed_delta,
+    weight_is_cheaper,
+)
 from foura.adapter.layer import Factors, FouraLayer
 
 # Without gradients the folded factors are kept from call to call, but only calls of few tokens (decoding) use them;
@@ -22,6 +31,7 @@ class Linear(FouraLayer):
         torch.compile            the line itself; the compiler fuses it
         no gradients             folded factors, kept while A and B are unchanged
         fewer tokens than ranks  the activations are transformed, not the factors
+        many ranks, no gate      `delta.adapted_by_weight`: one product with W0 + ΔW
         otherwise                `delta.adapted`: folded once, accumulated in place
     """
 
@@ -31,24 +41,29 @@ class Linear(FouraLayer):
 
     def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         names = self.names()
-        if not names:
-            return self.base_layer(x, *args, **kwargs)
-        compute = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
-        base: Any = partial(self.base_layer, *args, **kwargs) if args or kwargs else self.base_layer
-        if torch.compiler.is_compiling() or not self._one_dtype(x, names, compute):
+        device = x.device.type
+        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        if torch.compiler.is_compiling() or not names or not self._one_dtype(x, names, compute):
             return super()._forward(x, *args, **kwargs)
-        x = x if compute is None else x.to(compute)
-        inplace = self._owns_output()
+        if compute is not None:
+            x = x.to(compute)
+        base: Any = partial(self.base_layer, *args, **kwargs) if args or kwargs else self.base_layer
+        owns = self._owns_output()
         if not torch.is_grad_enabled():
             result = base(x)
             for name in names:
                 down, up = self._kept_factors(name, x)
-                z = nn.functional.linear(self.foura_dropout[name](x), down)
+                dropout = self._dropout(name)
+                z = nn.functional.linear(x if dropout is None else dropout(x), down)
                 u = gated(z, self.r[name], self.gate(name))
-                result = accumulated(result, u, up, self.scaling[name], inplace)
+                result = accumulated(result, u, up, self.scaling[name], owns)
             return result
         if x.shape[:-1].numel() < max(self.r[name] for name in names):
             return super()._forward(x, *args, **kwargs)
+        if owns and len(names) == 1 and self._by_weight(names[0], x):
+            linear: Any = self.base_layer
+            down, up = self._fresh_factors(names[0], x.dtype)
+            return adapted_by_weight(x, linear.weight, linear.bias, down, up, self.scaling[names[0]])
         for name in names:
             down, up = self._fresh_factors(name, x.dtype)
             base = partial(
@@ -60,7 +75,7 @@ class Linear(FouraLayer):
                 rank=self.r[name],
                 gate=self.gate(name),
                 dropout=self._dropout(name),
-                inplace=inplace,
+                inplace=owns,
             )
         return base(x)
 
@@ -71,7 +86,7 @@ class Linear(FouraLayer):
         few = x.shape[:-1].numel() < r and A.dtype in (torch.float32, torch.float64)
         if few and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with torch.autocast(x.device.type, enabled=False):
-                mask = self.foura_gate_mask[adapter_name] if adapter_name in self.foura_gate_mask else None
+                mask = self._mask(adapter_name)
                 fixed = gate if mask is None else lambda _: mask
                 return transformed_delta(x.to(A.dtype), A, B, self.transform[adapter_name], scaling, fixed)
         down, up = self._fresh_factors(adapter_name, A.dtype)
@@ -91,32 +106,46 @@ class Linear(FouraLayer):
         A and B are recognised by address and by the counter that autograd keeps of in-place writes. Writes through
         `.data` escape it: `train()` and `eval()` drop what is kept.
         """
-        A, B = self.foura_A[name], self.foura_B[name]
+        A, B, mask = self.foura_A[name], self.foura_B[name], self._mask(name)
         if A.is_inference() or B.is_inference():  # these have no counter
             return self._fresh_factors(name, x.dtype)
-        mask = self.foura_gate_mask[name] if name in self.foura_gate_mask else None
-        key = (A.data_ptr(), A._version, B.data_ptr(), B._version, x.dtype, x.device, mask is None or mask._version)
-        if x.shape[:-1].numel() <= FEW_TOKENS and name in self._cached and self._cached[name][0] == key:
-            return self._cached[name][1]
+        key = (A.data_ptr(), A._version, B.data_ptr(), B._version, x.dtype, mask is None or mask._version)
+        kept = self._cached.get(name)
+        if kept is not None and kept[0] == key and x.numel() <= FEW_TOKENS * self.in_features:
+            return kept[1]
         with torch.inference_mode(False), torch.no_grad():
             factors = self._fresh_factors(name, x.dtype)
         self._cached[name] = (key, factors)
         return factors
 
+    def _mask(self, name: str) -> Tensor | None:
+        return self.foura_gate_mask[name] if name in self.foura_gate_mask else None
+
     def _one_dtype(self, x: Tensor, names: list[str], autocast: torch.dtype | None) -> bool:
         """Whether input, base output and adapters share a dtype, so that products can be accumulated."""
-        weight = getattr(self.get_base_layer(), "weight", None)
-        if weight is None or self.quantization_backend is not None or not weight.is_floating_point():
+        if self.quantization_backend is not None or not isinstance(self.base_layer, (nn.Linear, Conv1D)):
             return False
         if autocast is not None:
             return x.dtype in (torch.float32, autocast)
-        return all(x.dtype == weight.dtype == self.foura_A[name].dtype for name in names)
+        return x.dtype == self.base_layer.weight.dtype and all(self.foura_A[name].dtype == x.dtype for name in names)
 
     def _owns_output(self) -> bool:
         """Whether nobody else can hold the base layer's output or input gradient, which are then written to."""
         base: Any = self.base_layer
         return type(base) is nn.Linear and not (
             base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
+        )
+
+    def _by_weight(self, name: str, x: Tensor) -> bool:
+        """Whether ΔW itself is the cheaper way; not in half precision, where W0 would swallow a small ΔW."""
+        weight: Any = self.base_layer.weight
+        return (
+            x.dtype in (torch.float32, torch.float64)
+            and name not in self.foura_gate
+            and self._dropout(name) is None
+            and not weight.requires_grad
+            and x.shape[:-1].numel() >= self.in_features
+            and weight_is_cheaper(self.out_features, self.in_features, self.r[name] * self.transform[name].parts)
         )
 
     def _dropout(self, name: str) -> nn.Module | None:

@@ -1,7 +1,7 @@
 """The PEFT tuner: finds the layers that a FouraConfig names, wraps them, and steers them per call."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -113,9 +113,14 @@ class FouraModel(BaseTuner):
         """PEFT enters this around every forward and generate: adapters by row, and the padding that gates ignore."""
         names = kwargs.pop("adapter_names", None)
         mask = kwargs.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        gates = any(
+            getattr(config, "gate", None) == "adaptive" and getattr(config, "gate_scope", None) == "sequence"
+            for config in self.peft_config.values()
+        )
         handles = [] if names is None else self._route_rows(names, kwargs.get("num_beams") or 1)
         try:
-            with attention_mask(self, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None):
+            with attention_mask(self, mask) if gates else nullcontext():
                 yield
         finally:
             for handle in handles:

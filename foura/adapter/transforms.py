@@ -74,8 +74,7 @@ class Transform:
     def fold_up(self, B: Tensor) -> Tensor:
         """F⁻¹·B as a real matrix (M, q); the inverse acts on each output block by itself (fused projections)."""
         if self.kind != "dft":
-            blocks_srm = B.unflatten(0, (self.splits, self.block)).transpose(1, 2)
-            return self._synthesise(blocks_srm.contiguous()).transpose(1, 2).reshape(self.out_features, -1)
+            return self._columns(B, self._synthesise, adjoint=False)
         spectrum_sKr = torch.view_as_complex(B.contiguous()).unflatten(0, (self.splits, -1))
         # irfft(c) = Re( sum_k w_k c_k exp(2πikn/M) ) / sqrt(M)
         weighted = spectrum_sKr * _bin_weights(self.block, B.dtype, B.device)[:, None]
@@ -92,11 +91,9 @@ class Transform:
 
     def fold_up_adjoint(self, grad: Tensor) -> Tensor:
         """The gradient of B, given that of `fold_up(B)`, (M, q)."""
-        blocks_smq = grad.unflatten(0, (self.splits, self.block))
         if self.kind != "dft":
-            blocks_srm = blocks_smq.transpose(1, 2).contiguous()
-            return self._analyse(blocks_srm).transpose(1, 2).reshape(self.out_features, -1)
-        real_smr, minus_imag_smr = blocks_smq.chunk(2, dim=-1)
+            return self._columns(grad, self._analyse, adjoint=True)
+        real_smr, minus_imag_smr = grad.unflatten(0, (self.splits, self.block)).chunk(2, dim=-1)
         spectrum_smr = torch.fft.fft(torch.complex(real_smr, -minus_imag_smr), dim=1, norm="ortho")
         weighted = spectrum_smr[:, : self.block // 2 + 1] * _bin_weights(self.block, grad.dtype, grad.device)[:, None]
         return torch.view_as_real(weighted.flatten(0, 1))
@@ -111,6 +108,16 @@ class Transform:
         if self.kind == "dft":
             return torch.fft.irfft(blocks, n=self.block, norm="ortho").flatten(-2)
         return self._synthesise(blocks).flatten(-2)
+
+    def _columns(self, B: Tensor, by_rows: Callable[[Tensor], Tensor], adjoint: bool) -> Tensor:
+        """F⁻¹ (F for the adjoint) on the columns of every output block of B (M, r); a matrix spares the transposing."""
+        if self.kind == "identity":
+            return B
+        blocks_smr = B.view(self.splits, self.block, -1)
+        if self.kind == "dct" and self.block > MATRIX_LIMIT:
+            return by_rows(blocks_smr.transpose(1, 2)).transpose(1, 2).reshape(B.shape)
+        F = basis(self.kind, self.block, self.seed, B.dtype, B.device)
+        return torch.matmul(F if adjoint else F.T, blocks_smr).view(B.shape)
 
     def _synthesise(self, rows: Tensor) -> Tensor:
         """rows @ F for an orthonormal real F; the same as F⁻¹ applied to each row. Shape kept, last axis transformed."""
