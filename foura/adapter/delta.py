@@ -104,18 +104,29 @@ def adapted(
     return _Leave.apply(base(x), gated(z_q, rank, gate), up, scaling, inplace)
 
 
-def adapted_by_weight(
-    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
+def adapted_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    transform: Transform,
+    scaling: float,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """linear(x, weight + scaling · up down, bias), the same sum for one frozen linear layer and no gate.
+    """linear(x, weight, bias) + plain_delta(x, …) without an adaptive gate, as one operation; everything in one dtype.
 
-    For T tokens a step costs 6 T M N multiply-adds so, and 4 T M N + 6 T q (M + N) by way of z.
+    Either by way of z, or, where ranks are many, by one product with W0 + ΔW: a step of T tokens costs
+    4 T M N + 6 T q (M + N) multiply-adds the one way and 6 T M N the other.
+
+    Args:
+        mask: a frozen gate (r,).
     """
-    return _ByWeight.apply(x, weight, bias, down, up, scaling)
-
-
-def weight_is_cheaper(out_features: int, in_features: int, q: int) -> bool:
-    return out_features * in_features < 3 * q * (out_features + in_features)
+    q, size = transform.parts * A.shape[0], transform.in_features + transform.out_features
+    few_ranks = transform.in_features * transform.out_features >= 3 * q * size
+    # half precision would lose a small ΔW in W0; forming ΔW has to pay over the tokens
+    by_z = few_ranks or x.dtype not in (torch.float32, torch.float64) or x.numel() < transform.in_features**2
+    return _Linear.apply(x, weight, bias, A, B, transform, scaling, mask, by_z)
 
 
 class _Fold(torch.autograd.Function):
@@ -174,31 +185,60 @@ class _Leave(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
         (u,) = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
-        grad_u = (rows @ ctx.up).mul_(ctx.scaling).view_as(u)
-        grad_up = (rows.T @ u.reshape(-1, u.shape[-1])).mul_(ctx.scaling) if ctx.needs_input_grad[2] else None
+        grad_u = _scaled(rows @ ctx.up, ctx.scaling).view_as(u)
+        grad_up = _scaled(u.reshape(-1, u.shape[-1]).T @ rows, ctx.scaling).T if ctx.needs_input_grad[2] else None
         return grad, grad_u, grad_up, None, None
 
 
-class _ByWeight(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        transform: Transform,
+        scaling: float,
+        mask: Tensor | None,
+        by_z: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.weight, ctx.down, ctx.up, ctx.scaling = weight, down, up, scaling
-        return linear(x, torch.addmm(weight, up, down, alpha=scaling), bias)
+        down, up = (factor.to(x.dtype) for factor in plain_fold(A, B, transform))
+        up = up if mask is None else masked(up, mask, A.shape[0])
+        # the factors belong to the step, whatever the batch: not among the tensors saved for it
+        ctx.folded, ctx.fixed = (down, up), (weight, transform, scaling, mask, A.shape[0], (A.dtype, B.dtype))
+        if not by_z:
+            ctx.save_for_backward(x)
+            return linear(x, torch.addmm(weight, up, down, alpha=scaling), bias)
+        z = linear(x, down)
+        ctx.save_for_backward(x, z)
+        return accumulated(linear(x, weight, bias), z, up, scaling, inplace=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        rows = grad.reshape(-1, grad.shape[-1])
+        x, *z = ctx.saved_tensors
+        (down, up), (weight, transform, scaling, mask, rank, dtypes) = ctx.folded, ctx.fixed
+        x_rows, rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (rows @ torch.addmm(ctx.weight, ctx.up, ctx.down, alpha=ctx.scaling)).view_as(x)
+        if z:
+            grad_z = _scaled(rows @ up, scaling)
+            grad_up = _scaled(z[0].reshape(-1, z[0].shape[-1]).T @ rows, scaling).T
+            grad_down = grad_z.T @ x_rows
+            if ctx.needs_input_grad[0]:
+                grad_x = (rows @ weight).addmm_(grad_z, down).view_as(x)
+        else:
+            if ctx.needs_input_grad[0]:
+                grad_x = (rows @ torch.addmm(weight, up, down, alpha=scaling)).view_as(x)
+            grad_delta = _scaled(rows.T @ x_rows, scaling)
+            grad_down, grad_up = up.T @ grad_delta, grad_delta @ down.T
+        grad_up = grad_up if mask is None else masked(grad_up, mask, rank)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        grad_A = transform.fold_down_adjoint(grad_down.to(wide)).to(dtypes[0]) if ctx.needs_input_grad[3] else None
+        grad_B = transform.fold_up_adjoint(grad_up.to(wide)).to(dtypes[1]) if ctx.needs_input_grad[4] else None
         grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
-        grad_delta = (rows.T @ x.reshape(-1, x.shape[-1])).mul_(ctx.scaling)
-        return grad_x, None, grad_bias, ctx.up.T @ grad_delta, grad_delta @ ctx.down.T, None
+        return grad_x, None, grad_bias, grad_A, grad_B, None, None, None, None
 
 
 def accumulated(onto: Tensor, u: Tensor, up: Tensor, scaling: float, inplace: bool) -> Tensor:
@@ -208,3 +248,8 @@ def accumulated(onto: Tensor, u: Tensor, up: Tensor, scaling: float, inplace: bo
         onto.view(-1, onto.shape[-1]).addmm_(u, up.T, alpha=scaling)
         return onto
     return torch.addmm(onto.reshape(-1, onto.shape[-1]), u, up.T, alpha=scaling).view_as(onto)
+
+
+def _scaled(tensor: Tensor, scaling: float) -> Tensor:
+    """tensor · scaling, in place; alpha = r, the commonest choice, makes it 1."""
+    return tensor if scaling == 1.0 else tensor.mul_(scaling)

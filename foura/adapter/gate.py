@@ -80,94 +80,138 @@ class RankGate(nn.Module):
                 return self.forward(u)
         if u.dtype not in (torch.float32, torch.float64):  # an entropy is a difference of logs: not in half precision
             return self.forward(u.float()).to(u.dtype)
-        score = self._score(u)
-        if self.scope == "token" or score.shape[1:-1].numel() == 1:
-            return token_gate(score)
-        score_STr = score.flatten(1, -2)
-        tokens: int | Tensor = score_STr.shape[1]
-        if (mask := self.mask_for(score_STr)) is not None:
-            score_STr, tokens = _without_padding(score_STr, mask)
-        shape_S1r = (score.shape[0], *(1,) * (score.dim() - 2), score.shape[-1])
-        return sequence_gate(score_STr, tokens).reshape(shape_S1r)
+        tokens = u.shape[1:-1].numel()
+        weights = self._weights(u.dtype)
+        if self.scope == "token" or tokens == 1:
+            return gate_of(u, *weights)
+        u_STr, counts = u.flatten(1, -2), None
+        if (mask := self.mask_for(u_STr)) is not None:
+            mask = mask | ~mask.any(1, keepdim=True)  # a sample of padding alone is left as it is
+            counts = mask.sum(1).view(-1, 1, 1)
+        gate_S1r = gate_of(u_STr, *weights, tokens if counts is None else counts, mask)
+        return gate_S1r.reshape(u.shape[0], *(1,) * (u.dim() - 2), u.shape[-1])
+
+    def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        w_in, b_in, w_out, b_out = self.weight_in, self.bias_in, self.weight_out, self.bias_out
+        return w_in.to(dtype), b_in.to(dtype), w_out.to(dtype), b_out.to(dtype)
 
     def mask_for(self, values: Tensor) -> Tensor | None:
         """The padding mask, where it speaks of these values (S, T, ...): cross-attention sees another sequence."""
         mask = self.padding_mask
         return mask.to(values.device) if mask is not None and mask.shape == values.shape[:2] else None
 
-    def _score(self, u: Tensor) -> Tensor:
-        """MLP(u / rms(u)); the division is moved behind the first product, where there are h numbers and not r."""
-        w_in, b_in, w_out, b_out = (
-            parameter if parameter.dtype == u.dtype else parameter.to(u.dtype)
-            for parameter in (self.weight_in, self.bias_in, self.weight_out, self.bias_out)
-        )
-        norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
-        inverse_rms = torch.rsqrt(norm * norm / u.shape[-1] + _RMS_EPS)
-        return linear(torch.addcmul(b_in, linear(u, w_in), inverse_rms).tanh(), w_out, b_out)
+
+def gate_of(
+    u: Tensor,
+    w_in: Tensor,
+    b_in: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+    tokens: int | Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The gate of RankGate from its weights: (..., r) token by token, or (S, T, r) -> (S, 1, r) with `tokens`.
+
+    Args:
+        tokens: T, or (S, 1, 1) where samples differ; None for one gate a token.
+        mask: (S, T), false for padding.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _Gate.apply(u, w_in, b_in, w_out, b_out, tokens, mask)
+    _, _, hidden = _hidden(u, w_in, b_in)
+    score = linear(hidden, w_out, b_out)
+    return _token_gate(score)[0] if tokens is None else _sequence_gate(score, tokens, mask)[0]
 
 
-def sequence_gate(score: Tensor, tokens: int | Tensor) -> Tensor:
-    """sigmoid(4 - c (ln T - H)) for scores (S, T, r) -> (S, 1, r); `tokens` is T, or (S, 1, 1) where samples differ."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        log_p = score.log_softmax(1)
-        negative_entropy_S1r = (log_p.exp() * log_p.clamp(min=-1e4)).sum(1, keepdim=True)
-    else:
-        negative_entropy_S1r = _NegativeEntropy.apply(score)
-    log_tokens = math.log(tokens) if isinstance(tokens, int) else tokens.to(score.dtype).log()
-    return torch.sigmoid(4.0 - _SEQUENCE_SLOPE * (log_tokens + negative_entropy_S1r))
+def _hidden(u: Tensor, w_in: Tensor, b_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(1 / rms(u), w_in u, tanh(w_in u / rms(u) + b_in)): dividing behind the product, where there are h numbers, not r."""
+    norm = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+    inverse_rms = torch.rsqrt(norm * norm / u.shape[-1] + _RMS_EPS)
+    projected = linear(u, w_in)
+    return inverse_rms, projected, torch.addcmul(b_in, projected, inverse_rms).tanh()
 
 
-def token_gate(score: Tensor) -> Tensor:
-    """sigmoid(4 - c (ln 2 - H)), elementwise, with H the entropy of a Bernoulli with log-odds `score`."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return torch.sigmoid(_TOKEN_SLOPE * _binary_entropy(score)[0] - 4.0)
-    return _TokenGate.apply(score)
+def _token_gate(score: Tensor) -> tuple[Tensor, Tensor]:
+    """(gate, m): sigmoid(4 - c (ln 2 - H)), H the entropy of a Bernoulli with log-odds `score`, m its larger probability.
 
-
-def _binary_entropy(score: Tensor) -> tuple[Tensor, Tensor]:
-    """(H, m) with m = sigmoid(|score|), the larger probability: H = -ln m + |score| (1 - m), stable for any score."""
+    H = -ln m + |score| (1 - m), which is stable for any score.
+    """
     size = score.abs()
     m = torch.sigmoid(size)
-    return torch.addcmul(size, size, m, value=-1.0) - m.log(), m
+    entropy = torch.addcmul(size, size, m, value=-1.0) - m.log()
+    return torch.sigmoid(_TOKEN_SLOPE * entropy - 4.0), m
 
 
-def _without_padding(score: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores with padded tokens at minus infinity, and the count of real ones (S, 1, 1); all-padding samples are left."""
-    mask_ST1 = (mask | ~mask.any(1, keepdim=True)).unsqueeze(-1)
-    return score.masked_fill(~mask_ST1, -math.inf), mask_ST1.sum(1, keepdim=True)
+def _sequence_gate(score: Tensor, tokens: int | Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(gate (S, 1, r), ln p (S, T, r), Σ p ln p): sigmoid(4 - c (ln T - H)), p the softmax of the scores over tokens."""
+    if mask is not None:
+        score = score.masked_fill(~mask.unsqueeze(-1), -math.inf)
+    log_p = score.log_softmax(1)
+    if mask is not None:
+        log_p = log_p.clamp(min=-1e4)  # 0 ln 0 = 0
+    negative_entropy_S1r = (log_p.exp() * log_p).sum(1, keepdim=True)
+    log_tokens = math.log(tokens) if isinstance(tokens, int) else tokens.to(score.dtype).log()
+    return torch.sigmoid(4.0 - _SEQUENCE_SLOPE * (log_tokens + negative_entropy_S1r)), log_p, negative_entropy_S1r
 
 
-class _NegativeEntropy(torch.autograd.Function):
-    """Σ p ln p over the tokens, p = softmax(score): (S, T, r) -> (S, 1, r). Its derivative is p (ln p - Σ p ln p)."""
+class _Gate(torch.autograd.Function):
+    """`gate_of` with its derivative written out: autograd's way makes three times as many passes over (S, T, r).
 
-    @staticmethod
-    def forward(ctx: Any, score: Tensor) -> Tensor:
-        log_p = score.log_softmax(1).clamp_(min=-1e4)  # 0 ln 0 = 0 for padded tokens
-        p = log_p.exp()
-        result_S1r = (p * log_p).sum(1, keepdim=True)
-        ctx.save_for_backward(log_p, result_S1r)
-        return result_S1r
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        log_p, result_S1r = ctx.saved_tensors
-        return (log_p - result_S1r).mul_(log_p.exp()).mul_(grad)
-
-
-class _TokenGate(torch.autograd.Function):
-    """sigmoid(c H(score) - 4) elementwise; dH/dscore = -score m (1 - m)."""
+    dD/dscore is score m (1 - m) for one token, and p (ln p - Σ p ln p) over tokens; dgate/dD = -c gate (1 - gate).
+    """
 
     @staticmethod
-    def forward(ctx: Any, score: Tensor) -> Tensor:
-        entropy, m = _binary_entropy(score)
-        gate = entropy.mul_(_TOKEN_SLOPE).sub_(4.0).sigmoid_()
-        ctx.save_for_backward(score, m, gate)
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        w_in: Tensor,
+        b_in: Tensor,
+        w_out: Tensor,
+        b_out: Tensor,
+        tokens: int | Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        inverse_rms, projected, hidden = _hidden(u, w_in, b_in)
+        score = linear(hidden, w_out, b_out)
+        ctx.by_token = tokens is None
+        if tokens is None:
+            gate, m = _token_gate(score)
+            kept = (gate, score, m)
+        else:
+            gate, log_p, negative_entropy = _sequence_gate(score, tokens, mask)
+            kept = (gate, log_p, negative_entropy)
+        ctx.save_for_backward(u, w_in, w_out, inverse_rms, projected, hidden, *kept)
         return gate
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        score, m, gate = ctx.saved_tensors
-        slope = torch.addcmul(m, m, m, value=-1.0).mul_(score).mul_(-_TOKEN_SLOPE)
-        return slope.mul_(torch.addcmul(gate, gate, gate, value=-1.0)).mul_(grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        u, w_in, w_out, inverse_rms, projected, hidden, gate, *kept = ctx.saved_tensors
+        slope = torch.addcmul(gate, gate, gate, value=-1.0).mul_(grad)
+        if ctx.by_token:
+            score, m = kept
+            grad_score = slope.mul_(torch.addcmul(m, m, m, value=-1.0).mul_(score)).mul_(-_TOKEN_SLOPE)
+        else:
+            log_p, negative_entropy = kept
+            grad_score = (log_p - negative_entropy).mul_(log_p.exp()).mul_(slope.mul_(-_SEQUENCE_SLOPE))
+        grad_score = grad_score.view(-1, grad_score.shape[-1])
+        hidden_rows = hidden.view(-1, hidden.shape[-1])
+        grad_pre = (grad_score @ w_out).mul_(torch.addcmul(hidden.new_ones(()), hidden_rows, hidden_rows, value=-1.0))
+        inverse_rows = inverse_rms.view(-1, 1)
+        grad_projected = grad_pre * inverse_rows
+        grad_inverse = (grad_pre * projected.view(-1, projected.shape[-1])).sum(-1, keepdim=True)
+        u_rows = u.reshape(-1, u.shape[-1])
+        grad_u = None
+        if ctx.needs_input_grad[0]:
+            # d(1/rms)/du = -u / (r rms³)
+            along = grad_inverse.mul_(inverse_rows**3).div_(-u.shape[-1])
+            grad_u = (u_rows * along).addmm_(grad_projected, w_in).view_as(u)
+        return (
+            grad_u,
+            grad_projected.T @ u_rows,
+            grad_pre.sum(0),
+            grad_score.T @ hidden_rows,
+            grad_score.sum(0),
+            None,
+            None,
+        )

@@ -1,7 +1,7 @@
 """FouRA on linear layers: nn.Linear, transformers' Conv1D, and quantised linear layers by PEFT's backends."""
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,11 @@ from transformers.pytorch_utils import Conv1D
 from foura.adapter.delta import (
     accumulated,
     adapted,
-    adapted_by_weight,
+    adapted_linear,
     fold,
     gated,
     plain_delta,
     transformed_delta,
-    weight_is_cheaper,
 )
 from foura.adapter.layer import Factors, FouraLayer
 
@@ -31,7 +30,7 @@ class Linear(FouraLayer):
         torch.compile            the line itself; the compiler fuses it
         no gradients             folded factors, kept while A and B are unchanged
         fewer tokens than ranks  the activations are transformed, not the factors
-        many ranks, no gate      `delta.adapted_by_weight`: one product with W0 + ΔW
+        one adapter, no gate     `delta.adapted_linear`: one operation
         otherwise                `delta.adapted`: folded once, accumulated in place
     """
 
@@ -60,10 +59,18 @@ class Linear(FouraLayer):
             return result
         if x.shape[:-1].numel() < max(self.r[name] for name in names):
             return super()._forward(x, *args, **kwargs)
-        if owns and len(names) == 1 and self._by_weight(names[0], x):
-            linear: Any = self.base_layer
-            down, up = self._fresh_factors(names[0], x.dtype)
-            return adapted_by_weight(x, linear.weight, linear.bias, down, up, self.scaling[names[0]])
+        if owns and len(names) == 1 and self._is_one_operation(names[0], x):
+            name, linear = names[0], cast(nn.Linear, self.base_layer)
+            return adapted_linear(
+                x,
+                linear.weight,
+                linear.bias,
+                self.foura_A[name],
+                self.foura_B[name],
+                self.transform[name],
+                self.scaling[name],
+                self._mask(name),
+            )
         for name in names:
             down, up = self._fresh_factors(name, x.dtype)
             base = partial(
@@ -136,16 +143,13 @@ class Linear(FouraLayer):
             base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
         )
 
-    def _by_weight(self, name: str, x: Tensor) -> bool:
-        """Whether ΔW itself is the cheaper way; not in half precision, where W0 would swallow a small ΔW."""
+    def _is_one_operation(self, name: str, x: Tensor) -> bool:
         weight: Any = self.base_layer.weight
         return (
-            x.dtype in (torch.float32, torch.float64)
-            and name not in self.foura_gate
+            name not in self.foura_gate
             and self._dropout(name) is None
+            and weight.dtype == x.dtype
             and not weight.requires_grad
-            and x.shape[:-1].numel() >= self.in_features
-            and weight_is_cheaper(self.out_features, self.in_features, self.r[name] * self.transform[name].parts)
         )
 
     def _dropout(self, name: str) -> nn.Module | None:

@@ -74,7 +74,7 @@ class Transform:
     def fold_up(self, B: Tensor) -> Tensor:
         """F⁻¹·B as a real matrix (M, q); the inverse acts on each output block by itself (fused projections)."""
         if self.kind != "dft":
-            return self._columns(B, self._synthesise, adjoint=False)
+            return self._columns(B, adjoint=False)
         spectrum_sKr = torch.view_as_complex(B.contiguous()).unflatten(0, (self.splits, -1))
         # irfft(c) = Re( sum_k w_k c_k exp(2πikn/M) ) / sqrt(M)
         weighted = spectrum_sKr * _bin_weights(self.block, B.dtype, B.device)[:, None]
@@ -92,7 +92,7 @@ class Transform:
     def fold_up_adjoint(self, grad: Tensor) -> Tensor:
         """The gradient of B, given that of `fold_up(B)`, (M, q)."""
         if self.kind != "dft":
-            return self._columns(grad, self._analyse, adjoint=True)
+            return self._columns(grad, adjoint=True)
         real_smr, minus_imag_smr = grad.unflatten(0, (self.splits, self.block)).chunk(2, dim=-1)
         spectrum_smr = torch.fft.fft(torch.complex(real_smr, -minus_imag_smr), dim=1, norm="ortho")
         weighted = spectrum_smr[:, : self.block // 2 + 1] * _bin_weights(self.block, grad.dtype, grad.device)[:, None]
@@ -109,15 +109,18 @@ class Transform:
             return torch.fft.irfft(blocks, n=self.block, norm="ortho").flatten(-2)
         return self._synthesise(blocks).flatten(-2)
 
-    def _columns(self, B: Tensor, by_rows: Callable[[Tensor], Tensor], adjoint: bool) -> Tensor:
-        """F⁻¹ (F for the adjoint) on the columns of every output block of B (M, r); a matrix spares the transposing."""
+    def _columns(self, B: Tensor, adjoint: bool) -> Tensor:
+        """F⁻¹ (F for the adjoint) on the columns of every output block of B (M, r)."""
         if self.kind == "identity":
             return B
-        blocks_smr = B.view(self.splits, self.block, -1)
+        blocks_smr = B.unflatten(0, (self.splits, self.block))
         if self.kind == "dct" and self.block > MATRIX_LIMIT:
-            return by_rows(blocks_smr.transpose(1, 2)).transpose(1, 2).reshape(B.shape)
+            rows = blocks_smr.transpose(1, 2).reshape(-1, self.block)  # two axes alone: gathering is slow on three
+            rows = _dct(rows) if adjoint else _inverse_dct(rows)
+            return rows.unflatten(0, (self.splits, -1)).transpose(1, 2).reshape(B.shape)
         F = basis(self.kind, self.block, self.seed, B.dtype, B.device)
-        return torch.matmul(F if adjoint else F.T, blocks_smr).view(B.shape)
+        F = F if adjoint else F.T
+        return F @ B if self.splits == 1 else (F @ blocks_smr).flatten(0, 1)
 
     def _synthesise(self, rows: Tensor) -> Tensor:
         """rows @ F for an orthonormal real F; the same as F⁻¹ applied to each row. Shape kept, last axis transformed."""
@@ -181,32 +184,78 @@ def _bin_weights(length: int, dtype: torch.dtype, device: torch.device) -> Tenso
         return weights_K.to(device)
 
 
-@_kept
-def _twiddles(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """exp(-πik/2N) times the orthonormal scale, for k = 0 .. N//2."""
-    with torch.inference_mode(False), torch.no_grad():
-        k = torch.arange(length // 2 + 1, dtype=torch.float64, device="cpu")
-        scale = torch.full_like(k, math.sqrt(2.0 / length))
-        scale[0] = math.sqrt(1.0 / length)
-        return torch.polar(scale, -math.pi * k / (2 * length)).to(dtype=dtype.to_complex(), device=device)
+# The DCT-II of N numbers by one real FFT of N numbers (Makhoul 1980), in as few operations as there can be: gather, FFT,
+# multiply, gather. With v the even samples ascending and then the odd ones descending, and V = fft(v),
+#     X[k] = Re(w[k] V[k]),   X[N-k] = -Im(w[k] V[k]),   w[k] = scale[k] exp(-πik / 2N),   k = 0 .. N//2.
+# v is read backwards (v[-n]), which conjugates V and so spares the sign.
 
 
 def _dct(rows: Tensor) -> Tensor:
-    """Orthonormal DCT-II along the last axis by one real FFT of the same length (Makhoul 1980)."""
+    """Orthonormal DCT-II along the last axis."""
     N = rows.shape[-1]
-    v = torch.cat([rows[..., ::2], rows[..., 1::2].flip(-1)], dim=-1)  # even samples ascending, odd ones descending
-    V = torch.fft.rfft(v) * _twiddles(N, rows.dtype, rows.device)
-    return torch.cat([V.real, -V.imag[..., 1 : (N + 1) // 2].flip(-1)], dim=-1)
+    V = torch.fft.rfft(rows.index_select(-1, _sample_order(N, rows.device)))
+    parts = torch.view_as_real(V * _twiddles(N, rows.dtype, rows.device)).flatten(-2)
+    return parts.index_select(-1, _coefficient_order(N, rows.device))
 
 
 def _inverse_dct(rows: Tensor) -> Tensor:
-    """Inverse of the orthonormal DCT-II along the last axis by one real inverse FFT of the same length."""
+    """Inverse of the orthonormal DCT-II along the last axis."""
     N = rows.shape[-1]
-    upper = torch.cat([torch.zeros_like(rows[..., :1]), -rows[..., N - N // 2 :].flip(-1)], dim=-1)
-    V = torch.complex(rows[..., : N // 2 + 1], upper) / _twiddles(N, rows.dtype, rows.device)
-    v = torch.fft.irfft(V, n=N)
-    half = (N + 1) // 2
-    out = torch.empty_like(v)
-    out[..., ::2] = v[..., :half]
-    out[..., 1::2] = v[..., half:].flip(-1)
-    return out
+    parts = rows.index_select(-1, _pair_order(N, rows.device)).unflatten(-1, (-1, 2))
+    V = torch.view_as_complex(parts) * _inverse_twiddles(N, rows.dtype, rows.device)
+    return torch.fft.irfft(V, n=N).index_select(-1, _sample_place(N, rows.device))
+
+
+def _twiddle(length: int) -> Tensor:
+    """conj(w) for k = 0 .. N//2, in double precision."""
+    k = torch.arange(length // 2 + 1, dtype=torch.float64, device="cpu")
+    scale = torch.full_like(k, math.sqrt(2.0 / length))
+    scale[0] = math.sqrt(1.0 / length)
+    return torch.polar(scale, math.pi * k / (2 * length))
+
+
+@_kept
+def _twiddles(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return _twiddle(length).to(dtype=dtype.to_complex(), device=device)
+
+
+@_kept
+def _inverse_twiddles(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1 / conj(w); the first also makes X[0] of the pair (X[0], X[0]), since there is no X[N]."""
+    with torch.inference_mode(False), torch.no_grad():
+        inverse = 1.0 / _twiddle(length)
+        inverse[0] *= (1.0 - 1.0j) / 2.0
+        return inverse.to(dtype=dtype.to_complex(), device=device)
+
+
+@_kept
+def _sample_order(length: int, device: torch.device) -> Tensor:
+    """Where v[-n] is found among the samples."""
+    with torch.inference_mode(False):
+        n = torch.arange(length, device="cpu")
+        v = torch.cat([n[::2], n[1::2].flip(0)])
+        return torch.cat([v[:1], v[1:].flip(0)]).to(device)
+
+
+@_kept
+def _sample_place(length: int, device: torch.device) -> Tensor:
+    """Where the samples are found in v[-n]."""
+    with torch.inference_mode(False):
+        return _sample_order(length, torch.device("cpu")).argsort().to(device)
+
+
+@_kept
+def _coefficient_order(length: int, device: torch.device) -> Tensor:
+    """Where X[k] is found among the pairs (X[k], X[N-k]), k = 0 .. N//2."""
+    with torch.inference_mode(False):
+        k = torch.arange(length, device="cpu")
+        return torch.where(k <= length // 2, 2 * k, 2 * (length - k) + 1).to(device)
+
+
+@_kept
+def _pair_order(length: int, device: torch.device) -> Tensor:
+    """Where the pairs (X[k], X[N-k]) are found among X; (X[0], X[0]) for k = 0."""
+    with torch.inference_mode(False):
+        k = torch.arange(length // 2 + 1, device="cpu")
+        return torch.stack([k, (length - k) % length], dim=-1).flatten().to(device)

@@ -1,0 +1,105 @@
+"""A `train.py` run after its start-up against a bare PyTorch loop: same model, data, adapter, evaluations."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from pytorch_lightning import seed_everything
+from rich.console import Console
+from timing import Row, row
+from torch import Tensor, nn
+
+import foura
+from foura.attach import attach
+from foura.backbones.vit import build_vit
+from foura.config import register
+from foura.datasets.sources import open_source
+from foura.datasets.splits import prepare
+from foura.run import _Loaders, _quiet, _trainer
+from foura.tasks.callbacks import Cost, EpochMetrics, ProgressLines, SelectedEpoch
+from foura.tasks.classification import Classification
+from foura.tracking.store import start_run
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def measure(rounds: int, epochs: int, say: Callable[[str], None]) -> list[Row]:
+    """Seconds of the default experiment at rank 16, and the ratio to the bare loop's of the same round."""
+    register()
+    _quiet()
+    rows: list[Row] = []
+    for adapter in ("lora", "foura_dct"):
+        say(f"framework, adapter={adapter}")
+        times: dict[str, list[float]] = {"framework": [], "bare loop": []}
+        for number in range(rounds + 1):
+            with tempfile.TemporaryDirectory() as folder:
+                with initialize_config_dir(str(CONF), version_base="1.3"):
+                    keys = [f"adapter={adapter}", f"trainer.max_epochs={epochs}", f"outputs={folder}"]
+                    cfg = compose("config", keys)
+                both = {
+                    "framework": lambda cfg=cfg, folder=folder: _framework(cfg, Path(folder)),
+                    "bare loop": lambda cfg=cfg: _bare(cfg),
+                }
+                for name in sorted(both, reverse=number % 2 == 1):
+                    seconds = both[name]()
+                    if number:  # the first round warms up
+                        times[name].append(seconds)
+        rows += [
+            row(f"framework {adapter}", name, "run", "s", values, times["bare loop"]) for name, values in times.items()
+        ]
+    return rows
+
+
+def _parts(cfg: Any) -> tuple[nn.Module, _Loaders, int]:
+    seed_everything(cfg.seed, verbose=False)
+    source = open_source(cfg.dataset)
+    backbone = build_vit(cfg.backbone, len(source.classes))
+    data = prepare(source, cfg.dataset, cfg.seed, backbone.image_mode, backbone.preprocess)
+    loaders = _Loaders(data, cfg)
+    return attach(backbone, cfg, steps=loaders.steps()), loaders, len(data.classes)
+
+
+def _framework(cfg: Any, folder: Path) -> float:
+    model, loaders, classes = _parts(cfg)
+    tracked = start_run(folder, "bench", {}, {}, None)
+    task = Classification(model, classes, cfg.optimizer)
+    progress = ProgressLines(Console(quiet=True), "bench", bar=False)
+    callbacks = [SelectedEpoch(cfg.select), Cost(), EpochMetrics(tracked), progress]
+    start = time.perf_counter()
+    _trainer(cfg, folder, callbacks).fit(task, loaders.train(), loaders.evaluation())
+    return time.perf_counter() - start
+
+
+def _bare(cfg: Any) -> float:
+    model, loaders, _ = _parts(cfg)
+    start = time.perf_counter()
+    train, evaluation, options = loaders.train(), loaders.evaluation(), cfg.optimizer
+    groups = foura.param_groups(model, lr=options.lr, gate_lr=options.gate_lr)
+    optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=cfg.trainer.max_epochs * len(train))
+    for _ in range(cfg.trainer.max_epochs):
+        model.train()
+        for images, labels in train:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        for loader in evaluation:
+            _evaluate(model, loader)
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, loader: Any) -> tuple[float, float]:
+    loss, right, count = torch.zeros(()), torch.zeros(()), 0
+    for images, labels in loader:
+        logits: Tensor = model(images)
+        loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
+        right += (logits.argmax(-1) == labels).sum()
+        count += len(labels)
+    return float(loss) / count, float(right) / count
