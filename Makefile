@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-all lint ui install
+.PHONY: help demo test test-all bench lint ui install
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -26,9 +26,13 @@ test: $(STAMP)  ## lint and the fast tests (under 10 minutes)
 	$(MAKE) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-all: $(STAMP)  ## everything, slow tests too
+test-all: $(STAMP)  ## everything: slow tests, and PEFT's own test-suite on our tuner (half an hour)
 	$(MAKE) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --ignore tests/peers
+	$(BIN)/python -m pytest tests/peers
+
+bench: $(STAMP)  ## cost of adapters against PEFT's LoRA, and of the framework (15 minutes on a quiet machine)
+	$(BIN)/python experiments/benchmarks/bench.py
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

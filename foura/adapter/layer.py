@@ -105,13 +105,14 @@ class FouraLayer(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def reset_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
-        """LoRA's start: A uniform with variance 1/(3·fan-in), B = 0 (random too where init_weights is False)."""
+        """LoRA's start: A uniform with variance 1/(3·fan-in), B = 0; B likewise where init_weights is False."""
         bound = 1.0 / math.sqrt(self.get_fan_in())
         self.foura_A[adapter_name].uniform_(-bound, bound)
         if init_weights:
             self.foura_B[adapter_name].zero_()
         else:
-            self.foura_B[adapter_name].normal_(std=1.0 / math.sqrt(self.r[adapter_name]))
+            bound = 1.0 / math.sqrt(self.transform[adapter_name].parts * self.r[adapter_name])
+            self.foura_B[adapter_name].uniform_(-bound, bound)
 
     def get_fan_in(self) -> int:
         return self.in_features
