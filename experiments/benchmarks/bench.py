@@ -129,7 +129,7 @@ def draw(rows: list[Row], machine: str, path: Path) -> None:
     axes[0].invert_yaxis()
     axes[0].set_title("training step, 2048 tokens")
     axes[1].set_title("decoding, 1 token")
-    axes[1].legend(fontsize=8, loc="lower right")
+    axes[1].legend(fontsize=8, loc="upper right")
     figure.suptitle(f"One linear layer d x d; {machine}", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
