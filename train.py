@@ -1,5 +1,6 @@
 """One run, or with -m a sweep: `python train.py adapter=foura rank=64`. The keys are in conf/ (`--cfg job`)."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from foura.errors import UserError
 from foura.tracking.status import RunStatus
 
 register()
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it speaks
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -11,14 +11,14 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from foura.adapter import FouraConfig
-from foura.backbones.vit import Backbone, describe_linear_layers
+from foura.backbones.backbone import LINEAR, Backbone, describe_linear_layers, layer_size
 from foura.errors import UserError
 
 RANKED = ("foura", "lora", "dora", "adalora")  # methods whose rank is the rank of a layer's update
 
 
 def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
-    """The backbone with the adapter of `cfg` (the whole config), only the adapter and the head trainable.
+    """The backbone with the adapter of `cfg` (the whole config), only the adapter and a new head trainable.
 
     Args:
         steps: how many optimizer steps the run will make (AdaLoRA plans its pruning over them).
@@ -31,7 +31,7 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
     """
     model, method = backbone.model, cfg.adapter.method
     if method in ("full", "head"):
-        model.requires_grad_(method == "full")
+        model.get_submodule(backbone.body).requires_grad_(method == "full")
         model.get_submodule(backbone.head).requires_grad_(True)
         return model
     layers = target_layers(model, backbone.targets)
@@ -42,32 +42,33 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
         )
     if method in RANKED:
         _check_rank(_adalora_start(cfg.rank) if method == "adalora" else cfg.rank, layers)
-    common = {"target_modules": list(backbone.targets), "modules_to_save": [backbone.head]}
+    common: dict[str, Any] = {"target_modules": list(backbone.targets)}
+    if backbone.new_head:
+        common["modules_to_save"] = [backbone.head]
     config = _peft_config(cfg, layers, steps, common)
     adapted = get_peft_model(model, config)
     config.base_model_name_or_path = cfg.backbone.name  # after wrapping: PEFT overwrites it with what it finds
     return adapted
 
 
-def target_layers(model: nn.Module, targets: list[str]) -> dict[str, nn.Linear]:
+def target_layers(model: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
     """{name: layer} of the linear layers whose name is, or ends in, one of the targets."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(name == t or name.endswith(f".{t}") for t in targets)
+        if isinstance(module, LINEAR) and any(name == t or name.endswith(f".{t}") for t in targets)
     }
 
 
-def _check_rank(rank: int, layers: dict[str, nn.Linear]) -> None:
-    name, layer = min(layers.items(), key=lambda item: min(item[1].in_features, item[1].out_features))
-    most = min(layer.in_features, layer.out_features)
-    if rank > most:
+def _check_rank(rank: int, layers: dict[str, nn.Module]) -> None:
+    name, size = min(((name, layer_size(layer)) for name, layer in layers.items()), key=lambda item: min(item[1]))
+    if rank > min(size):
         raise UserError(
-            f"rank {rank} is more than layer {name} ({layer.in_features} -> {layer.out_features}) can hold: at most {most}."
+            f"rank {rank} is more than layer {name} ({size[0]} -> {size[1]}) can hold: at most {min(size)}."
         )
 
 
-def _peft_config(cfg: DictConfig, layers: dict[str, nn.Linear], steps: int, common: dict[str, Any]) -> PeftConfig:
+def _peft_config(cfg: DictConfig, layers: dict[str, nn.Module], steps: int, common: dict[str, Any]) -> PeftConfig:
     adapter, rank, alpha = cfg.adapter, cfg.rank, cfg.alpha * cfg.rank
     options = OmegaConf.to_container(adapter.options)
     assert isinstance(options, dict)
@@ -97,10 +98,7 @@ def _peft_config(cfg: DictConfig, layers: dict[str, nn.Linear], steps: int, comm
         return _make(peft.VeraConfig, options, r=rank, vera_dropout=adapter.dropout, **common)
     assert adapter.method == "fourierft", adapter.method
     # as many coefficients as a LoRA of this rank has parameters, layer by layer
-    budget = {
-        name: min(rank * (layer.in_features + layer.out_features), layer.in_features * layer.out_features)
-        for name, layer in layers.items()
-    }
+    budget = {name: min(rank * sum(layer_size(layer)), math.prod(layer_size(layer))) for name, layer in layers.items()}
     return _make(peft.FourierFTConfig, options, n_frequency_pattern=budget, **common)
 
 

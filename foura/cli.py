@@ -20,7 +20,8 @@ def main() -> None:
     )
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1", help="127.0.0.1 unless others are to see it")
-    pretrain = commands.add_parser("pretrain", help="remake the embedded ViT's weights (some minutes on 2 cores)")
+    pretrain = commands.add_parser("pretrain", help="remake an embedded backbone's weights (5 to 25 minutes on 2 cores)")
+    pretrain.add_argument("backbone", nargs="?", default="vit", choices=["vit", "llama_small", "unet"])
     pretrain.add_argument("--out", type=Path, default=None, help="where to write (default: into the package)")
     arguments = parser.parse_args()
     try:
@@ -43,7 +44,16 @@ def _ui(arguments: argparse.Namespace) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from foura.backbones.pretrain import EPOCHS, IMAGES, pretrain_vit
-    from foura.backbones.vit_embedded import WEIGHTS
+    if arguments.backbone == "vit":
+        from foura.backbones.pretrain_vit import EPOCHS, IMAGES, pretrain_vit
+        from foura.backbones.vit_embedded import WEIGHTS
 
-    pretrain_vit(arguments.out or WEIGHTS, images=IMAGES, epochs=EPOCHS, seed=0)
+        pretrain_vit(arguments.out or WEIGHTS, images=IMAGES, epochs=EPOCHS, seed=0)
+    elif arguments.backbone == "llama_small":
+        from foura.backbones import llama_embedded, pretrain_llama
+
+        pretrain_llama.pretrain_llama(arguments.out or llama_embedded.FOLDER, epochs=pretrain_llama.EPOCHS, seed=0)
+    else:
+        from foura.backbones import pretrain_unet, unet_embedded
+
+        pretrain_unet.pretrain_unet(arguments.out or unet_embedded.FOLDER, steps=pretrain_unet.STEPS, seed=0)

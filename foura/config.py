@@ -18,6 +18,20 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from foura.errors import UserError
 
+FAMILIES = ("vit", "llama_small", "unet")
+# what each family can be adapted to: where data comes from, and what form its records have (the first is the default)
+SOURCES = {
+    "vit": ("digits", "imagefolder", "hf"),
+    "llama_small": ("stdlib", "text", "jsonl", "hf"),
+    "unet": ("letters", "imagefolder", "hf"),
+}
+FORMATS = {
+    "vit": ("classes",),
+    "llama_small": ("text", "completion", "commonsense", "verbalizer"),
+    "unet": ("captions",),
+}
+METRICS = {"vit": ("loss", "acc"), "llama_small": ("loss", "acc"), "unet": ("loss",)}
+EMBEDDED = ("digits", "stdlib", "letters")  # sources that need no path
 METHODS = ("foura", "lora", "dora", "adalora", "vera", "fourierft", "full", "head")
 
 
@@ -38,7 +52,7 @@ class AdapterConfig:
     transform: str = _choice("dct", "dct", "dft", "identity", "random")
     transform_seed: int = _number(0, at_least=0)
     gate: str = _choice("none", "none", "adaptive", "frozen")  # frozen: adaptive in training, frozen after it
-    gate_scope: str = _choice("sequence", "sequence", "token")
+    gate_scope: str = _choice(MISSING, "sequence", "token")
     dropout: float = _number(0.0, at_least=0.0, below=1.0)
     use_rslora: bool = False
 
@@ -51,18 +65,27 @@ class AdapterConfig:
 class BackboneConfig:
     """The frozen model."""
 
-    family: str = _choice("vit", "vit")
+    family: str = _choice(MISSING, *FAMILIES)
     name: str = "embedded"
     pretrained: Union[bool, str] = True  # noqa: UP007  (OmegaConf reads this form)
     img_size: int | None = _number(None, at_least=1)  # None: the size that the model was made for
     target_modules: list[str] | None = None  # None: the linear layers of the family
     output_splits: dict[str, int] = field(default_factory=dict)
+    gate_scope: str = _choice("sequence", "sequence", "token")  # what adapter.gate_scope follows
+    torch_dtype: str | None = _choice(None, "float32", "bfloat16", "float16")  # of the frozen weights; None: float32
+    attn_implementation: str | None = _choice(None, "eager", "sdpa", "flash_attention_2")
+    load_in: str | None = _choice(None, "8bit", "4bit")  # quantised frozen weights
+    gradient_checkpointing: bool = False
+    text_encoder: bool = False  # unet: adapters on the text encoder too
 
 
 @dataclass
 class ColumnsConfig:
     image: str = "image"
     label: str = "label"
+    text: str = "text"
+    prompt: str = "prompt"
+    completion: str = "completion"
 
 
 @dataclass
@@ -70,17 +93,27 @@ class DatasetConfig:
     """What the backbone is adapted to, and how it is cut."""
 
     name: str = MISSING
-    source: str = _choice(MISSING, "digits", "imagefolder", "hf")
+    source: str = _choice(MISSING, *dict.fromkeys(source for sources in SOURCES.values() for source in sources))
     path: str | None = None
+    format: str | None = _choice(None, *(form for forms in FORMATS.values() for form in forms))  # None: the family's
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     classes: list[str] | None = None  # None: all
     limit: int | None = _number(None, at_least=1)  # training items, drawn by class with the run's seed
+    label_noise: float = _number(0.0, at_least=0.0, below=1.0)  # share of training labels made wrong
+    template: str | None = None  # verbalizer: a prompt of the record's fields
+    verbalizer: list[str] | None = None  # … and a word for each label
+    block_size: int = _number(128, at_least=2)  # tokens of a block or, at most, of an example
+    style: str = _choice("fire", "plain", "fire")  # of the embedded letters
+    prompt: str | None = None  # one caption for all pictures, as in DreamBooth
+    repeats: int = _number(1, at_least=1)  # how often an epoch shows each training item
+    epochs: int = _number(40, at_least=1)  # what trainer.max_epochs follows
     val_fraction: float = _number(0.2, above=0.0, below=1.0)  # where the data brings no validation split
     test_fraction: float = _number(0.2, above=0.0, below=1.0)  # where it brings no test split
     split_seed: int = _number(0, at_least=0)
     batch_size: int = _number(32, at_least=1)
     eval_batch_size: int = _number(256, at_least=1)
     train_eval_limit: int = _number(1000, at_least=1)  # the fixed part of train that is evaluated like validation
+    eval_limit: int = _number(1_000_000, at_least=1)  # items of validation, and of test, at most (text and captions)
     num_workers: int = _number(0, at_least=0)
 
 
@@ -90,9 +123,28 @@ class OptimizerConfig:
 
     lr: float = _number(MISSING, above=0.0)
     gate_lr: float = _number(MISSING, above=0.0)
+    text_encoder_lr: float | None = _number(None, above=0.0)  # unet with text_encoder=true; None: lr
     weight_decay: float = _number(0.0, at_least=0.0)
     schedule: str = _choice("cosine", "cosine", "constant")
     warmup: float = _number(0.1, at_least=0.0, below=1.0)  # share of all steps
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured once, at the end, beside loss and accuracy."""
+
+    passages: int = _number(32, at_least=1)  # llama_small: passages to complete, for memorisation
+    passage_tokens: int = _number(16, at_least=1)  # … and how much of them
+    prompts: list[str] | None = None  # unet: None: the captions of the validation data
+    max_prompts: int = _number(16, at_least=1)
+    seeds_per_prompt: int = _number(4, at_least=2)
+    strengths: list[float] = field(default_factory=lambda: [0.2, 0.4, 0.6, 0.8, 1.0])  # the last one is reported
+    sampling_steps: int = _number(12, at_least=1)
+    guidance: float = _number(2.0, at_least=1.0)
+    pictures_every: int = _number(10, at_least=0)  # epochs between pictures; 0: none
+    features: str = "colours"  # the space of distances: colours, glyphs, a timm model or folder
+    lpips: bool = False  # diversity by LPIPS too, where torchvision's AlexNet weights are
+    clip: str | None = None  # alignment by this CLIP model (hub id or folder)
 
 
 @dataclass
@@ -140,6 +192,7 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     rank: int = _number(16, at_least=1)
     alpha: float = _number(1.0, above=0.0)
     seed: int = _number(0, at_least=0)
@@ -166,13 +219,39 @@ def check(cfg: DictConfig) -> None:
         UserError: the first value that is not legal, with the choices or the range.
     """
     _check_node(cfg, Config, "")
-    if cfg.dataset.source != "digits" and cfg.dataset.path is None:
+    _check_family(cfg)
+    if cfg.dataset.source not in EMBEDDED and cfg.dataset.path is None:
         raise UserError(
             f"dataset.path is not set: dataset={cfg.dataset.name} needs dataset.path=… to say where the data is."
         )
     name = cfg.sweep
     if name is not None and not re.fullmatch(r"[\w.+-]{1,100}", name):
         raise UserError(f"sweep={name!r} must be 1 to 100 letters, digits, '.', '_', '+' or '-': it names a folder.")
+
+
+def _check_family(cfg: DictConfig) -> None:
+    """That backbone, data and gate go together."""
+    family, data = cfg.backbone.family, cfg.dataset
+    if data.source not in SOURCES[family]:
+        raise UserError(
+            f"dataset={data.name} does not go with backbone={family}. Its data: {', '.join(SOURCES[family])}."
+        )
+    if data.format is not None and data.format not in FORMATS[family]:
+        raise UserError(
+            f"dataset.format={data.format} does not go with backbone={family}; choose one of {', '.join(FORMATS[family])}."
+        )
+    if cfg.select not in METRICS[family]:
+        raise UserError(f"select={cfg.select} is no metric of backbone={family}; choose {', '.join(METRICS[family])}.")
+    gated = cfg.adapter.method == "foura" and cfg.adapter.gate != "none"
+    if family == "llama_small" and gated and cfg.adapter.gate_scope == "sequence":
+        raise UserError(
+            "adapter.gate_scope=sequence looks at later tokens, which a causal language model must not: use token."
+        )
+
+
+def data_format(cfg: DictConfig) -> str:
+    """The form of the data's records: as said, or what the family usually has."""
+    return cfg.dataset.format or FORMATS[cfg.backbone.family][0]
 
 
 def _check_node(node: DictConfig, schema: type, prefix: str) -> None:
@@ -187,7 +266,9 @@ def _check_node(node: DictConfig, schema: type, prefix: str) -> None:
         value = node[spec.name]
         if isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type):
             _check_node(value, spec.type, key + ".")
-        elif "choices" in spec.metadata and value not in spec.metadata["choices"]:
+        elif (
+            "choices" in spec.metadata and value not in spec.metadata["choices"] and not (value is spec.default is None)
+        ):
             raise UserError(f"{key}={value} is not known. {_suggest(str(value), spec.metadata['choices'])}")
         elif "at_least" in spec.metadata and value is not None:
             limits = spec.metadata
@@ -219,7 +300,8 @@ def explain(error: Exception) -> str:
     missing = re.search(r"Could not find '([^']+)/([^/']+)'", text)
     if missing:
         group, choice = missing.groups()
-        choices = re.findall(r"^\t(\w+)$", text, flags=re.MULTILINE)
+        found = re.findall(r"^\t(\w+)$", text, flags=re.MULTILINE)
+        choices = [name for name in found if not name.startswith("for_")]  # a backbone's default, under another name
         return f"{group}={choice} is not known. {_suggest(choice, choices)}"
     if cause is not None and "full_key" in str(cause):
         first, key = str(cause).splitlines()[0], re.search(r"full_key: (\S+)", str(cause))

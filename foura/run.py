@@ -4,12 +4,14 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning_fabric.utilities import move_data_to_device
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 from pytorch_lightning import Trainer, seed_everything
@@ -17,22 +19,31 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from foura.adapter import freeze_gates
 from foura.analysis.overfitting import onset_epoch
 from foura.attach import adapter_parameters, attach, target_layers
-from foura.backbones.vit import build_vit
 from foura.config import outputs_dir, scientific
-from foura.datasets.sources import open_source
-from foura.datasets.splits import ImageData, prepare
 from foura.errors import UserError
-from foura.report.figures import draw_curves, draw_layers
+from foura.families import build
+from foura.report.figures import METRIC_NAMES, draw_curves, draw_layers
 from foura.report.layers import layer_table, mean_effective_rank, total_delta_norm, write_table
-from foura.tasks.callbacks import Cost, EpochMetrics, ProgressLines, SelectedEpoch, peak_memory_mb
-from foura.tasks.classification import Classification
+from foura.tasks.callbacks import Cost, EpochMetrics, EpochPictures, ProgressLines, SelectedEpoch, peak_memory_mb
+from foura.tasks.task import Task
 from foura.tracking.status import RunStatus, state_of
 from foura.tracking.store import parent_run, start_run, ui_command
+
+# what the last table shows of what only some tasks measure
+MORE = {
+    "test/ppl": "test ppl",
+    "memorised/train": "memorised",
+    "test/kernel": "distance",
+    "test/diversity": "diversity",
+    "test/copy_distance": "copying",
+}
+LOG_WIDTH = 120  # columns, where there is no terminal to ask
+ARTIFACTS = (".yaml", ".png", ".csv", ".txt")  # of a run's folder, beside the adapter
 
 
 def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
@@ -45,27 +56,29 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
     Raises:
         UserError: anything in the config, the data or the backbone that cannot work; `Diverged` for a NaN loss.
     """
-    _quiet()
+    quiet()
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
     title = f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}"
     _check_device(cfg.trainer.accelerator)
 
     seed_everything(cfg.seed, verbose=False)
-    source = open_source(cfg.dataset)
-    backbone = build_vit(cfg.backbone, len(source.classes))
-    data = prepare(source, cfg.dataset, cfg.seed, backbone.image_mode, backbone.preprocess)
-    before = _weights_before(backbone, cfg)
-    loaders = _Loaders(data, cfg)
+    parts = build(cfg)
+    data = parts.data
+    before = _weights_before(parts.backbone, cfg)
+    loaders = Loaders(data, cfg)
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike whatever the data needed of the generator
-    model = attach(backbone, cfg, steps=loaders.steps())
+    model = attach(parts.backbone, cfg, steps=loaders.steps())
 
     tracked = start_run(outputs_dir(cfg), title, scientific(cfg), _tags(cfg, data), _parent(cfg))
     status.write("running", run_id=tracked.run_id)
     try:
-        task = Classification(model, len(data.classes), cfg.optimizer)
+        task = parts.task(model)
         selected, cost = SelectedEpoch(cfg.select), Cost()
         progress = ProgressLines(console, title, bar=cfg.trainer.enable_progress_bar)
-        trainer = _trainer(cfg, folder, [selected, cost, EpochMetrics(tracked), progress])
+        pictures = EpochPictures(tracked, folder)
+        trainer = trainer_of(cfg, folder, [selected, cost, EpochMetrics(tracked), pictures, progress])
         try:
             trainer.fit(task, loaders.train(), loaders.evaluation())
         except (KeyboardInterrupt, SystemExit):
@@ -80,40 +93,41 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
         selected.restore(task)
         best = selected.row
         if cfg.adapter.gate == "frozen":
-            freeze_gates(task.model, loaders.inputs(data.train))
+            freeze_gates(task.model, loaders.inputs(task, data.train))
             trainer.validate(task, loaders.evaluation(), verbose=False)
             best = task.history.pop()
+        task.at_the_end = lambda: task.final_measures(data, folder)
         trainer.test(task, loaders.test(), verbose=False)
 
-        table = layer_table(task.model.eval(), loaders.inputs(data.train_eval), before)
+        # of the training data: its part for evaluation has another form where questions are judged
+        table = layer_table(task.model.eval(), loaders.inputs(task, data.train, len(data.train_eval)), before)
         metrics = _final_metrics(task, final, best, table, cost, task.device)
         _save_adapter(selected, task, folder)
         _draw(task, selected.epoch or 0, table, title, folder)
         tracked.log_metrics(metrics)
-        for artifact in ("config.yaml", "adapter", "curves.png", "layers.png", "layers.csv"):
-            if (folder / artifact).exists():
-                tracked.log_artifact(folder / artifact)
+        for artifact in sorted(folder.iterdir()):
+            if artifact.suffix in ARTIFACTS or artifact.name == "adapter":
+                tracked.log_artifact(artifact)
         status.fields["metrics"] = metrics
         tracked.close("finished")
     except BaseException as error:
         tracked.close(state_of(error))
         raise
-    _print_table(console, title, metrics, cfg)
+    _print_table(console, title, metrics, task.headline, cfg)
     return metrics
 
 
-class _Loaders:
+class Loaders:
     """The DataLoaders of a run. Training order depends on the seed alone, not on the adapter."""
 
-    def __init__(self, data: ImageData, cfg: DictConfig) -> None:
+    def __init__(self, data: Any, cfg: DictConfig) -> None:
         self.data, self.cfg = data, cfg
+        self.options: dict[str, Any] = {"num_workers": cfg.dataset.num_workers, "collate_fn": data.collate}
 
     def train(self) -> DataLoader:
         order = torch.Generator().manual_seed(self.cfg.seed)
-        size = self.cfg.dataset.batch_size
-        return DataLoader(
-            self.data.train, size, shuffle=True, generator=order, num_workers=self.cfg.dataset.num_workers
-        )
+        items: Any = torch.utils.data.ConcatDataset([self.data.train] * self.cfg.dataset.repeats)
+        return DataLoader(items, self.cfg.dataset.batch_size, shuffle=True, generator=order, **self.options)
 
     def evaluation(self) -> list[DataLoader]:
         return [self._fixed(self.data.train_eval), self._fixed(self.data.validation)]
@@ -121,19 +135,22 @@ class _Loaders:
     def test(self) -> DataLoader:
         return self._fixed(self.data.test)
 
-    def inputs(self, dataset: Dataset) -> list[torch.Tensor]:
-        return [images for images, _ in self._fixed(dataset)]
+    def inputs(self, task: Task, dataset: Any, limit: int | None = None) -> Iterator[Any]:
+        """What the model is called with, for (the first `limit` items of) a dataset, on the task's device."""
+        some = dataset if limit is None else torch.utils.data.Subset(dataset, range(min(limit, len(dataset))))
+        for batch in self._fixed(some):
+            yield task.inputs(move_data_to_device(batch, task.device))
 
     def steps(self) -> int:
         batches = len(self.train())
         epochs = self.cfg.trainer.max_epochs or 1
         return max(1, epochs * batches // self.cfg.trainer.accumulate_grad_batches)
 
-    def _fixed(self, dataset: Dataset) -> DataLoader:
-        return DataLoader(dataset, self.cfg.dataset.eval_batch_size, num_workers=self.cfg.dataset.num_workers)
+    def _fixed(self, dataset: Any) -> DataLoader:
+        return DataLoader(dataset, self.cfg.dataset.eval_batch_size, **self.options)
 
 
-def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
+def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
     arguments: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     arguments["enable_progress_bar"] = False  # ours shows the whole run with its ETA
     ours: Any = {
@@ -146,16 +163,14 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
 
 
 def _final_metrics(
-    task: Classification, final: dict[str, float], best: dict[str, float], table: list[Any], cost: Cost, device: Any
+    task: Task, final: dict[str, float], best: dict[str, float], table: list[Any], cost: Cost, device: Any
 ) -> dict[str, float]:
-    metrics = {
-        "final/loss": final["val/loss"],
-        "final/acc": final["val/acc"],
-        "final/gap_loss": final["gap/loss"],
-        "final/gap_acc": final["gap/acc"],
-        "best/loss": best["val/loss"],
-        "best/acc": best["val/acc"],
-        "best/train_acc": best["train_eval/acc"],
+    metrics: dict[str, float] = {}
+    for name in task.metrics:
+        metrics |= {f"final/{name}": final[f"val/{name}"], f"final/gap_{name}": final[f"gap/{name}"]}
+        metrics |= {f"best/{name}": best[f"val/{name}"]}
+    metrics |= {
+        f"best/train_{task.headline}": best[f"train_eval/{task.headline}"],
         "overfit/onset_epoch": onset_epoch(
             [row["epoch"] for row in task.history], [row["val/loss"] for row in task.history]
         ),
@@ -169,7 +184,7 @@ def _final_metrics(
     return metrics if rank is None else {**metrics, "adapter/effective_rank": rank}
 
 
-def _save_adapter(selected: SelectedEpoch, task: Classification, folder: Path) -> None:
+def _save_adapter(selected: SelectedEpoch, task: Task, folder: Path) -> None:
     """Write the selected epoch's adapter beside, then rename: `folder/adapter` is whole or not there."""
     if selected.epoch is None:
         return
@@ -187,14 +202,14 @@ def _save_adapter(selected: SelectedEpoch, task: Classification, folder: Path) -
     os.replace(scratch, target)
 
 
-def _draw(task: Classification, selected: int, table: list[dict[str, Any]], title: str, folder: Path) -> None:
-    draw_curves(task.history, selected, title, folder / "curves.png")
+def _draw(task: Task, selected: int, table: list[dict[str, Any]], title: str, folder: Path) -> None:
+    draw_curves(task.history, list(task.metrics), selected, title, folder / "curves.png")
     if table:
         write_table(table, folder / "layers.csv")
         draw_layers(table, title, folder / "layers.png")
 
 
-def _tags(cfg: DictConfig, data: ImageData) -> dict[str, Any]:
+def _tags(cfg: DictConfig, data: Any) -> dict[str, Any]:
     adapter = cfg.adapter
     foura = adapter.method == "foura"
     return {
@@ -226,7 +241,7 @@ def _weights_before(backbone: Any, cfg: DictConfig) -> dict[str, torch.Tensor]:
     """The weights that adapter=full will change, to measure the change afterwards; nothing for the others."""
     if cfg.adapter.method != "full":
         return {}
-    layers = target_layers(backbone.model, backbone.targets)
+    layers: dict[str, Any] = target_layers(backbone.model, backbone.targets)
     return {name: layer.weight.detach().clone() for name, layer in layers.items()}
 
 
@@ -235,15 +250,18 @@ def _check_device(accelerator: str) -> None:
         raise UserError(f"trainer.accelerator={accelerator} needs a CUDA device and none was found; use trainer=cpu.")
 
 
-def _print_table(console: Console, title: str, metrics: dict[str, float], cfg: DictConfig) -> None:
-    table = Table(title=f"{title}: accuracy of the selected epoch, and cost", title_justify="left", box=SIMPLE)
+def _print_table(console: Console, title: str, metrics: dict[str, float], shown: str, cfg: DictConfig) -> None:
+    name = METRIC_NAMES.get(shown, shown)
+    table = Table(title=f"{title}: {name} of the selected epoch, and cost", title_justify="left", box=SIMPLE)
     rank = metrics.get("adapter/effective_rank")
+    train, val = metrics[f"best/train_{shown}"], metrics[f"best/{shown}"]
     cells = {
         "parameters": f"{metrics['cost/trainable_params']:,.0f}",
-        "train": f"{metrics['best/train_acc']:.3f}",
-        "val": f"{metrics['best/acc']:.3f}",
-        "test": f"{metrics['test/acc']:.3f}",
-        "gap": f"{metrics['best/train_acc'] - metrics['best/acc']:+.3f}",
+        "train": f"{train:.3f}",
+        "val": f"{val:.3f}",
+        "test": f"{metrics[f'test/{shown}']:.3f}",
+        "gap": f"{val - train if shown == 'loss' else train - val:+.3f}",
+        **{label: f"{metrics[key]:.3f}" for key, label in MORE.items() if key in metrics},
         "kept rank": "-" if rank is None else f"{rank:.1f}",
         "step ms": f"{metrics['cost/step_time_ms']:.0f}",
         "peak MB": f"{metrics['cost/peak_memory_mb']:,.0f}",
@@ -255,9 +273,14 @@ def _print_table(console: Console, title: str, metrics: dict[str, float], cfg: D
     console.print(f"Look at the runs: {ui_command(outputs_dir(cfg))}")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence what is no news to a user: device lists, tips, and advice on workers for data that is in memory."""
     for name in ("pytorch_lightning", "lightning.pytorch", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for about in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*"):
+    for about in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*LeafSpec.*",
+        ".*Kernel Inception Distance.*",
+    ):
         warnings.filterwarnings("ignore", message=about)

@@ -15,13 +15,10 @@ from torch import Tensor, nn
 
 import foura
 from foura.attach import attach
-from foura.backbones.vit import build_vit
 from foura.config import register
-from foura.datasets.sources import open_source
-from foura.datasets.splits import prepare
-from foura.run import _Loaders, _quiet, _trainer
+from foura.families import Parts, build
+from foura.run import Loaders, quiet, trainer_of
 from foura.tasks.callbacks import Cost, EpochMetrics, ProgressLines, SelectedEpoch
-from foura.tasks.classification import Classification
 from foura.tracking.store import start_run
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -30,7 +27,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 def measure(rounds: int, epochs: int, say: Callable[[str], None]) -> list[Row]:
     """Seconds of the default experiment at rank 16, and the ratio to the bare loop's of the same round."""
     register()
-    _quiet()
+    quiet()
     rows: list[Row] = []
     for adapter in ("lora", "foura_dct"):
         say(f"framework, adapter={adapter}")
@@ -54,23 +51,21 @@ def measure(rounds: int, epochs: int, say: Callable[[str], None]) -> list[Row]:
     return rows
 
 
-def _parts(cfg: Any) -> tuple[nn.Module, _Loaders, int]:
+def _parts(cfg: Any) -> tuple[nn.Module, Loaders, Parts]:
     seed_everything(cfg.seed, verbose=False)
-    source = open_source(cfg.dataset)
-    backbone = build_vit(cfg.backbone, len(source.classes))
-    data = prepare(source, cfg.dataset, cfg.seed, backbone.image_mode, backbone.preprocess)
-    loaders = _Loaders(data, cfg)
-    return attach(backbone, cfg, steps=loaders.steps()), loaders, len(data.classes)
+    parts = build(cfg)
+    loaders = Loaders(parts.data, cfg)
+    return attach(parts.backbone, cfg, steps=loaders.steps()), loaders, parts
 
 
 def _framework(cfg: Any, folder: Path) -> float:
-    model, loaders, classes = _parts(cfg)
+    model, loaders, parts = _parts(cfg)
     tracked = start_run(folder, "bench", {}, {}, None)
-    task = Classification(model, classes, cfg.optimizer)
+    task = parts.task(model)
     progress = ProgressLines(Console(quiet=True), "bench", bar=False)
     callbacks = [SelectedEpoch(cfg.select), Cost(), EpochMetrics(tracked), progress]
     start = time.perf_counter()
-    _trainer(cfg, folder, callbacks).fit(task, loaders.train(), loaders.evaluation())
+    trainer_of(cfg, folder, callbacks).fit(task, loaders.train(), loaders.evaluation())
     return time.perf_counter() - start
 
 

@@ -1,6 +1,6 @@
 """Pretrain the embedded ViT on rendered glyphs and write its weights.
 
-`python -m foura.backbones.pretrain` remakes the file that the package carries.
+`python -m foura.backbones.pretrain_vit` remakes the file that the package carries.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Image backbones by timm: the embedded ViT, any timm name, a local timm folder, or a checkpoint file."""
 
 import difflib
-import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from foura.backbones.backbone import Backbone, choose_targets
 from foura.backbones.vit_embedded import EMBEDDED_VIT, INPUT_MEAN, INPUT_STD, WEIGHTS
 from foura.errors import UserError
 
@@ -22,25 +21,19 @@ TARGETS = ("qkv", "attn.proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """A frozen model and what has to be known to adapt it and to feed it.
+class ImageBackbone(Backbone):
+    """Maps images (S, C, H, W) to logits (S, classes); its head is new.
 
     Attributes:
-        model: all parameters frozen; maps images (S, C, H, W) to logits (S, classes). Its head is new.
-        targets: names (or suffixes of names) of the linear layers that an adapter goes on.
-        head: name of the classifier module, trained with every adapter.
         image_mode: Pillow's mode of the images it takes, "L" or "RGB".
         preprocess: a Pillow image of that mode to a float tensor (C, H, W).
     """
 
-    model: nn.Module
-    targets: list[str]
-    head: str
     image_mode: str
     preprocess: Callable[[Image.Image], Tensor]
 
 
-def build_vit(cfg: DictConfig, num_classes: int) -> Backbone:
+def build_vit(cfg: DictConfig, num_classes: int) -> ImageBackbone:
     """The backbone of `cfg` (the config group) with a new head for `num_classes`.
 
     Raises:
@@ -62,20 +55,15 @@ def build_vit(cfg: DictConfig, num_classes: int) -> Backbone:
     channels = data["input_size"][0]
     if channels not in (1, 3):
         raise UserError(f"backbone.name={cfg.name} takes images of {channels} channels; only 1 and 3 can be fed.")
-    return Backbone(
+    return ImageBackbone(
         model=model,
-        targets=_targets(model, cfg.target_modules, head),
+        targets=choose_targets(model, cfg.target_modules, TARGETS, head),
         head=head,
+        new_head=True,
+        body="",
         image_mode="L" if channels == 1 else "RGB",
         preprocess=create_transform(**data, is_training=False),
     )
-
-
-def describe_linear_layers(model: nn.Module) -> str:
-    """The linear layers of a model in one line, numbered blocks folded: "blocks.*.attn.qkv (4), …"."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    patterns = Counter(re.sub(r"\b\d+\b", "*", name) for name in names)
-    return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in patterns.items()) or "none"
 
 
 def _embedded(pretrained: bool | str, num_classes: int) -> nn.Module:
@@ -124,19 +112,3 @@ def _timm_model(cfg: DictConfig, num_classes: int) -> nn.Module:
             f"backbone.name={name}: the weights could not be loaded ({reason}). Give a file with "
             "backbone.pretrained=PATH, a local folder with backbone.name=PATH, or backbone.pretrained=false."
         ) from error
-
-
-def _targets(model: nn.Module, wanted: list[str] | None, head: str) -> list[str]:
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-
-    def matches(target: str) -> bool:
-        return any(name == target or name.endswith(f".{target}") for name in linear)
-
-    if wanted is not None:
-        unmatched = [target for target in wanted if not matches(target)]
-        if unmatched:
-            raise UserError(
-                f"target_modules {', '.join(unmatched)} match no linear layer; the model has: {describe_linear_layers(model)}."
-            )
-        return list(wanted)
-    return [target for target in TARGETS if matches(target)] or [name for name in linear if name != head]

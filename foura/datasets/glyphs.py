@@ -111,6 +111,31 @@ def _draw(field, generator):
 @functools.cache
 def _atlas() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distance fields float32 (glyphs, 64, 64), positive in the ink; per class first row and row count."""
+    fields: list[np.ndarray] = []
+    first: list[int] = []
+    variants: list[int] = []
+    for characters in GLYPH_CLASSES:
+        first.append(len(fields))
+        for character in characters:
+            fields += fields_of(character)
+        variants.append(len(fields) - first[-1])
+    return np.stack(fields), np.array(first), np.array(variants)
+
+
+def fields_of(character: str) -> list[np.ndarray]:
+    """The signed distance field (64, 64), positive in the ink, of a character in each font that has it."""
+    # without a table of the font's characters, trust it only with ASCII letters
+    letter = character.isascii() and character.isalpha()
+    return [
+        _distance_field(font, character)
+        for font, table in _fonts()
+        if (table.get_char_index(ord(character)) if table else letter)
+    ]
+
+
+@functools.cache
+def _fonts() -> list[tuple[Any, Any]]:
+    """(font, table of its characters or None) of every font used."""
     import matplotlib
     from matplotlib.ft2font import FT2Font
     from PIL import ImageFont
@@ -121,19 +146,7 @@ def _atlas() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         path = folder / f"{name}.ttf"
         table = None if name.startswith("cm") else FT2Font(str(path))
         fonts.append((ImageFont.truetype(str(path), 64), table))
-    fields: list[np.ndarray] = []
-    first: list[int] = []
-    variants: list[int] = []
-    for characters in GLYPH_CLASSES:
-        first.append(len(fields))
-        for character in characters:
-            for font, table in fonts:
-                # Without a table of the font's characters, trust it only with ASCII letters.
-                letter = character.isascii() and character.isalpha()
-                if table.get_char_index(ord(character)) if table else letter:
-                    fields.append(_distance_field(font, character))
-        variants.append(len(fields) - first[-1])
-    return np.stack(fields), np.array(first), np.array(variants)
+    return fonts
 
 
 def _distance_field(font, character: str) -> np.ndarray:

@@ -62,7 +62,7 @@ def _digits(cfg: DictConfig) -> Source:
 def _folder(cfg: DictConfig) -> Source:
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-    root = _existing(cfg.path)
+    root = existing(cfg.path)
     if not root.is_dir():
         raise UserError(f"dataset.path={cfg.path} is not a folder.")
     folders = {split: root / name for split, names in SPLIT_NAMES.items() for name in names if (root / name).is_dir()}
@@ -88,21 +88,7 @@ def _folder(cfg: DictConfig) -> Source:
 
 
 def _hub(cfg: DictConfig) -> Source:
-    import datasets
-
-    path = cfg.path
-    local = Path(path).expanduser()
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if looks_local and not local.exists():
-        raise UserError(f"dataset.path={path}: there is nothing at that place.")
-    datasets.disable_progress_bars()
-    try:
-        if local.is_file():
-            found = datasets.load_dataset("parquet", data_files=str(local))
-        else:
-            found = datasets.load_dataset(str(local) if local.exists() else path)
-    except Exception as error:  # the library raises many kinds; all of them say why the data cannot be read
-        raise UserError(f"dataset.path={path} could not be loaded: {_first_line(error)}") from error
+    path, found = cfg.path, read_hub(cfg.path)
     splits, classes = {}, None
     for split, names in SPLIT_NAMES.items():
         present = [name for name in names if name in found]
@@ -159,7 +145,28 @@ def _restrict(source: Source, wanted: list[str]) -> Source:
     return Source(splits, wanted)
 
 
-def _existing(path: str) -> Path:
+def read_hub(path: str) -> Any:
+    """What `datasets.load_dataset` finds at a hub id, a folder or a parquet file: {split: table}.
+
+    Raises:
+        UserError: nothing is there, or it cannot be read.
+    """
+    import datasets
+
+    local = Path(path).expanduser()
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_local and not local.exists():
+        raise UserError(f"dataset.path={path}: there is nothing at that place.")
+    datasets.disable_progress_bars()
+    try:
+        if local.is_file():
+            return datasets.load_dataset("parquet", data_files=str(local))
+        return datasets.load_dataset(str(local) if local.exists() else path)
+    except Exception as error:  # the library raises many kinds; all of them say why the data cannot be read
+        raise UserError(f"dataset.path={path} could not be loaded: {_first_line(error)}") from error
+
+
+def existing(path: str) -> Path:
     if not Path(path).expanduser().exists():
         raise UserError(f"dataset.path={path}: there is nothing at that place.")
     return Path(path).expanduser()

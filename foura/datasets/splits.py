@@ -38,6 +38,7 @@ class ImageData:
     classes: list[str]
     sizes: dict[str, int]
     fingerprint: str
+    collate: Any = None
 
 
 def prepare(
@@ -61,7 +62,7 @@ def prepare(
             share_left -= share
     if cfg.limit is not None and cfg.limit < len(train):
         train, _ = _cut(train, 1.0 - cfg.limit / len(train), seed, "train", keep=cfg.limit)
-    splits["train"] = train
+    splits["train"] = mislabelled(train, cfg.label_noise, len(source.classes), seed) if cfg.label_noise else train
     for name, items in splits.items():
         present = len(set(items.labels.tolist()))
         if present < 2:
@@ -97,6 +98,15 @@ def _cut(items: Labelled, share: float, seed: int, name: str, keep: int | None =
     return items.subset(rest), items.subset(part)
 
 
+def mislabelled(items: Labelled, share: float, classes: int, seed: int) -> Labelled:
+    """The items with a share of their labels replaced by another class, drawn with the seed: what only memory can fit."""
+    generator = np.random.default_rng([seed, 1])
+    wrong = generator.permutation(len(items))[: round(share * len(items))]
+    labels = items.labels.copy()
+    labels[wrong] = (labels[wrong] + generator.integers(1, classes, len(wrong))) % classes
+    return Labelled(items.images, labels, items.names)
+
+
 class _LazyImages(Dataset):
     """Decodes an image when it is asked for."""
 
@@ -107,7 +117,7 @@ class _LazyImages(Dataset):
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = _open(self.items.images[index], self.items.names[index])
+        image = open_image(self.items.images[index], self.items.names[index])
         return self.preprocess(image.convert(self.mode)), int(self.items.labels[index])
 
 
@@ -120,7 +130,7 @@ def _decode(items: Labelled, mode: str, preprocess: Callable[[Image.Image], Tens
     return TensorDataset(images, torch.from_numpy(items.labels))
 
 
-def _open(image: Any, name: str) -> Image.Image:
+def open_image(image: Any, name: str) -> Image.Image:
     try:
         if isinstance(image, np.ndarray):
             return Image.fromarray(image)

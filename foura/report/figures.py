@@ -9,26 +9,27 @@ matplotlib.use("Agg")  # no window: runs happen on machines without a screen
 import matplotlib.pyplot as plt
 
 TRAIN, VALIDATION, GREY = "#3b6ea8", "#c8553d", "#8a8a8a"
+METRIC_NAMES = {"acc": "accuracy"}
 
 
-def draw_curves(history: list[dict[str, float]], selected: int, title: str, path: Path) -> None:
-    """Loss, accuracy and gap by epoch, training part against validation, the selected epoch marked."""
+def draw_curves(history: list[dict[str, float]], metrics: list[str], selected: int, title: str, path: Path) -> None:
+    """Each metric and the gap of the last by epoch, training part against validation, the selected epoch marked."""
     epochs = [row["epoch"] + 1 for row in history]
-    fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    for axis, metric, name in ((axes[0], "loss", "loss"), (axes[1], "acc", "accuracy")):
+    fig, axes = plt.subplots(1, len(metrics) + 1, figsize=(3.7 * (len(metrics) + 1), 3.2), layout="constrained")
+    for axis, metric in zip(axes, metrics, strict=False):
         axis.plot(epochs, [row[f"train_eval/{metric}"] for row in history], color=TRAIN, label="train")
         axis.plot(epochs, [row[f"val/{metric}"] for row in history], color=VALIDATION, label="validation")
-        axis.set_title(name)
+        axis.set_title(METRIC_NAMES.get(metric, metric))
     axes[0].legend(frameon=False)
-    axes[2].plot(epochs, [row["gap/acc"] for row in history], color=GREY)
-    axes[2].axhline(0, color="black", linewidth=0.5)
-    axes[2].set_title("gap (train - validation accuracy)")
+    axes[-1].plot(epochs, [row[f"gap/{metrics[-1]}"] for row in history], color=GREY)
+    axes[-1].axhline(0, color="black", linewidth=0.5)
+    axes[-1].set_title(f"gap in {METRIC_NAMES.get(metrics[-1], metrics[-1])} (larger: more overfitting)")
     for axis in axes:
         axis.axvline(selected + 1, color=GREY, linestyle=":", linewidth=1)
         axis.set_xlabel("epoch")
         axis.spines[["top", "right"]].set_visible(False)
     fig.suptitle(f"{title} · dotted: selected epoch", fontsize=10)
-    _save(fig, path)
+    save_figure(fig, path)
 
 
 def draw_layers(table: list[dict[str, Any]], title: str, path: Path) -> None:
@@ -51,9 +52,10 @@ def draw_layers(table: list[dict[str, Any]], title: str, path: Path) -> None:
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.spines[["top", "right"]].set_visible(False)
     fig.suptitle(title, fontsize=10)
-    _save(fig, path)
+    save_figure(fig, path)
 
 
-def _save(fig: Any, path: Path) -> None:
+def save_figure(fig: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=130)
     plt.close(fig)

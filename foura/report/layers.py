@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from foura.adapter.freeze import effective_rank, gate_statistics
 from foura.adapter.layer import FouraLayer
+from foura.backbones.backbone import layer_size
 
 COLUMNS = ("layer", "in_features", "out_features", "parameters", "rank", "effective_rank", "gate_std", "delta_norm")
 
@@ -69,8 +70,8 @@ def _row(name: str, layer: Any, open_ranks: dict[str, float], gates: dict[str, A
     weight = layer.get_base_layer().weight
     row = {
         "layer": name,
-        "in_features": weight.shape[1],
-        "out_features": weight.shape[0],
+        "in_features": layer.in_features,
+        "out_features": layer.out_features,
         "parameters": sum(p.numel() for key, p in layer.named_parameters() if not key.startswith("base_layer.")),
         "rank": layer.r["default"] if hasattr(layer, "r") else None,
         "effective_rank": None,
@@ -95,7 +96,7 @@ def _row(name: str, layer: Any, open_ranks: dict[str, float], gates: dict[str, A
 
 
 def _full_row(name: str, layer: Any, before: Tensor) -> dict[str, Any]:
-    out_features, in_features = before.shape
+    in_features, out_features = layer_size(layer)
     delta = layer.weight.detach().cpu().float() - before.float()
     return {
         "layer": name,

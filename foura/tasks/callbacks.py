@@ -3,6 +3,7 @@
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,6 +87,18 @@ class EpochMetrics(Callback):
         self.tracked.log_metrics(row, step=int(task.history[-1]["epoch"]))
 
 
+class EpochPictures(Callback):
+    """Sends the pictures that the task draws after an epoch to MLflow, under samples/."""
+
+    def __init__(self, tracked: TrackedRun, folder: Path) -> None:
+        self.tracked, self.folder = tracked, folder
+
+    def on_validation_end(self, trainer: Trainer, task: Any) -> None:
+        if trainer.state.fn == "fit":
+            for path in task.epoch_pictures(self.folder):
+                self.tracked.log_artifact(path, "samples")
+
+
 class ProgressLines(Callback):
     """A bar with ETA on a terminal; plain lines, about ten a run, anywhere else."""
 
@@ -110,7 +123,8 @@ class ProgressLines(Callback):
 
     def on_validation_end(self, trainer: Trainer, task: Any) -> None:
         row = task.history[-1]
-        text = f"train {row['train_eval/acc']:.3f} val {row['val/acc']:.3f} gap {row['gap/acc']:+.3f}"
+        train, val, gap = (row[f"{part}/{task.headline}"] for part in ("train_eval", "val", "gap"))
+        text = f"{task.headline} train {train:.3f} val {val:.3f} gap {gap:+.3f}"
         if self.progress is not None:
             self.progress.update(self.row, metrics=text)
             return

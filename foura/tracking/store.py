@@ -64,9 +64,9 @@ class TrackedRun:
         now = int(time.time() * 1000)
         self.client.log_batch(self.run_id, metrics=[Metric(key, value, now, step) for key, value in metrics.items()])
 
-    def log_artifact(self, path: Path) -> None:
-        """A file or a folder."""
-        self.client.log_artifact(self.run_id, str(path))
+    def log_artifact(self, path: Path, under: str | None = None) -> None:
+        """A file or a folder, in the artifact folder `under`."""
+        self.client.log_artifact(self.run_id, str(path), under)
 
     def close(self, state: str) -> None:
         """End the run in the store as it ended in truth: MLflow knows three states, the tag "state" ours."""

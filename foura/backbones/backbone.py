@@ -1,0 +1,68 @@
+"""What every backbone has in common, whatever it reads: a frozen model, and where adapters go on it."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from foura.errors import UserError
+
+LINEAR = (nn.Linear, Conv1D)  # Conv1D is GPT-2's name for a linear layer with its weight transposed
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen model and what has to be known to adapt it.
+
+    Attributes:
+        model: all parameters frozen.
+        targets: names (or suffixes of names) of the linear layers that an adapter goes on.
+        head: name of the output layer, which adapter=head trains.
+        new_head: whether that layer is new, and so trained with every adapter.
+        body: name of the part that adapter=full trains; "" for the whole model.
+    """
+
+    model: nn.Module
+    targets: list[str]
+    head: str
+    new_head: bool
+    body: str
+
+
+def choose_targets(model: nn.Module, wanted: list[str] | None, usual: tuple[str, ...], head: str) -> list[str]:
+    """The target modules: those wanted, else the usual ones that this model has, else every linear layer but the head.
+
+    Raises:
+        UserError: a wanted target that matches no linear layer.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
+
+    def matches(target: str) -> bool:
+        return any(name == target or name.endswith(f".{target}") for name in linear)
+
+    if wanted is not None:
+        unmatched = [target for target in wanted if not matches(target)]
+        if unmatched:
+            raise UserError(
+                f"target_modules {', '.join(unmatched)} match no linear layer; the model has: "
+                f"{describe_linear_layers(model)}."
+            )
+        return list(wanted)
+    return [target for target in usual if matches(target)] or [name for name in linear if name != head]
+
+
+def layer_size(layer: nn.Module) -> tuple[int, int]:
+    """(in_features, out_features) of a linear layer."""
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    assert isinstance(layer, nn.Linear)
+    return layer.in_features, layer.out_features
+
+
+def describe_linear_layers(model: nn.Module) -> str:
+    """The linear layers of a model in one line, numbered blocks folded: "blocks.*.attn.qkv (4), …"."""
+    names = [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
+    patterns = Counter(re.sub(r"\b\d+\b", "*", name) for name in names)
+    return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in patterns.items()) or "none"

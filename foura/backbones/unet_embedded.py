@@ -1,0 +1,29 @@
+"""The embedded diffusion model: a small conditional UNet pretrained on plain coloured letters, and where its files lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+EMBEDDED_UNET: dict[str, Any] = {  # of diffusers' UNet2DConditionModel, on 16 x 16 RGB pixels
+    "sample_size": 16,
+    "in_channels": 3,
+    "out_channels": 3,
+    "layers_per_block": 1,
+    "block_out_channels": [32, 64],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "cross_attention_dim": 64,
+    "attention_head_dim": 8,
+    "norm_num_groups": 8,
+}
+# Of its schedulers. Velocity and sampling from the very last timestep: predicted noise hardly says there what colour a
+# picture has, and a style could not change it.
+EMBEDDED_NOISE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+}
+CAPTION_BYTES = 8  # of a caption's UTF-8 bytes, the last so many are read: a letter's caption ends with it
+FOLDER = Path(__file__).parent / "weights" / "unet_letters"

@@ -1,0 +1,105 @@
+"""Feature spaces in which pictures are compared: colours by place, the embedded ViT, or any timm model."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foura.errors import UserError
+
+
+def feature_space(name: str) -> nn.Module:
+    """A module from pictures (n, 3, H, W) in 0..1 to features (n, d).
+
+    Args:
+        name: "colours" (means of a 4 x 4 grid, 48 numbers), "glyphs" (the embedded ViT, 128 numbers: shapes, no colours),
+            or a timm model's name or local folder, with its pretrained weights.
+    """
+    if name == "colours":
+        return Colours()
+    if name == "glyphs":
+        return Glyphs().eval().requires_grad_(False)
+    return Timm(name).eval().requires_grad_(False)
+
+
+class Colours(nn.Module):
+    def forward(self, pictures: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool2d(pictures, 4).flatten(1)
+
+
+class Glyphs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = _embedded_vit(classes=0)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.vit(_as_glyphs(pictures))
+
+
+class Timm(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        from pathlib import Path
+
+        import timm
+
+        place = f"local-dir:{name}" if Path(name).is_dir() else name
+        try:
+            self.model = timm.create_model(place, pretrained=True, num_classes=0)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise UserError(
+                f"evaluation.features={name}: no such feature space ({reason}). Choose colours, glyphs, a timm model or a "
+                "local timm folder."
+            ) from error
+        data = timm.data.resolve_model_data_config(self.model)
+        self.size = data["input_size"][1:]
+        self.mean: Tensor
+        self.std: Tensor
+        for name_of in ("mean", "std"):
+            self.register_buffer(name_of, torch.tensor(data[name_of]).view(1, -1, 1, 1))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        resized = functional.interpolate(pictures, tuple(self.size), mode="bilinear", antialias=True)
+        return self.model((resized - self.mean) / self.std)
+
+
+@torch.no_grad()
+def letters_read(pictures: Tensor, captions: list[str]) -> float:
+    """The share of pictures that the embedded ViT reads as the letter of their caption, capital or small.
+
+    It was pretrained on the same fonts, in black and white. Of real letters of `datasets.letters` it reads 99 % (plain) and
+    92 % (fire).
+    """
+    from foura.datasets.glyphs import GLYPH_CLASSES
+
+    scores = _embedded_vit(classes=len(GLYPH_CLASSES)).eval()(_as_glyphs(pictures))
+    other = [not any(c.isascii() and c.isalpha() for c in characters) for characters in GLYPH_CLASSES]
+    read = scores.masked_fill(torch.tensor(other), -torch.inf).argmax(-1).tolist()
+    wanted = [caption[-1].lower() for caption in captions]
+    return sum(letter in GLYPH_CLASSES[c].lower() for c, letter in zip(read, wanted, strict=True)) / len(wanted)
+
+
+def _embedded_vit(classes: int) -> nn.Module:
+    from safetensors.torch import load_file
+    from timm.models.vision_transformer import VisionTransformer
+
+    from foura.backbones.vit_embedded import EMBEDDED_VIT, WEIGHTS
+
+    vit = VisionTransformer(**EMBEDDED_VIT, num_classes=classes)
+    state = {key: value.float() for key, value in load_file(WEIGHTS).items() if classes or not key.startswith("head.")}
+    vit.load_state_dict(state)
+    return vit
+
+
+def _as_glyphs(pictures: Tensor) -> Tensor:
+    """Pictures as the embedded ViT knows letters: ink on paper (the colour of the upper and lower edge), filling the square."""
+    from foura.backbones.vit_embedded import EMBEDDED_VIT, INPUT_MEAN, INPUT_STD
+
+    edge = torch.cat([pictures[..., 0, :], pictures[..., -1, :]], -1)
+    paper = edge.median(-1, keepdim=True).values.unsqueeze(-1)
+    ink = (pictures - paper).norm(dim=1, keepdim=True)
+    ink = ink / ink.amax((-1, -2), keepdim=True).clamp_min(1e-3)
+    margin, size = pictures.shape[-1] // 8, EMBEDDED_VIT["img_size"]
+    ink = ink[..., margin : ink.shape[-2] - margin, margin : ink.shape[-1] - margin]
+    coarse = functional.interpolate(ink, (size // 2, size // 2), mode="bilinear", antialias=True)
+    return (functional.interpolate(coarse, (size, size), mode="bilinear") - INPUT_MEAN[0]) / INPUT_STD[0]

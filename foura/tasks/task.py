@@ -1,0 +1,140 @@
+"""What all tasks share: the deterministic evaluation of train and validation alike, the optimizer, the refusal of NaN."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from foura.adapter import param_groups
+from foura.attach import after_step, regularisation
+from foura.errors import Diverged
+
+LOOK_EVERY = 50  # steps between looks at the loss on a GPU
+EVALUATIONS = ("train_eval", "val")  # the order of the validation dataloaders
+
+
+class Task(LightningModule):
+    """The training of an adapted model.
+
+    After each epoch `history` gains a row {"epoch", "train/loss", "train_eval/<m>", "val/<m>", "gap/loss", …} with <m>
+    the names of `metrics`; gaps are signed so that larger means more overfitting. `tested` has the same for the test data.
+
+    Attributes:
+        metrics: what `evaluate` measures, {name: +1 if more is better, -1 if less is}; "loss" is always among them.
+        headline: the metric that progress and tables show.
+    """
+
+    metrics: Mapping[str, int]
+    headline: str
+
+    def __init__(self, model: nn.Module, optimizer: DictConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer_config = optimizer
+        self.history: list[dict[str, float]] = []
+        self.tested: dict[str, float] = {}
+        self.at_the_end: Callable[[], dict[str, float]] = dict
+        self.train_loss = MeanMetric(nan_strategy="disable")
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """The training loss of a batch, a scalar."""
+
+    @abstractmethod
+    def evaluate(self, name: str, batch: Any) -> None:
+        """Add a batch to the evaluation `name` ("train_eval", "val" or "test")."""
+
+    @abstractmethod
+    def results(self, name: str) -> dict[str, float]:
+        """{metric: value} of an evaluation, which starts anew afterwards."""
+
+    def inputs(self, batch: Any) -> Any:
+        """What of a batch the model is called with: a tensor, or a mapping of keywords."""
+        return batch[0]
+
+    def final_measures(self, data: Any, folder: Path) -> dict[str, float]:
+        """What is measured once, on the selected epoch, beside the test; pictures and texts go to `folder`."""
+        return {}
+
+    def epoch_pictures(self, folder: Path) -> list[Path]:
+        """Pictures of what the model does after this epoch, written to `folder`."""
+        return []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.train_loss.update(loss.detach())
+        # a look at the value makes a GPU wait for it, so there it is taken now and then
+        if loss.device.type == "cpu" or batch_idx % LOOK_EVERY == 0:
+            self._refuse_nan(loss, "training")
+        extra = regularisation(self.model)
+        return loss if extra is None else loss + extra
+
+    def on_train_epoch_start(self) -> None:
+        # frozen batch norms must not go on averaging: the backbone would change behind the adapter
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+                parameter.requires_grad for parameter in module.parameters()
+            ):
+                module.eval()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        after_step(self.model, self.trainer.global_step)  # the gradients of the step are still there
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.evaluate(EVALUATIONS[dataloader_idx], batch)
+
+    def on_validation_epoch_end(self) -> None:
+        row: dict[str, float] = {"epoch": float(self.current_epoch)}
+        if self.trainer.state.fn == "fit":
+            row["train/loss"] = float(self.train_loss.compute())
+            self.train_loss.reset()
+        for name in EVALUATIONS:
+            row |= {f"{name}/{key}": value for key, value in self.results(name).items()}
+        for key, sign in self.metrics.items():
+            row[f"gap/{key}"] = sign * (row[f"train_eval/{key}"] - row[f"val/{key}"])
+        for name in EVALUATIONS:
+            self._refuse_nan(torch.tensor(row[f"{name}/loss"]), name)
+        self.history.append(row)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.evaluate("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.tested = {f"test/{key}": value for key, value in self.results("test").items()}
+        self.tested |= self.at_the_end()  # here the model is still on its device
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        cfg = self.optimizer_config
+        return param_groups(self.model, lr=cfg.lr, gate_lr=cfg.gate_lr)
+
+    def configure_optimizers(self) -> Any:
+        cfg = self.optimizer_config
+        optimizer = torch.optim.AdamW(self.parameter_groups(), weight_decay=cfg.weight_decay)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = min(total - 1, round(cfg.warmup * total))
+        schedules: list[torch.optim.lr_scheduler.LRScheduler] = []
+        if warmup > 0:
+            schedules.append(
+                torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+            )
+        if cfg.schedule == "cosine":
+            schedules.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, total - warmup)))
+        else:
+            schedules.append(torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0))
+        schedule = (
+            torch.optim.lr_scheduler.SequentialLR(optimizer, schedules, milestones=[warmup]) if warmup else schedules[0]
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _refuse_nan(self, loss: Tensor, where: str) -> None:
+        if not torch.isfinite(loss):
+            raise Diverged(
+                f"the {where} loss became {float(loss)} in epoch {self.current_epoch}, step {self.trainer.global_step}; "
+                f"a lower optimizer.lr (now {self.optimizer_config.lr:g}) or trainer.gradient_clip_val=1.0 may help."
+            )
