@@ -20,12 +20,18 @@ def main() -> None:
     )
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1", help="127.0.0.1 unless others are to see it")
-    pretrain = commands.add_parser("pretrain", help="remake an embedded backbone's weights (5 to 25 minutes on 2 cores)")
+    pretrain = commands.add_parser(
+        "pretrain", help="remake an embedded backbone's weights (5 to 25 minutes on 2 cores)"
+    )
     pretrain.add_argument("backbone", nargs="?", default="vit", choices=["vit", "llama_small", "unet"])
     pretrain.add_argument("--out", type=Path, default=None, help="where to write (default: into the package)")
+    merge = commands.add_parser("merge-eval", help="score two runs' adapters together, each at its strength")
+    merge.add_argument("runs", nargs="+", type=Path, help="folders of finished runs on one backbone")
+    merge.add_argument("--strengths", nargs="+", type=float, default=None, help="one a run (default: 1 for each)")
+    merge.add_argument("--out", type=Path, default=Path("outputs/merged"), help="where pictures and merged.csv go")
     arguments = parser.parse_args()
     try:
-        {"ui": _ui, "pretrain": _pretrain}[arguments.command](arguments)
+        {"ui": _ui, "pretrain": _pretrain, "merge-eval": _merge}[arguments.command](arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -57,3 +63,19 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         from foura.backbones import pretrain_unet, unet_embedded
 
         pretrain_unet.pretrain_unet(arguments.out or unet_embedded.FOLDER, steps=pretrain_unet.STEPS, seed=0)
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    if len(arguments.runs) < 2:
+        raise UserError("name at least two runs to merge.")
+    strengths = arguments.strengths or [1.0] * len(arguments.runs)
+    if len(strengths) != len(arguments.runs):
+        raise UserError(f"--strengths has {len(strengths)} values for {len(arguments.runs)} runs.")
+    from foura.merge import merge_evaluate
+
+    for row in merge_evaluate(arguments.runs, strengths, arguments.out):
+        values = "  ".join(
+            f"{key.removeprefix('test/')} {value:.3f}" for key, value in row.items() if key.startswith("test/")
+        )
+        print(f"data of {row['data']}, adapters {row['adapters']}: {values}")
+    print(f"pictures and merged.csv: {arguments.out}")

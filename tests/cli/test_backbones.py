@@ -1,5 +1,6 @@
 """Language and diffusion from the outside: every adapter on every backbone, own data and models by one command each."""
 
+import csv
 import json
 
 import pytest
@@ -221,3 +222,42 @@ def test_a_hub_id_without_a_network_points_to_a_directory(root, run_env, tmp_pat
     assert answer.returncode != 0
     assert "Traceback" not in answer.stderr
     assert "could not be loaded" in answer.stderr and "name a local directory" in answer.stderr
+
+
+def test_two_adapters_at_once(train, tmp_path, monkeypatch) -> None:
+    """Alone, a run's adapter has the test loss of its run; at strength 0 of the other, so it has beside it."""
+    from foura.cli import main
+
+    quick = ("optimizer.lr=1e-2", *FAMILIES["llama_small"], *QUICK)
+    one = train("backbone=llama_small", "adapter=foura", *quick, into="one")
+    two = train("backbone=llama_small", "adapter=foura_dct", "seed=1", *quick, into="two")
+    out = tmp_path / "merged"
+    command = [
+        "foura",
+        "merge-eval",
+        str(one.folder()),
+        str(two.folder()),
+        "--strengths",
+        "1.0",
+        "0.0",
+        "--out",
+        str(out),
+    ]
+    monkeypatch.setattr("sys.argv", command)
+    main()
+    rows = list(csv.DictReader((out / "merged.csv").open()))
+    loss = {(row["data"], row["adapters"]): float(row["test/loss"]) for row in rows}
+    reported = status(one)["metrics"]["test/loss"]
+    assert loss["run1", "run1"] == pytest.approx(reported, rel=1e-5) == loss["run1", "run1+run2"]
+    assert (
+        loss["run2", "run2"]
+        == pytest.approx(status(two)["metrics"]["test/loss"], rel=1e-5)
+        != loss["run2", "run1+run2"]
+    )
+    other = train("backbone=llama_small", "adapter=lora", *quick, into="other")
+    monkeypatch.setattr("sys.argv", ["foura", "merge-eval", str(one.folder()), str(other.folder())])
+    with pytest.raises(SystemExit, match="adapters of one method in a model, and these are of foura, lora"):
+        main()
+    monkeypatch.setattr("sys.argv", ["foura", "merge-eval", str(tmp_path), str(tmp_path)])
+    with pytest.raises(SystemExit, match="is no finished run"):
+        main()

@@ -1,0 +1,86 @@
+"""Two adapters at once at inference (paper sec. 3.5): no joint training, their updates are added, each at its strength."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from foura.config import register
+from foura.errors import UserError
+from foura.families import build
+from foura.report.pictures import write_rows
+from foura.run import Loaders, quiet, trainer_of
+
+
+def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> list[dict[str, Any]]:
+    """Test measures of each run's data with its own adapter alone, and with all adapters at their strengths.
+
+    Args:
+        runs: folders of finished runs on one backbone, each with config.yaml and adapter/.
+        strengths: one a run.
+        folder: pictures and tables of each evaluation go to a folder in it.
+
+    Returns:
+        rows {"data": "run1", "adapters": "run1+run2", metric: value, …}, which merged.csv in `folder` has too.
+
+    Raises:
+        UserError: folders without an adapter, different backbones, or a method whose strength cannot be set.
+    """
+    quiet()
+    register()
+    configs = [_config(run) for run in runs]
+    if len({repr(OmegaConf.to_container(cfg.backbone)) for cfg in configs}) > 1:
+        raise UserError("the runs have different backbones: adapters add up on the same frozen model only.")
+    methods = {cfg.adapter.method for cfg in configs}
+    if len(methods) > 1:
+        raise UserError(f"PEFT holds adapters of one method in a model, and these are of {', '.join(sorted(methods))}.")
+    names = [f"run{number}" for number in range(1, len(runs) + 1)]
+    rows: list[dict[str, Any]] = []
+    for own, cfg in zip(names, configs, strict=True):
+        parts = build(cfg)
+        if parts.backbone.new_head:
+            raise UserError("each of these runs has a classifier of its own, and classifiers do not add up.")
+        model = PeftModel.from_pretrained(parts.backbone.model, str(runs[0] / "adapter"), adapter_name=names[0])
+        for name, run in list(zip(names, runs, strict=True))[1:]:
+            model.load_adapter(str(run / "adapter"), adapter_name=name)
+        for active in ([own], names):
+            tuner: Any = model.base_model
+            tuner.set_adapter(active)
+            for name, alpha in zip(names, strengths, strict=True):
+                _set_strength(model, name, alpha if len(active) > 1 else 1.0)
+            into = folder / f"{own}-with-{'-'.join(active)}"
+            into.mkdir(parents=True, exist_ok=True)
+            rows.append({"data": own, "adapters": "+".join(active), **_test(parts, model, cfg, into)})
+    write_rows(rows, folder / "merged.csv")
+    return rows
+
+
+def _config(run: Path) -> DictConfig:
+    for needed in ("config.yaml", "adapter/adapter_config.json"):
+        if not (run / needed).is_file():
+            raise UserError(f"{run} is no finished run of a PEFT adapter: it has no {needed}.")
+    cfg = OmegaConf.load(run / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def _set_strength(model: PeftModel, adapter: str, alpha: float) -> None:
+    layer: Any
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            if not hasattr(layer, "set_scale"):
+                raise UserError(
+                    f"{type(layer).__module__} has no strength that can be set, so its adapters cannot be mixed."
+                )
+            layer.set_scale(adapter, alpha)
+
+
+def _test(parts: Any, model: PeftModel, cfg: DictConfig, folder: Path) -> dict[str, float]:
+    task = parts.task(model)
+    task.at_the_end = lambda: task.final_measures(parts.data, folder)
+    with torch.no_grad():
+        trainer_of(cfg, folder, []).test(task, Loaders(parts.data, cfg).test(), verbose=False)
+    return task.tested
