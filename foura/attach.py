@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from foura.adapter import FouraConfig
 from foura.backbones.backbone import LINEAR, Backbone, describe_linear_layers, layer_size
 from foura.errors import UserError
+from foura.sora import add_gates, shrink
 
-RANKED = ("foura", "lora", "dora", "adalora")  # methods whose rank is the rank of a layer's update
+RANKED = ("foura", "lora", "dora", "adalora", "sora")  # methods whose rank is the rank of a layer's update
 
 
 def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
@@ -47,6 +48,8 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
         common["modules_to_save"] = [backbone.head]
     config = _peft_config(cfg, layers, steps, common)
     adapted = get_peft_model(model, config)
+    if method == "sora":
+        add_gates(adapted)
     config.base_model_name_or_path = cfg.backbone.name  # after wrapping: PEFT overwrites it with what it finds
     return adapted
 
@@ -87,7 +90,7 @@ def _peft_config(cfg: DictConfig, layers: dict[str, nn.Module], steps: int, comm
             use_rslora=adapter.use_rslora,
             **common,
         )
-    if adapter.method in ("lora", "dora"):
+    if adapter.method in ("lora", "dora", "sora"):
         lora = {"r": rank, "lora_alpha": alpha, "lora_dropout": adapter.dropout, "use_rslora": adapter.use_rslora}
         return _make(peft.LoraConfig, options, use_dora=adapter.method == "dora", **lora, **common)
     if adapter.method == "adalora":
@@ -142,8 +145,14 @@ def regularisation(model: nn.Module) -> Tensor | None:
     return config.orth_reg_weight * torch.stack(terms).mean()
 
 
-def after_step(model: nn.Module, step: int) -> None:
-    """What a method does between the optimizer's step and the clearing of the gradients: AdaLoRA prunes its ranks."""
+def after_step(model: nn.Module, step: int, cfg: DictConfig, lr: float) -> None:
+    """What a method does between the optimizer's step and the clearing of the gradients: AdaLoRA and SoRA close ranks.
+
+    Args:
+        cfg: of the adapter. lr: the learning rate of the step.
+    """
+    if cfg.method == "sora":
+        shrink(model, lr * cfg.sparsity)
     if isinstance(_config(model), peft.AdaLoraConfig):
         tuner: Any = model.base_model
         tuner.update_and_allocate(step)

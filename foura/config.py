@@ -32,7 +32,7 @@ FORMATS = {
 }
 METRICS = {"vit": ("loss", "acc"), "llama_small": ("loss", "acc"), "unet": ("loss",)}
 EMBEDDED = ("digits", "stdlib", "letters")  # sources that need no path
-METHODS = ("foura", "lora", "dora", "adalora", "vera", "fourierft", "full", "head")
+METHODS = ("foura", "lora", "dora", "adalora", "sora", "vera", "fourierft", "full", "head")
 
 
 def _choice(default: Any, *choices: str) -> Any:
@@ -55,6 +55,7 @@ class AdapterConfig:
     gate_scope: str = _choice(MISSING, "sequence", "token")
     dropout: float = _number(0.0, at_least=0.0, below=1.0)
     use_rslora: bool = False
+    sparsity: float = _number(10.0, at_least=0.0)  # sora: how fast gates close
 
     options: dict[str, Any] = field(default_factory=dict)  # further fields of a peer's own PEFT config
     lr: float = _number(1e-3, above=0.0)
@@ -107,6 +108,7 @@ class DatasetConfig:
     prompt: str | None = None  # one caption for all pictures, as in DreamBooth
     repeats: int = _number(1, at_least=1)  # how often an epoch shows each training item
     epochs: int = _number(40, at_least=1)  # what trainer.max_epochs follows
+    lr_scale: float = _number(1.0, above=0.0)  # optimizer.lr follows adapter.lr times this
     val_fraction: float = _number(0.2, above=0.0, below=1.0)  # where the data brings no validation split
     test_fraction: float = _number(0.2, above=0.0, below=1.0)  # where it brings no test split
     split_seed: int = _number(0, at_least=0)
@@ -208,6 +210,7 @@ UNSCIENTIFIC = ("sweep", "outputs", "trainer.enable_progress_bar", "trainer.prof
 def register() -> None:
     """Make the schema and the resolvers of conf/ known to Hydra."""
     ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("foura.times", lambda a, b: float(a) * float(b), replace=True)
     OmegaConf.register_new_resolver("foura.folder", _folder, replace=True)
     OmegaConf.register_new_resolver("foura.sweep", _sweep_name, use_cache=True, replace=True)
 

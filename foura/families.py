@@ -44,7 +44,7 @@ def _images(cfg: DictConfig) -> Parts:
     source = open_source(cfg.dataset)
     backbone = build_vit(cfg.backbone, len(source.classes))
     data = prepare(source, cfg.dataset, cfg.seed, backbone.image_mode, backbone.preprocess)
-    return Parts(backbone, data, lambda model: Classification(model, len(data.classes), cfg.optimizer))
+    return Parts(backbone, data, lambda model: Classification(model, len(data.classes), cfg))
 
 
 def _language(cfg: DictConfig) -> Parts:

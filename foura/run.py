@@ -29,6 +29,7 @@ from foura.errors import UserError
 from foura.families import build
 from foura.report.figures import METRIC_NAMES, draw_curves, draw_layers
 from foura.report.layers import layer_table, mean_effective_rank, total_delta_norm, write_table
+from foura.sora import fold
 from foura.tasks.callbacks import Cost, EpochMetrics, EpochPictures, ProgressLines, SelectedEpoch, peak_memory_mb
 from foura.tasks.task import Task
 from foura.tracking.status import RunStatus, state_of
@@ -190,6 +191,7 @@ def _save_adapter(selected: SelectedEpoch, task: Task, folder: Path) -> None:
         return
     if task.trainer.interrupted:
         selected.restore(task)
+    fold(task.model)
     target, scratch = folder / "adapter", folder / ".adapter.writing"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foura.adapter.freeze import effective_rank, gate_statistics
 from foura.adapter.layer import FouraLayer
 from foura.backbones.backbone import layer_size
+from foura.sora import gates as gates_of
 
 COLUMNS = ("layer", "in_features", "out_features", "parameters", "rank", "effective_rank", "gate_std", "delta_norm")
 
@@ -85,10 +86,11 @@ def _row(name: str, layer: Any, open_ranks: dict[str, float], gates: dict[str, A
             mean_gate = gates[name]["default"]["mean"]
         row["delta_norm"] = float(torch.linalg.matrix_norm(layer.get_delta_weight("default", mean_gate).float()))
         return row
+    closed = sum([int((gate == 0).sum()) for gate in gates_of(layer)])  # SoRA's
     if isinstance(layer, AdaLoraLayer):
         row["effective_rank"] = float((layer.lora_E["default"] != 0).sum())
     elif isinstance(layer, LoraLayer):
-        row["effective_rank"] = float(layer.r["default"])
+        row["effective_rank"] = float(layer.r["default"] - closed)
     merged: Any = copy.deepcopy(layer)  # DoRA's update is not its low-rank part: only merging says what it is
     merged.merge()
     row["delta_norm"] = float(torch.linalg.matrix_norm((merged.get_base_layer().weight - weight).float()))

@@ -17,8 +17,8 @@ class Classification(Task):
     metrics = MappingProxyType({"loss": -1, "acc": 1})
     headline = "acc"
 
-    def __init__(self, model: nn.Module, num_classes: int, optimizer: DictConfig) -> None:
-        super().__init__(model, optimizer)
+    def __init__(self, model: nn.Module, num_classes: int, cfg: DictConfig) -> None:
+        super().__init__(model, cfg)
         self.evaluations: Any = nn.ModuleDict({name: _metrics(num_classes) for name in (*EVALUATIONS, "test")})
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -33,7 +33,7 @@ class Diffusion(Task):
     headline = "loss"
 
     def __init__(self, model: nn.Module, backbone: DiffusionBackbone, data: DiffusionData, cfg: DictConfig) -> None:
-        super().__init__(model, cfg.optimizer)
+        super().__init__(model, cfg)
         self.backbone, self.data, self.evaluation, self.source = backbone, data, cfg.evaluation, cfg.dataset.source
         self.chance = torch.Generator().manual_seed(cfg.seed)
         self.levels = int(backbone.scheduler.config.num_train_timesteps)

@@ -27,7 +27,7 @@ class Language(Task):
     metrics = MappingProxyType({"loss": -1, "acc": 1})
 
     def __init__(self, model: nn.Module, judged: bool, cfg: DictConfig, tokenizer: Any) -> None:
-        super().__init__(model, cfg.optimizer)
+        super().__init__(model, cfg)
         self.headline = "acc" if judged else "loss"
         self.evaluation, self.tokenizer = cfg.evaluation, tokenizer
         names = (*EVALUATIONS, "test")

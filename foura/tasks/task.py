@@ -33,12 +33,13 @@ class Task(LightningModule):
     metrics: Mapping[str, int]
     headline: str
 
-    def __init__(self, model: nn.Module, optimizer: DictConfig) -> None:
+    def __init__(self, model: nn.Module, cfg: DictConfig) -> None:
         super().__init__()
         self.model = model
-        self.optimizer_config = optimizer
+        self.adapter_config, self.optimizer_config = cfg.adapter, cfg.optimizer
         self.history: list[dict[str, float]] = []
         self.tested: dict[str, float] = {}
+        self.step_lr: float | None = None
         self.at_the_end: Callable[[], dict[str, float]] = dict
         self.train_loss = MeanMetric(nan_strategy="disable")
 
@@ -83,8 +84,13 @@ class Task(LightningModule):
             ):
                 module.eval()
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.step_lr = float(optimizer.param_groups[0]["lr"])  # when the step has ended, it is that of the next
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        after_step(self.model, self.trainer.global_step)  # the gradients of the step are still there
+        if self.step_lr is not None:  # this batch was the last of a step, and its gradients are still there
+            after_step(self.model, self.trainer.global_step, self.adapter_config, self.step_lr)
+            self.step_lr = None
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluate(EVALUATIONS[dataloader_idx], batch)

@@ -326,3 +326,21 @@ def test_the_gate_of_the_default_run_selects(train) -> None:
     assert max(kept) - min(kept) > 5
     assert 0 < min(kept) < 60
     assert status(ended)["metrics"]["test/acc"] > 0.85
+
+
+def test_soras_gates_close_and_become_part_of_an_ordinary_lora(train) -> None:
+    from peft import PeftModel
+
+    from foura.backbones.vit import build_vit
+
+    ended = train("adapter=sora", "adapter.sparsity=200", *QUICK)
+    assert ended.code == 0, ended.out
+    metrics = status(ended)["metrics"]
+    assert 0 < metrics["adapter/effective_rank"] < 4
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.load(ended.folder() / "config.yaml")
+    model = PeftModel.from_pretrained(build_vit(cfg.backbone, 10).model, str(ended.folder() / "adapter"))
+    rows = [p.abs().sum(1) for name, p in model.named_parameters() if "lora_A" in name]
+    open_ranks = sum(int((row > 0).sum()) for row in rows) / len(rows)
+    assert open_ranks == pytest.approx(metrics["adapter/effective_rank"])
