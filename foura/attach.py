@@ -94,6 +94,10 @@ def _peft_config(cfg: DictConfig, layers: dict[str, nn.Module], steps: int, comm
         lora = {"r": rank, "lora_alpha": alpha, "lora_dropout": adapter.dropout, "use_rslora": adapter.use_rslora}
         return _make(peft.LoraConfig, options, use_dora=adapter.method == "dora", **lora, **common)
     if adapter.method == "adalora":
+        if steps < 2:
+            raise UserError(
+                "adapter=adalora plans its pruning over the run and needs at least 2 steps; this run makes 1."
+            )
         pruning = {"tinit": steps // 10, "tfinal": 3 * steps // 10, "deltaT": max(1, steps // 100), "total_step": steps}
         ranks = {"init_r": _adalora_start(rank), "target_r": rank, "lora_alpha": alpha, "lora_dropout": adapter.dropout}
         return _make(peft.AdaLoraConfig, options, **ranks, **pruning, **common)

@@ -77,7 +77,8 @@ def test_a_run_leaves_its_metrics_and_pictures(train, family) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_adapter_runs_on_every_backbone(train, root, family) -> None:
     adapters = sorted(path.stem for path in (root / "conf" / "adapter").glob("*.yaml"))
-    ended = train("-m", f"backbone={family}", f"adapter={','.join(adapters)}", "sweep=all", *FAMILIES[family], *QUICK)
+    every = (f"backbone={family}", f"adapter={','.join(adapters)}")
+    ended = train("-m", *every, "sweep=all", *FAMILIES[family], "rank=4", "trainer.max_epochs=2")
     assert ended.code == 0, ended.out
     states = [json.loads(path.read_text()) for path in ended.outputs.glob("sweeps/all/*/status.json")]
     assert [state["state"] for state in states] == ["finished"] * len(adapters)
@@ -261,3 +262,8 @@ def test_two_adapters_at_once(train, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["foura", "merge-eval", str(tmp_path), str(tmp_path)])
     with pytest.raises(SystemExit, match="is no finished run"):
         main()
+
+
+def test_adalora_needs_steps_to_plan_over(train) -> None:
+    ended = train("adapter=adalora", *FAMILIES["vit"], *QUICK)
+    assert "needs at least 2 steps; this run makes 1" in str(ended.code)
