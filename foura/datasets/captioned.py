@@ -179,12 +179,13 @@ def prepare_captioned(
     splits = dict(splits)
     order = np.random.default_rng(cfg.split_seed).permutation(len(splits["train"].images))
     total = len(order)
-    for name, share in (("test", cfg.test_fraction), ("validation", cfg.val_fraction)):
+    # a distance between distributions needs two test pictures
+    for name, share, least in (("test", cfg.test_fraction, 2), ("validation", cfg.val_fraction, 1)):
         if name not in splits:
-            count = max(2, round(share * total))  # a distance between distributions needs two
+            count = max(least, round(share * total))
             splits[name], order = splits["train"].subset(order[:count]), order[count:]
-    if len(order) < 2:
-        raise UserError(f"{total} images are too few to cut into train, validation and test; at least 6 are needed.")
+    if len(order) < 1:
+        raise UserError(f"{total} images are too few to cut into train, validation and test; at least 4 are needed.")
     train = splits["train"].subset(np.random.default_rng([seed, 0]).permutation(order)[: cfg.limit])
     splits = {
         "train": train,

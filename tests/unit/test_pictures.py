@@ -83,10 +83,17 @@ def test_validation_stays_while_the_limit_draws_by_seed(folder) -> None:
     assert one.fingerprint == again.fingerprint != two.fingerprint
 
 
-def test_one_prompt_for_all(folder) -> None:
+def test_one_prompt_for_all_and_five_pictures_are_enough(folder) -> None:
     (folder / "metadata.jsonl").unlink()
+    for index in range(5, 12):
+        (folder / f"{index:02d}.png").unlink()
     data = prepared(config(path=str(folder), prompt="a photo of sks shade"))
     assert set(data.captions["train"]) == {"a photo of sks shade"}
+    assert data.sizes == {"train": 2, "validation": 1, "test": 2}
+    for index in (3, 4):
+        (folder / f"{index:02d}.png").unlink()
+    with pytest.raises(UserError, match="3 images are too few"):
+        prepared(config(path=str(folder), prompt="a photo of sks shade"))
 
 
 def test_every_kind_of_picture_is_read(folder) -> None:
