@@ -56,7 +56,7 @@ def draw_ranks_by_step(rows: list[dict[str, Any]], path: Path) -> None:
         )
     for name, colour in parts.items():
         axis.plot([], [], color=colour, label=name)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axis.set_xlabel("denoising step (noise to picture)")
     axis.set_ylabel("open ranks")
     axis.spines[["top", "right"]].set_visible(False)
