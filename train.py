@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import hydra
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from foura.config import check, explain, register, run_key
-from foura.errors import UserError
+from foura.errors import Busy, UserError
 from foura.tracking.status import RunStatus
 
 register()
@@ -23,18 +24,38 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it whe
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        try:
+            one(cfg, folder, again=True)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        return
     try:
-        with RunStatus(folder) as status:
-            check(cfg)
-            status.write("running", key=run_key(cfg))
-            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-            from foura.run import run  # torch and Lightning only once the config is known to be sound
-
-            run(cfg, folder, status)
+        one(cfg, folder, again=cfg.force)
+    except Busy as error:
+        print(f"left to the other: {error}", flush=True)
     except UserError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # Hydra goes on with the other jobs and says at the end which one it was
-        sys.exit(f"error: {error}")
+        print(f"error: {folder.name}: {error}", flush=True)  # the other runs go on; the sweep's last line counts them
+    except Exception as error:
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        said = str(error).strip().splitlines() or [""]
+        print(
+            f"error: {folder.name}: {type(error).__name__}: {said[0]} (all of it: {folder / 'error.txt'})", flush=True
+        )
+
+
+def one(cfg: DictConfig, folder: Path, again: bool) -> None:
+    """One run; `again` though its result may be there already."""
+    with RunStatus(folder) as status:
+        check(cfg)
+        key = run_key(cfg)
+        if status.done(key) and not again:
+            return
+        status.write("running", key=key, run_id=status.previous.get("run_id"))
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        from foura.run import run  # torch and Lightning only once the config is known to be sound
+
+        run(cfg, folder, status)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Puts an adapter of the config on a backbone: every choice of conf/adapter becomes a PEFT config here."""
 
+import bisect
+import copy
 import dataclasses
 import math
 from typing import Any
@@ -41,6 +43,8 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
             f"adapter={cfg.adapter.name} goes on linear layers and found none to adapt; the model has: "
             f"{describe_linear_layers(model)}. adapter=full and adapter=head need none."
         )
+    if cfg.iso_parameters:
+        cfg = _iso_parameters(cfg, model, layers, list(backbone.targets), steps)
     if method in RANKED:
         _check_rank(_adalora_start(cfg.rank) if method == "adalora" else cfg.rank, layers)
     common: dict[str, Any] = {"target_modules": list(backbone.targets)}
@@ -109,6 +113,39 @@ def _peft_config(cfg: DictConfig, layers: dict[str, nn.Module], steps: int, comm
     return _make(peft.FourierFTConfig, options, n_frequency_pattern=budget, **common)
 
 
+def _iso_parameters(
+    cfg: DictConfig, model: nn.Module, layers: dict[str, nn.Module], targets: list[str], steps: int
+) -> DictConfig:
+    """The config with the largest rank that has no more parameters than LoRA at `cfg.rank`, found by counting them."""
+    if cfg.adapter.method not in RANKED:
+        return cfg  # VeRA's rank and FourierFT's budget are set otherwise
+    budget = cfg.rank * sum(sum(layer_size(layer)) for layer in layers.values())
+    # frozen weights without their values: only the adapter's own parameters take memory
+    hollow = [
+        (id(p), nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)) for p in model.parameters()
+    ]
+
+    def count(rank: int) -> int:
+        config = _peft_config(_with_rank(cfg, rank), layers, steps, {"target_modules": targets})
+        adapted = get_peft_model(copy.deepcopy(model, dict(hollow)), config)
+        gates = rank * len(layers) if cfg.adapter.method == "sora" else 0
+        return gates + sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+    with torch.random.fork_rng(devices=[]):
+        fits = bisect.bisect_right(range(1, cfg.rank + 1), budget, key=count)
+    if fits == 0:
+        raise UserError(
+            f"iso_parameters=true: adapter={cfg.adapter.name} has more parameters at rank 1 than LoRA at rank {cfg.rank}."
+        )
+    return _with_rank(cfg, fits)
+
+
+def _with_rank(cfg: DictConfig, rank: int) -> DictConfig:
+    changed = cfg.copy()
+    changed.rank = rank
+    return changed
+
+
 def _adalora_start(rank: int) -> int:
     return math.ceil(1.5 * rank)
 
@@ -160,6 +197,21 @@ def after_step(model: nn.Module, step: int, cfg: DictConfig, lr: float) -> None:
     if isinstance(_config(model), peft.AdaLoraConfig):
         tuner: Any = model.base_model
         tuner.update_and_allocate(step)
+
+
+def method_state(model: nn.Module) -> dict[str, Any]:
+    """What a method keeps beside its parameters while it trains: AdaLoRA's importance of each rank, averaged so far."""
+    if not isinstance(_config(model), peft.AdaLoraConfig):
+        return {}
+    allocator: Any = model.base_model.rankallocator  # type: ignore[union-attr]
+    return {name: getattr(allocator, name) for name in ("ipt", "exp_avg_ipt", "exp_avg_unc")}
+
+
+def load_method_state(model: nn.Module, state: dict[str, Any]) -> None:
+    """Put back what `method_state` gave."""
+    for name, value in state.items():
+        allocator: Any = model.base_model.rankallocator  # type: ignore[union-attr]
+        setattr(allocator, name, value)
 
 
 def _config(model: nn.Module) -> PeftConfig | None:

@@ -1,6 +1,7 @@
 """The `foura` command: what is done beside runs. Runs themselves are `python train.py`."""
 
 import argparse
+import collections
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,13 @@ def main() -> None:
     )
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1", help="127.0.0.1 unless others are to see it")
+    page = commands.add_parser("report", help="make a sweep's page again, from the tracking store alone")
+    page.add_argument("sweep")
+    page.add_argument("--outputs", default="outputs", type=Path, help="the folder of the runs (default: outputs)")
+    page.add_argument("--into", default=None, type=Path, help="where to write (default: the sweep's folder)")
+    state = commands.add_parser("status", help="how far a sweep is")
+    state.add_argument("sweep")
+    state.add_argument("--outputs", default="outputs", type=Path, help="the folder of the runs (default: outputs)")
     pretrain = commands.add_parser(
         "pretrain", help="remake an embedded backbone's weights (5 to 25 minutes on 2 cores)"
     )
@@ -31,7 +39,8 @@ def main() -> None:
     merge.add_argument("--out", type=Path, default=Path("outputs/merged"), help="where pictures and merged.csv go")
     arguments = parser.parse_args()
     try:
-        {"ui": _ui, "pretrain": _pretrain, "merge-eval": _merge}[arguments.command](arguments)
+        does = {"ui": _ui, "report": _report, "status": _status, "pretrain": _pretrain, "merge-eval": _merge}
+        does[arguments.command](arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -47,6 +56,22 @@ def _ui(arguments: argparse.Namespace) -> None:
     print(f"http://{arguments.host}:{arguments.port}", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--workers", "1"]
     os.execv(sys.executable, [*command, "--host", arguments.host, "--port", str(arguments.port)])
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from foura.report.sweep import report
+
+    print(report(arguments.outputs.absolute(), arguments.sweep, arguments.into))
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from foura.tracking.jobs import sweep_folder, sweep_status
+
+    runs = sweep_status(sweep_folder(arguments.outputs, arguments.sweep))
+    for name, status in runs:
+        print(f"{status.get('state', 'unreadable'):<12} {name}  {status.get('error', '')}".rstrip())
+    counts = collections.Counter(status.get("state", "unreadable") for _, status in runs)
+    print(f"{len(runs)} begun: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:

@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class Diverged(UserError):
     """The loss became NaN or infinite. The run ends in state "diverged", which is a result, not a crash."""
+
+
+class Busy(UserError):
+    """Another process is at the same run."""

@@ -24,16 +24,26 @@ from torch.utils.data import DataLoader
 from foura.adapter import freeze_gates
 from foura.analysis.overfitting import onset_epoch
 from foura.attach import adapter_parameters, attach, target_layers
-from foura.config import outputs_dir, scientific
+from foura.config import outputs_dir, run_key, scientific
 from foura.errors import UserError
 from foura.families import build
 from foura.report.figures import METRIC_NAMES, draw_curves, draw_layers
-from foura.report.layers import layer_table, mean_effective_rank, total_delta_norm, write_table
+from foura.report.layers import (
+    layer_table,
+    mean_effective_rank,
+    mean_of,
+    total_delta_norm,
+    write_spectra,
+    write_table,
+)
 from foura.sora import fold
-from foura.tasks.callbacks import Cost, EpochMetrics, EpochPictures, ProgressLines, SelectedEpoch, peak_memory_mb
+from foura.tasks.callbacks import EpochMetrics, EpochPictures, ProgressLines, SelectedEpoch
+from foura.tasks.checkpoint import Checkpoint, usable
+from foura.tasks.cost import Cost, peak_memory_mb, step_gflops
+from foura.tasks.drift import check_drift, own_loss
 from foura.tasks.task import Task
 from foura.tracking.status import RunStatus, state_of
-from foura.tracking.store import parent_run, start_run, ui_command
+from foura.tracking.store import TrackedRun, continue_run, discard_runs, parent_run, start_run, ui_command
 
 # what the last table shows of what only some tasks measure
 MORE = {
@@ -63,25 +73,32 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
         console.width = LOG_WIDTH
     title = f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}"
     _check_device(cfg.trainer.accelerator)
+    if cfg.evaluation.drift:
+        check_drift(cfg)
 
     seed_everything(cfg.seed, verbose=False)
     parts = build(cfg)
     data = parts.data
     before = _weights_before(parts.backbone, cfg)
+    own = own_loss(cfg.backbone.family, parts, parts.backbone.model, cfg) if cfg.evaluation.drift else None
     loaders = Loaders(data, cfg)
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike whatever the data needed of the generator
     model = attach(parts.backbone, cfg, steps=loaders.steps())
 
-    tracked = start_run(outputs_dir(cfg), title, scientific(cfg), _tags(cfg, data), _parent(cfg))
+    checkpoint = folder / "checkpoint.pt"
+    continued = _continued(cfg, status, checkpoint)
+    tracked = continued or start_run(outputs_dir(cfg), title, scientific(cfg), _tags(cfg, data), _parent(cfg))
     status.write("running", run_id=tracked.run_id)
     try:
         task = parts.task(model)
-        selected, cost = SelectedEpoch(cfg.select), Cost()
-        progress = ProgressLines(console, title, bar=cfg.trainer.enable_progress_bar)
-        pictures = EpochPictures(tracked, folder)
-        trainer = trainer_of(cfg, folder, [selected, cost, EpochMetrics(tracked), pictures, progress])
+        selected, cost, train_loader = SelectedEpoch(cfg.select), Cost(), loaders.train()
+        watchers = [selected, cost, EpochMetrics(tracked, continued is not None), EpochPictures(tracked, folder)]
+        watchers.append(ProgressLines(console, title, bar=cfg.trainer.enable_progress_bar, lines=_sweep(cfg) is None))
+        watchers.append(Checkpoint(checkpoint, [train_loader.generator, *task.generators]))
+        trainer = trainer_of(cfg, folder, watchers)
+        resume: Any = {"ckpt_path": str(checkpoint), "weights_only": True} if continued else {}
         try:
-            trainer.fit(task, loaders.train(), loaders.evaluation())
+            trainer.fit(task, train_loader, loaders.evaluation(), **resume)
         except (KeyboardInterrupt, SystemExit):
             _save_adapter(selected, task, folder)  # what was earned so far is kept
             raise
@@ -91,6 +108,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
                 "trainer.max_steps, or lower trainer.check_val_every_n_epoch."
             )
         final = task.history[-1]
+        memory, flops = peak_memory_mb(task.device), step_gflops(task, loaders.first(task))
         selected.restore(task)
         best = selected.row
         if cfg.adapter.gate == "frozen":
@@ -102,8 +120,12 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
 
         # of the training data: its part for evaluation has another form where questions are judged
         table = layer_table(task.model.eval(), loaders.inputs(task, data.train, len(data.train_eval)), before)
-        metrics = _final_metrics(task, final, best, table, cost, task.device)
+        metrics = _final_metrics(task, final, best, table)
+        if own is not None:
+            metrics["drift/loss"] = own_loss(cfg.backbone.family, parts, task.model, cfg) - own
         _save_adapter(selected, task, folder)
+        metrics |= {"cost/step_time_ms": cost.step_time_ms(), "cost/peak_memory_mb": memory, "cost/step_gflops": flops}
+        metrics["cost/adapter_mb"] = sum(path.stat().st_size for path in (folder / "adapter").iterdir()) / 1e6
         _draw(task, selected.epoch or 0, table, title, folder)
         tracked.log_metrics(metrics)
         for artifact in sorted(folder.iterdir()):
@@ -111,11 +133,31 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
                 tracked.log_artifact(artifact)
         status.fields["metrics"] = metrics
         tracked.close("finished")
+        checkpoint.unlink(missing_ok=True)
     except BaseException as error:
         tracked.close(state_of(error))
         raise
-    _print_table(console, title, metrics, task.headline, cfg)
+    if _sweep(cfg) is None:
+        _print_table(console, title, metrics, task.headline, cfg)
     return metrics
+
+
+def _continued(cfg: DictConfig, status: RunStatus, checkpoint: Path) -> TrackedRun | None:
+    """The MLflow run of the same experiment, where it was interrupted and left a checkpoint to go on from.
+
+    Otherwise the run starts anew, and in a sweep whatever its folder or its key left in the store is hidden.
+    """
+    previous, key, outputs, sweep = status.previous, run_key(cfg), outputs_dir(cfg), _sweep(cfg)
+    left = previous.get("run_id")
+    unfinished = previous.get("key") == key and previous.get("state") in ("running", "interrupted")
+    if left and unfinished and not cfg.force and usable(checkpoint):
+        tracked = continue_run(outputs, left)
+        if tracked is not None:
+            return tracked
+    checkpoint.unlink(missing_ok=True)
+    if sweep is not None:
+        discard_runs(outputs, sweep, key, left)
+    return None
 
 
 class Loaders:
@@ -142,6 +184,12 @@ class Loaders:
         for batch in self._fixed(some):
             yield task.inputs(move_data_to_device(batch, task.device))
 
+    def first(self, task: Task) -> Any:
+        """The first training items as one batch, on the task's device."""
+        some = torch.utils.data.Subset(self.data.train, range(min(self.cfg.dataset.batch_size, len(self.data.train))))
+        (batch,) = DataLoader(some, self.cfg.dataset.batch_size, collate_fn=self.data.collate)
+        return move_data_to_device(batch, task.device)
+
     def steps(self) -> int:
         batches = len(self.train())
         epochs = self.cfg.trainer.max_epochs or 1
@@ -163,9 +211,7 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
     return Trainer(**arguments, **ours, callbacks=callbacks, default_root_dir=str(folder))
 
 
-def _final_metrics(
-    task: Task, final: dict[str, float], best: dict[str, float], table: list[Any], cost: Cost, device: Any
-) -> dict[str, float]:
+def _final_metrics(task: Task, final: dict[str, float], best: dict[str, float], table: list[Any]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name in task.metrics:
         metrics |= {f"final/{name}": final[f"val/{name}"], f"final/gap_{name}": final[f"gap/{name}"]}
@@ -176,13 +222,13 @@ def _final_metrics(
             [row["epoch"] for row in task.history], [row["val/loss"] for row in task.history]
         ),
         "cost/trainable_params": float(sum(p.numel() for p in task.model.parameters() if p.requires_grad)),
-        "cost/step_time_ms": cost.step_time_ms(),
-        "cost/peak_memory_mb": peak_memory_mb(device),
         "adapter/delta_norm": total_delta_norm(table),
         **task.tested,
     }
-    rank = mean_effective_rank(table)
-    return metrics if rank is None else {**metrics, "adapter/effective_rank": rank}
+    of_layers = {"effective_rank": mean_effective_rank(table)}
+    if table:
+        of_layers |= {column: mean_of(table, column) for column in ("stable_rank", "amplification")}
+    return metrics | {f"adapter/{name}": value for name, value in of_layers.items() if value is not None}
 
 
 def _save_adapter(selected: SelectedEpoch, task: Task, folder: Path) -> None:
@@ -208,6 +254,7 @@ def _draw(task: Task, selected: int, table: list[dict[str, Any]], title: str, fo
     draw_curves(task.history, list(task.metrics), selected, title, folder / "curves.png")
     if table:
         write_table(table, folder / "layers.csv")
+        write_spectra(table, folder / "spectra.csv")
         draw_layers(table, title, folder / "layers.png")
 
 
@@ -216,6 +263,7 @@ def _tags(cfg: DictConfig, data: Any) -> dict[str, Any]:
     foura = adapter.method == "foura"
     return {
         "sweep": _sweep(cfg) or "",
+        "key": run_key(cfg),
         "adapter": adapter.name,
         "transform": adapter.transform if foura else "none",
         "gate": adapter.gate if foura else "none",
@@ -277,7 +325,7 @@ def _print_table(console: Console, title: str, metrics: dict[str, float], shown:
 
 def quiet() -> None:
     """Silence what is no news to a user: device lists, tips, and advice on workers for data that is in memory."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "alembic", "mlflow"):
+    for name in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for about in (
         ".*does not have many workers.*",

@@ -28,6 +28,7 @@ class ImageData:
         train: what is trained on.
         train_eval: a fixed part of train, evaluated exactly like validation, so that the gap is a measurement.
         validation: selects the epoch. test: used once, at the end.
+        noisy: the training items that dataset.label_noise gave a wrong label, None where there are none.
         fingerprint: hash of the items, their labels and how they are cut (16 hex digits).
     """
 
@@ -39,6 +40,7 @@ class ImageData:
     sizes: dict[str, int]
     fingerprint: str
     collate: Any = None
+    noisy: Dataset | None = None
 
 
 def prepare(
@@ -63,6 +65,7 @@ def prepare(
     if cfg.limit is not None and cfg.limit < len(train):
         train, _ = _cut(train, 1.0 - cfg.limit / len(train), seed, "train", keep=cfg.limit)
     splits["train"] = mislabelled(train, cfg.label_noise, len(source.classes), seed) if cfg.label_noise else train
+    noisy = np.nonzero(splits["train"].labels != train.labels)[0].tolist()
     for name, items in splits.items():
         present = len(set(items.labels.tolist()))
         if present < 2:
@@ -80,6 +83,7 @@ def prepare(
         classes=source.classes,
         sizes={name: len(items) for name, items in splits.items()},
         fingerprint=_fingerprint(splits, source.classes),
+        noisy=torch.utils.data.Subset(decoded["train"], noisy) if noisy else None,
     )
 
 

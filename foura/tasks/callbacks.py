@@ -1,12 +1,9 @@
-"""What watches a training run: the selected epoch, its cost, its progress, and the epoch metrics in MLflow."""
+"""What watches a training run: the selected epoch, its progress, and the epoch metrics in MLflow."""
 
-import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -41,50 +38,32 @@ class SelectedEpoch(Callback):
                 name: tensor.detach().cpu().clone() for name, tensor in adapter_parameters(task.model).items()
             }
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "row": self.row, "state": self.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.row, self.state = state["epoch"], state["row"], state["state"]
+
     def restore(self, task: Any) -> None:
         """Put the selected epoch's adapter back into the model."""
         task.model.load_state_dict(self.state, strict=False)
 
 
-class Cost(Callback):
-    """The time of a training step: that of an epoch's steps over their number, the median over epochs.
-
-    A GPU is waited for at the two ends of an epoch only, so that measuring does not slow what it measures.
-    """
-
-    def __init__(self) -> None:
-        self.step_times: list[float] = []
-
-    def on_fit_start(self, trainer: Trainer, task: Any) -> None:
-        _reset_peak_memory(task.device)
-
-    def on_train_batch_start(self, trainer: Trainer, task: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
-            _wait(task.device)
-            self.began = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: Trainer, task: Any, out: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.is_last_batch:
-            _wait(task.device)
-            self.step_times.append((time.perf_counter() - self.began) / (batch_idx + 1))
-
-    def step_time_ms(self) -> float:
-        """Milliseconds a step; the first epoch, which warms up, counts only if it is the only one."""
-        measured = self.step_times[1:] or self.step_times
-        return 1000.0 * statistics.median(measured) if measured else float("nan")
-
-
 class EpochMetrics(Callback):
-    """Writes each epoch's row to MLflow in one call."""
+    """Writes each epoch's row to MLflow in one call; of a continued run, those that are not there yet."""
 
-    def __init__(self, tracked: TrackedRun) -> None:
+    def __init__(self, tracked: TrackedRun, continued: bool) -> None:
         self.tracked = tracked
+        self.logged = tracked.logged_steps("val/loss") if continued else set()
 
     def on_validation_end(self, trainer: Trainer, task: Any) -> None:
         if trainer.state.fn != "fit":
             return
-        row = {key: value for key, value in task.history[-1].items() if key != "epoch"}
-        self.tracked.log_metrics(row, step=int(task.history[-1]["epoch"]))
+        for row in task.history:
+            step = int(row["epoch"])
+            if step not in self.logged:
+                self.tracked.log_metrics({key: value for key, value in row.items() if key != "epoch"}, step=step)
+                self.logged.add(step)
 
 
 class EpochPictures(Callback):
@@ -100,10 +79,10 @@ class EpochPictures(Callback):
 
 
 class ProgressLines(Callback):
-    """A bar with ETA on a terminal; plain lines, about ten a run, anywhere else."""
+    """A bar with ETA on a terminal; plain lines, about ten a run, anywhere else (none if `lines` is false)."""
 
-    def __init__(self, console: Console, title: str, bar: bool) -> None:
-        self.console, self.title = console, title
+    def __init__(self, console: Console, title: str, bar: bool, lines: bool) -> None:
+        self.console, self.title, self.lines = console, title, lines
         self.bar = bar and console.is_terminal
         self.progress: Progress | None = None
 
@@ -128,6 +107,8 @@ class ProgressLines(Callback):
         if self.progress is not None:
             self.progress.update(self.row, metrics=text)
             return
+        if not self.lines:
+            return
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         epoch = trainer.current_epoch + 1
         if trainer.state.fn != "fit" or (epochs and epoch % max(1, epochs // 10) and epoch != epochs):
@@ -146,33 +127,3 @@ class ProgressLines(Callback):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory since the start of training, in MB: of the GPU, else resident memory of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 / 1e6 for line in file if line.startswith("VmHWM"))
-    except OSError:  # not Linux: the peak of the whole process, which is in bytes on macOS
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def _reset_peak_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")  # several runs of a sweep share this process: each has its own peak
-    except OSError:
-        pass  # not Linux, or not allowed: the peak is then that of the process so far
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

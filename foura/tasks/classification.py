@@ -1,14 +1,20 @@
 """Image classification: cross-entropy on the logits of an adapted model."""
 
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from foura.datasets.splits import ImageData
 from foura.tasks.task import EVALUATIONS, Task
+
+EVALUATED_AT_ONCE = 256  # images
 
 
 class Classification(Task):
@@ -31,6 +37,18 @@ class Classification(Task):
         losses = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         self.evaluations[name]["acc"].update(logits, labels)
         self.evaluations[name]["loss"].update(losses)
+
+    def final_measures(self, data: ImageData, folder: Path) -> dict[str, float]:
+        """memorised/train: of the training items with a wrong label, the share that the model gives that very label.
+
+        Nothing but memory can do it: 1 / (classes - 1) would be chance.
+        """
+        if data.noisy is None:
+            return {}
+        right = []
+        for images, labels in DataLoader(data.noisy, EVALUATED_AT_ONCE):
+            right.append(self.model(images.to(self.device)).argmax(1).cpu() == labels)
+        return {"memorised/train": float(torch.cat(right).float().mean())}
 
     def results(self, name: str) -> dict[str, float]:
         values = {key: float(value) for key, value in self.evaluations[name].compute().items()}

@@ -36,6 +36,7 @@ class Diffusion(Task):
         super().__init__(model, cfg)
         self.backbone, self.data, self.evaluation, self.source = backbone, data, cfg.evaluation, cfg.dataset.source
         self.chance = torch.Generator().manual_seed(cfg.seed)
+        self.generators.append(self.chance)
         self.levels = int(backbone.scheduler.config.num_train_timesteps)
         self.losses: Any = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in (*EVALUATIONS, "test")})
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from foura.adapter import param_groups
-from foura.attach import after_step, regularisation
+from foura.attach import adapter_parameters, after_step, load_method_state, method_state, regularisation
 from foura.errors import Diverged
 
 LOOK_EVERY = 50  # steps between looks at the loss on a GPU
@@ -42,6 +42,8 @@ class Task(LightningModule):
         self.step_lr: float | None = None
         self.at_the_end: Callable[[], dict[str, float]] = dict
         self.train_loss = MeanMetric(nan_strategy="disable")
+        self.generators: list[torch.Generator] = []  # that training draws from, beside PyTorch's own
+        self.strict_loading = False  # checkpoints leave the frozen weights out
 
     @abstractmethod
     def loss(self, batch: Any) -> Tensor:
@@ -114,6 +116,14 @@ class Task(LightningModule):
     def on_test_epoch_end(self) -> None:
         self.tested = {f"test/{key}": value for key, value in self.results("test").items()}
         self.tested |= self.at_the_end()  # here the model is still on its device
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {f"model.{name}": value for name, value in adapter_parameters(self.model).items()}
+        checkpoint["task"] = {"history": self.history, "method": method_state(self.model)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = checkpoint["task"]["history"]
+        load_method_state(self.model, checkpoint["task"]["method"])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         cfg = self.optimizer_config

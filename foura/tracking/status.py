@@ -6,37 +6,59 @@
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from foura.errors import Diverged, UserError
+from filelock import FileLock, Timeout
+
+from foura.errors import Busy, Diverged, UserError
+
+DONE = ("finished", "diverged")
 
 
 class RunStatus:
-    """Context of one run: writes status.json at its start, at its end, and with the reason when it does not end well.
+    """Context of one run: holds its folder against other processes, and keeps status.json true from start to end.
 
     Attributes:
+        previous: what the file held before, {} where there was none. A state "running" in it means a process that was
+            killed, because a living one would hold the folder.
         fields: what the file holds besides "state"; fill in "key", "run_id", "metrics" as they become known.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "status.json"
+        self.previous = read_json(self.path)
         self.fields: dict[str, Any] = {"key": None, "run_id": None, "metrics": {}}
-        self.state = "running"
+        self.state: str | None = None
+        self.began = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(folder / ".lock")
 
     def __enter__(self) -> "RunStatus":
-        self.write("running")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise Busy(f"another process is at this run already ({self.path.parent}).") from None
+        self.previous = read_json(self.path)  # nobody else can change it from here on
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.write("finished")
-            return
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        self.write(state_of(error), error=said)
+        try:
+            if error is not None:
+                said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                self.write(state_of(error), error=said)
+            elif self.state is not None:
+                self.write("finished", seconds=round(time.monotonic() - self.began, 1))
+        finally:
+            self.lock.release()
+
+    def done(self, key: str) -> bool:
+        """Whether this very experiment has its result already; a diverged run is a result."""
+        return self.previous.get("key") == key and self.previous.get("state") in DONE
 
     def write(self, state: str, **more: Any) -> None:
         """Replace the file as a whole; nobody ever reads half of it."""
@@ -50,6 +72,15 @@ def state_of(error: BaseException) -> str:
     if isinstance(error, Diverged):
         return "diverged"
     return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, {} where there is none or nothing that can be read: that is then no result."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, content: Any) -> None:

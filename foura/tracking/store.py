@@ -4,19 +4,27 @@ SQLite under outputs/, or whatever MLFLOW_TRACKING_URI names. Written by MlflowC
 which sets MLFLOW_TRACKING_URI for the whole process: the next run of a sweep, or any child process, would inherit it.
 """
 
+import contextlib
+import functools
+import importlib.metadata
+import logging
 import os
+import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from foura.tracking.status import write_json
 
+logging.getLogger("mlflow").setLevel(logging.ERROR)  # that it makes its tables is no news
+logging.getLogger("alembic").setLevel(logging.ERROR)
 EXPERIMENT = "foura"
 PARENT_TAG = "mlflow.parentRunId"
 
@@ -39,17 +47,26 @@ def open_store(outputs: Path) -> tuple[MlflowClient, str]:
     return client, client.create_experiment(EXPERIMENT, artifact_location=location)
 
 
-def parent_run(outputs: Path, sweep: str) -> str:
-    """The id of the sweep's parent run; made on the first call, which must come before parallel jobs start."""
+def parent_run(outputs: Path, sweep: str, command: str = "", tune: Sequence[str] = ()) -> str:
+    """The id of the sweep's parent run; made on the first call, which must come before parallel jobs start.
+
+    Args:
+        command: what was typed to start the sweep, kept as a tag. tune: keys whose best value the report picks.
+    """
     client, experiment_id = open_store(outputs)
     query = f"tags.sweep = '{sweep}' and tags.role = 'sweep'"
     found = client.search_runs([experiment_id], filter_string=query, max_results=1)
     if found:
-        return found[0].info.run_id
-    run = client.create_run(experiment_id, run_name=sweep, tags={"sweep": sweep, "role": "sweep", **code_tags()})
-    client.set_terminated(run.info.run_id)  # the parent only groups; its children have the states
-    write_json(outputs / "sweeps" / sweep / "sweep.json", {"sweep": sweep, "parent_run_id": run.info.run_id})
-    return run.info.run_id
+        run_id = found[0].info.run_id
+    else:
+        tags = {"sweep": sweep, "role": "sweep", "state": "finished", **code_tags()}
+        run_id = client.create_run(experiment_id, run_name=sweep, tags=tags).info.run_id
+        client.set_terminated(run_id)  # the parent only groups; its children have the states
+        write_json(outputs / "sweeps" / sweep / "sweep.json", {"sweep": sweep, "parent_run_id": run_id})
+    if command:
+        client.set_tag(run_id, "command", command[:5000])
+        client.set_tag(run_id, "tune", ",".join(tune))
+    return run_id
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,10 @@ class TrackedRun:
         """A file or a folder, in the artifact folder `under`."""
         self.client.log_artifact(self.run_id, str(path), under)
 
+    def logged_steps(self, metric: str) -> set[int]:
+        """The steps at which a metric is there already."""
+        return {point.step for point in self.client.get_metric_history(self.run_id, metric)}
+
     def close(self, state: str) -> None:
         """End the run in the store as it ended in truth: MLflow knows three states, the tag "state" ours."""
         self.client.set_tag(self.run_id, "state", state)
@@ -79,12 +100,39 @@ def start_run(
 ) -> TrackedRun:
     """A new MLflow run with its params and tags, under the sweep's parent run where there is one."""
     client, experiment_id = open_store(outputs)
-    text_tags = {key: str(value) for key, value in {**tags, "role": "run", **code_tags()}.items()}
+    text_tags = {
+        key: str(value) for key, value in {**tags, "role": "run", "versions": versions(), **code_tags()}.items()
+    }
     if parent is not None:
         text_tags[PARENT_TAG] = parent
     run = client.create_run(experiment_id, run_name=name, tags=text_tags)
     client.log_batch(run.info.run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
     return TrackedRun(client, run.info.run_id)
+
+
+def continue_run(outputs: Path, run_id: str) -> TrackedRun | None:
+    """An interrupted run, open again; None where the store does not have it (any more)."""
+    client, _ = open_store(outputs)
+    try:
+        if client.get_run(run_id).info.lifecycle_stage != "active":
+            return None
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException:
+        return None
+    return TrackedRun(client, run_id)
+
+
+def discard_runs(outputs: Path, sweep: str, key: str, run_id: str | None) -> None:
+    """Hide what a sweep's run left when it is being run anew, so that no result counts twice.
+
+    `mlflow runs restore` brings a hidden run back. Runs of this key are looked for too: a process that was killed between
+    making its run and writing status.json left one that no status.json names.
+    """
+    client, experiment_id = open_store(outputs)
+    found = client.search_runs([experiment_id], filter_string=f"tags.sweep = '{sweep}' and tags.key = '{key}'")
+    for stale in {run.info.run_id for run in found} | ({run_id} if run_id else set()):
+        with contextlib.suppress(MlflowException):  # not there: nothing to hide
+            client.delete_run(stale)
 
 
 def code_tags() -> dict[str, str]:
@@ -97,6 +145,15 @@ def code_tags() -> dict[str, str]:
     except (OSError, subprocess.TimeoutExpired):
         return {}
     return {"mlflow.source.git.commit": answer.stdout.strip()} if answer.returncode == 0 else {}
+
+
+@functools.cache
+def versions() -> str:
+    """What the numbers may depend on beside our own code."""
+    packages = (
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "peft", "transformers", "diffusers", "timm")
+    )
+    return f"python {platform.python_version()}, {', '.join(packages)}, {platform.machine()}"
 
 
 def ui_command(outputs: Path) -> str:

@@ -1,23 +1,88 @@
-"""A sweep's parent run, made once before any of its jobs start."""
+"""A sweep from its first run to its report: the parent run, the plan, how far it is, and the last line."""
 
 import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from foura.config import outputs_dir
+from foura.errors import UserError
+from foura.tracking.jobs import job_folders, plan, plan_lines, states
+from foura.tracking.status import DONE, read_json
 
 
-class ParentRun(Callback):
-    """Hydra callback: creates the store and the parent run in the launching process.
+class SweepCallback(Callback):
+    """Hydra callback of multiruns.
 
-    Several processes opening a fresh SQLite store at once race for its schema, so nobody may do it but the launcher.
+    The store and the parent run are made in the launching process before any job starts: several processes opening a
+    fresh SQLite store at once race for its schema.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            from foura.tracking.store import parent_run
+        if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+            return
+        self.folders = job_folders(config)
+        if config.plan:
+            try:
+                print("\n".join(plan_lines(plan(config))))
+            except UserError as error:
+                sys.exit(f"error: {error}")
+            sys.exit(0)
+        self.sweep, self.outputs = Path(config.hydra.sweep.dir).name, outputs_dir(config)
+        from foura.tracking.store import parent_run
 
-            parent_run(outputs_dir(config), Path(config.hydra.sweep.dir).name)
+        command = " ".join(["python train.py -m", *config.hydra.overrides.hydra, *config.hydra.overrides.task])
+        parent_run(self.outputs, self.sweep, command=command, tune=list(config.tune))
+        self.began, self.done_before = time.time(), 0 if config.force else self._count(*DONE)
+        waiting = len(self.folders) - self.done_before
+        print(f"sweep {self.sweep}: {len(self.folders)} runs, {self.done_before} done, {waiting} to run", flush=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if not hasattr(self, "folders"):  # a single run
+            return
+        path = Path(config.hydra.runtime.output_dir) / "status.json"
+        if not path.is_file() or path.stat().st_mtime < self.began:
+            return  # it had its result before
+        status, now = read_json(path), states(self.folders)
+        done = sum(now[state] for state in DONE)
+        bad = "".join(f", {now[state]} {state}" for state in ("diverged", "failed", "interrupted") if now[state])
+        ended = max(1, done + now["failed"] - self.done_before)
+        left = (time.time() - self.began) / ended * (len(self.folders) - done - now["failed"])
+        print(
+            f"{_result(status)} {path.parent.name}  [{done} of {len(self.folders)} done{bad}; ETA {left / 60:.0f} min]",
+            flush=True,
+        )
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if not hasattr(self, "folders"):
+            return
+        now = states(self.folders)
+        print(f"sweep {self.sweep}: " + ", ".join(f"{count} {state}" for state, count in sorted(now.items())))
+        if now["finished"]:
+            self._report()
+        if now["failed"]:
+            sys.exit(1)
+
+    def _report(self) -> None:
+        from foura.report.sweep import report
+
+        try:
+            print(f"report: {os.path.relpath(report(self.outputs, self.sweep))}")
+        except Exception as error:  # the runs are kept whatever becomes of their page
+            print(f"the report could not be made ({error}); `foura report {self.sweep}` tries again.")
+
+    def _count(self, *wanted: str) -> int:
+        now = states(self.folders)
+        return sum(now[state] for state in wanted)
+
+
+def _result(status: dict[str, Any]) -> str:
+    metrics = status.get("metrics", {})
+    name = "acc" if "test/acc" in metrics and "test/bpb" not in metrics else "loss"
+    value = metrics.get(f"test/{name}")
+    return status.get("state", "") + ("" if value is None else f", test {name} {value:.3f}:")

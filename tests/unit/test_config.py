@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from foura import config
+from foura import config, schema
 from foura.adapter.gate import GATE_SCOPES, GATES
 from foura.adapter.transforms import TRANSFORMS
 from foura.errors import UserError
@@ -29,16 +29,16 @@ def choices(schema: type, name: str) -> tuple[str, ...]:
 
 
 def test_the_light_schema_says_what_the_adapter_says() -> None:
-    assert choices(config.AdapterConfig, "transform") == TRANSFORMS
-    assert choices(config.AdapterConfig, "gate") == GATES
-    assert choices(config.AdapterConfig, "gate_scope") == GATE_SCOPES
+    assert choices(schema.AdapterConfig, "transform") == TRANSFORMS
+    assert choices(schema.AdapterConfig, "gate") == GATES
+    assert choices(schema.AdapterConfig, "gate_scope") == GATE_SCOPES
 
 
 def test_trainer_keys_are_lightnings() -> None:
     from pytorch_lightning import Trainer
 
     known = set(inspect.signature(Trainer.__init__).parameters)
-    assert {spec.name for spec in dataclasses.fields(config.TrainerConfig)} <= known
+    assert {spec.name for spec in dataclasses.fields(schema.TrainerConfig)} <= known
 
 
 @pytest.mark.parametrize("adapter", [path.stem for path in (CONF / "adapter").glob("*.yaml")])

@@ -8,10 +8,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from foura.config import ColumnsConfig, DatasetConfig
 from foura.datasets.sources import Labelled, Source, open_source
 from foura.datasets.splits import prepare
 from foura.errors import UserError
+from foura.schema import ColumnsConfig, DatasetConfig
 
 
 def dataset_config(**fields):

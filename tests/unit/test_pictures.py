@@ -13,10 +13,10 @@ from PIL import Image
 from foura import FouraConfig
 from foura.analysis.pictures import copy_distance, diversity
 from foura.backbones.unet import build_unet, caption_bytes
-from foura.config import BackboneConfig, Config, DatasetConfig, EvaluationConfig
 from foura.datasets.captioned import open_captioned, prepare_captioned
 from foura.datasets.letters import LETTERS, caption, render_letters
 from foura.errors import UserError
+from foura.schema import BackboneConfig, Config, DatasetConfig, EvaluationConfig
 from foura.tasks.diffusion import Diffusion
 from foura.tasks.drawn import Judge
 from foura.tasks.features import feature_space, letters_read

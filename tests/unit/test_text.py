@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from foura.backbones.llama import build_llama
-from foura.config import BackboneConfig, Config, DatasetConfig
 from foura.datasets.text import Example, TextSource, cut, mislabel, open_text
 from foura.datasets.tokens import IGNORED, collate, prepare_text
 from foura.errors import UserError
+from foura.schema import BackboneConfig, Config, DatasetConfig
 from foura.tasks.language import Language
 
 

@@ -1,0 +1,127 @@
+"""A sweep out of the tracking store, as tables. Nothing else is read: a report can be made where the runs are not."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from foura.errors import UserError
+from foura.tracking.store import open_store
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file is no news
+TAGS = (
+    "state",
+    "adapter",
+    "transform",
+    "gate",
+    "backbone",
+    "dataset",
+    "rank",
+    "alpha",
+    "seed",
+    "data_fingerprint",
+    "key",
+)
+STATES = {"FINISHED": "finished", "KILLED": "interrupted", "RUNNING": "running", "FAILED": "failed"}
+
+
+@dataclass
+class Sweep:
+    """A sweep's runs as they stand in the store.
+
+    Attributes:
+        runs: one row a run: run_id, name, state, the tags, "param:<key>" for its config, "<metric>" for its last values.
+        tune: the keys whose best value is picked on validation. command: what started the sweep, where it is known.
+    """
+
+    name: str
+    client: MlflowClient
+    parent_id: str
+    experiment_id: str
+    runs: pd.DataFrame
+    tune: list[str]
+    command: str
+
+    def history(self, run_id: str, metric: str) -> pd.Series:
+        """The values of a metric by epoch (from 1)."""
+        points = self.client.get_metric_history(run_id, metric)
+        return pd.Series({point.step + 1: point.value for point in points}, dtype=float).sort_index()
+
+    def artifact(self, run_id: str, name: str, into: Path) -> Path | None:
+        """A run's artifact as a local file, None where it has none of that name."""
+        with contextlib.suppress(Exception):  # each kind of store says "not there" in its own way
+            return Path(self.client.download_artifacts(run_id, name, str(into)))
+        return None
+
+    def tables(self, run_ids: Sequence[str], name: str) -> pd.DataFrame:
+        """A CSV artifact of many runs, one below the other, with a column run_id."""
+        parts = []
+        with tempfile.TemporaryDirectory() as folder:
+            for run_id in run_ids:
+                into = Path(folder) / run_id
+                into.mkdir()
+                path = self.artifact(run_id, name, into)
+                if path is not None:
+                    parts.append(pd.read_csv(path).assign(run_id=run_id))
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def load_sweep(outputs: Path, name: str) -> Sweep:
+    """The sweep of that name.
+
+    Raises:
+        UserError: there is none in the store; the sentence lists those there are.
+    """
+    client, experiment_id = open_store(outputs)
+    parents = _search(client, experiment_id, "tags.role = 'sweep'")
+    named = [run for run in parents if run.data.tags.get("sweep") == name]
+    if not named:
+        known = sorted({run.data.tags.get("sweep", "") for run in parents})
+        raise UserError(f"there is no sweep {name} in the tracking store. Sweeps there: {', '.join(known) or 'none'}.")
+    children = _search(client, experiment_id, f"tags.sweep = '{name}' and tags.role = 'run'")
+    if not children:
+        raise UserError(f"the sweep {name} has no runs yet.")
+    runs = pd.DataFrame([_row(run) for run in children])
+    order = [column for column in ("adapter", "rank", "seed", "name") if column in runs]
+    tags = named[0].data.tags
+    return Sweep(
+        name=name,
+        client=client,
+        parent_id=named[0].info.run_id,
+        experiment_id=experiment_id,
+        runs=runs.sort_values(order, ignore_index=True),
+        tune=[key for key in tags.get("tune", "").split(",") if key],
+        command=tags.get("command", ""),
+    )
+
+
+def _search(client: MlflowClient, experiment_id: str, query: str) -> list[Run]:
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], filter_string=query, max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _row(run: Run) -> dict[str, Any]:
+    tags = run.data.tags
+    row: dict[str, Any] = {"run_id": run.info.run_id, "name": run.info.run_name}
+    row |= {tag: tags[tag] for tag in TAGS if tag in tags}
+    row["state"] = tags.get("state") or STATES.get(run.info.status, run.info.status.lower())
+    row["commit"] = tags.get("mlflow.source.git.commit", "")
+    row["versions"] = tags.get("versions", "")
+    row |= {f"param:{key}": value for key, value in run.data.params.items()}
+    row |= run.data.metrics
+    for number in ("rank", "seed"):
+        row[number] = int(row.get(number, 0))
+    return row

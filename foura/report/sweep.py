@@ -1,0 +1,193 @@
+"""`foura report SWEEP`: one self-contained page and CSV files, from the tracking store alone."""
+
+import datetime
+import math
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from foura.analysis.statistics import LEVEL, POWER
+from foura.report import compare, plots
+from foura.report.collect import Sweep, load_sweep
+from foura.report.compare import Measure, Study
+
+UI = "http://127.0.0.1:5000"
+ARTIFACT_RUNS = 60  # runs of a study whose layer tables are read; more of them only make the means smoother
+GRIDS = 4  # runs whose pictures are shown
+
+
+@dataclass
+class Shown:
+    """A table as the page shows it: every cell is text."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Any]]
+    note: str = ""
+
+
+def report(outputs: Path, name: str, into: Path | None = None) -> Path:
+    """Make the report of a sweep and log it to the sweep's parent run; returns the page's path.
+
+    Args:
+        into: the folder of report.html and its CSV files; None: outputs/sweeps/<name>/report.
+
+    Raises:
+        UserError: no such sweep, or no run of it that has finished.
+    """
+    sweep = load_sweep(outputs, name)
+    folder = into or outputs / "sweeps" / name / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = compare.studies(sweep.runs, sweep.tune)
+    sections = [_section(sweep, study, folder, f"{n}-" if len(found) > 1 else "") for n, study in enumerate(found, 1)]
+    sweep.runs.to_csv(folder / "runs.csv", index=False)
+    states = sweep.runs["state"].value_counts()
+    template = jinja2.Template(files("foura.report").joinpath("page.html").read_text(encoding="utf-8"), autoescape=True)
+    page = template.render(
+        name=name,
+        made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        counts=f"{len(sweep.runs)} runs: " + ", ".join(f"{count} {state}" for state, count in states.items()),
+        studies=sections,
+        provenance=_provenance(sweep),
+        runs=_runs(sweep),
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    sweep.client.log_artifacts(sweep.parent_id, str(folder), "report")
+    return path
+
+
+def _section(sweep: Sweep, study: Study, folder: Path, prefix: str) -> dict[str, Any]:
+    answers, tables = [], []
+    means = compare.summary(study)
+    means.to_csv(folder / f"{prefix}summary.csv", index=False)
+    measured = [study.quality, study.gap, *study.extra]
+    for measure in measured:
+        table = compare.comparisons(study, measure)
+        if not table.empty:
+            table.to_csv(folder / f"{prefix}comparisons-{_file(measure)}.csv", index=False)
+            tables.append(_shown(table, f"{measure.label}: differences from {study.baseline}", COMPARED))
+        if measure in (study.quality, study.gap):
+            answers.append(compare.answer(table, measure, study))
+        grown = compare.slopes(study, measure)
+        if not grown.empty:
+            grown.to_csv(folder / f"{prefix}slopes-{_file(measure)}.csv", index=False)
+            assert study.x is not None
+            tables.append(
+                _shown(grown, f"{measure.label}: change each time {study.x.split('.')[-1].replace('_', ' ')} doubles")
+            )
+    tables.insert(0, _shown(means, "Means over seeds", "± is the standard deviation over seeds."))
+    if not study.tuned.empty:
+        study.tuned.to_csv(folder / f"{prefix}tuned.csv", index=False)
+        tables.insert(1, _shown(study.tuned, "Tuned values", "Picked by the mean over seeds on validation data."))
+    figures = _figures(sweep, study, means, folder, prefix)
+    return {"title": study.title, "answers": answers, "method": METHOD, "figures": figures, "tables": tables}
+
+
+METHOD = (
+    f"Pairs of runs of one seed share their data, their order and their start. Differences: mean over seeds with a BCa "
+    f"bootstrap interval; verdicts by a paired t-test at {LEVEL:g}, corrected for the number of comparisons in the table "
+    f"(Benjamini and Hochberg). What so many seeds could have shown is the difference found in {POWER:.0%} of cases, at the "
+    f"level divided by the number of comparisons. Test data was used once, for the epoch selected on validation data."
+)
+COMPARED = "q: p corrected for the number of rows. effect: difference over its spread (Cohen's d of the pairs)."
+
+
+def _figures(sweep: Sweep, study: Study, means: pd.DataFrame, folder: Path, prefix: str) -> list[dict[str, str]]:
+    histories = _histories(sweep, study)
+    histories.to_csv(folder / f"{prefix}curves.csv", index=False)
+    some = study.finished["run_id"].iloc[:: max(1, math.ceil(len(study.finished) / ARTIFACT_RUNS))].tolist()
+    layers, values = sweep.tables(some, "layers.csv"), sweep.tables(some, "spectra.csv")
+    strengths = sweep.tables(some, "strengths.csv")
+    for table, file in ((layers, "layers"), (strengths, "strengths")):
+        if not table.empty:
+            table.to_csv(folder / f"{prefix}{file}.csv", index=False)
+    shown = [study.quality, study.gap, *study.extra]
+    metric = study.selection.column.split("/")[1]
+    made = {
+        "Means with 95 % intervals over seeds; small dots are runs.": plots.against_x(study, shown[:3]),
+        "Further measures, as above.": plots.against_x(study, shown[3:]) if shown[3:] else None,
+        "Learning curves: validation, and the same evaluation of a fixed part of the training data.": plots.curves(
+            study, histories, metric
+        ),
+        "Quality against cost; the grey line joins what nothing beats in both.": plots.pareto(study, means),
+        "What pictures are worth as the adapter's strength grows.": plots.by_strength(study, strengths),
+        "Spectra of the updates, over layers and runs.": plots.spectra(study, values),
+        "Open ranks of the gates, of those there are.": plots.gate_map(study, layers),
+        **_grids(sweep, study),
+    }
+    return [{"caption": caption, "source": source} for caption, source in made.items() if source is not None]
+
+
+def _histories(sweep: Sweep, study: Study) -> pd.DataFrame:
+    """run_id, epoch, train, val, gap of the selection metric, for every finished run."""
+    name = study.selection.column.split("/")[1]
+    parts = []
+    for run_id in study.finished["run_id"]:
+        columns = {key: sweep.history(run_id, f"{part}/{name}") for key, part in PARTS.items()}
+        parts.append(pd.DataFrame(columns).rename_axis("epoch").reset_index().assign(run_id=run_id))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+PARTS = {"train": "train_eval", "val": "val", "gap": "gap"}
+
+
+def _grids(sweep: Sweep, study: Study) -> dict[str, str]:
+    """The pictures that a run of each adapter drew."""
+    import tempfile
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for adapter in study.adapters[:GRIDS]:
+            run = study.finished[study.finished["adapter"] == adapter].iloc[0]
+            path = sweep.artifact(run["run_id"], "samples.png", Path(folder))
+            if path is not None:
+                found[f"Pictures of {run['name']}."] = plots.image(path.read_bytes())
+    return found
+
+
+def _provenance(sweep: Sweep) -> Shown:
+    def distinct(column: str) -> str:
+        if column not in sweep.runs:
+            return "unknown"
+        values = sorted({str(value) for value in sweep.runs[column].dropna()} - {""})
+        return ", ".join(values[:6]) + (f" and {len(values) - 6} more" if len(values) > 6 else "") or "unknown"
+
+    rows = [
+        ["command", sweep.command or "unknown"],
+        ["code (git commit)", distinct("commit")],
+        ["versions", distinct("versions")],
+        ["data fingerprints", distinct("data_fingerprint")],
+        ["tracking", f"experiment {sweep.experiment_id}, parent run {sweep.parent_id}"],
+    ]
+    return Shown("", ["", ""], rows)
+
+
+def _runs(sweep: Sweep) -> Shown:
+    columns = [c for c in ("state", "adapter", "rank", "seed", "test/acc", "test/loss", "best/loss") if c in sweep.runs]
+    rows = []
+    for row in sweep.runs.to_dict("records"):
+        link = f"{UI}/#/experiments/{sweep.experiment_id}/runs/{row['run_id']}"
+        rows.append([(row["name"], link), *(_cell(row[column]) for column in columns)])
+    return Shown("", ["run", *columns], rows)
+
+
+def _shown(table: pd.DataFrame, title: str, note: str = "") -> Shown:
+    rows = [[_cell(value) for value in row] for row in table.to_numpy(dtype=object)]
+    return Shown(title, [str(column) for column in table.columns], rows, note)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        if math.isnan(value):
+            return "-"
+        return f"{value:,.0f}" if abs(value) >= 1000 or (value == int(value) and abs(value) >= 1) else f"{value:.4g}"
+    return str(value)
+
+
+def _file(measure: Measure) -> str:
+    return measure.column.replace("/", "_")

@@ -1,0 +1,196 @@
+"""The schema of a run: every key that a user may set, its type, its choices and its range. `conf/*.yaml` holds the values."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from omegaconf import MISSING
+
+FAMILIES = ("vit", "llama_small", "unet")
+# what each family can be adapted to: where data comes from, and what form its records have (the first is the default)
+SOURCES = {
+    "vit": ("digits", "imagefolder", "hf"),
+    "llama_small": ("stdlib", "text", "jsonl", "hf"),
+    "unet": ("letters", "imagefolder", "hf"),
+}
+FORMATS = {
+    "vit": ("classes",),
+    "llama_small": ("text", "completion", "commonsense", "verbalizer"),
+    "unet": ("captions",),
+}
+METRICS = {"vit": ("loss", "acc"), "llama_small": ("loss", "acc"), "unet": ("loss",)}
+EMBEDDED = ("digits", "stdlib", "letters")  # sources that need no path
+METHODS = ("foura", "lora", "dora", "adalora", "sora", "vera", "fourierft", "full", "head")
+
+
+def _choice(default: Any, *choices: str) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+def _number(default: Any, at_least: float = -math.inf, above: float = -math.inf, below: float = math.inf) -> Any:
+    return field(default=default, metadata={"at_least": at_least, "above": above, "below": below})
+
+
+@dataclass
+class AdapterConfig:
+    """How the backbone is changed. Keys that a method has no use for are ignored by it."""
+
+    name: str = MISSING
+    method: str = _choice(MISSING, *METHODS)
+    transform: str = _choice("dct", "dct", "dft", "identity", "random")
+    transform_seed: int = _number(0, at_least=0)
+    gate: str = _choice("none", "none", "adaptive", "frozen")  # frozen: adaptive in training, frozen after it
+    gate_scope: str = _choice(MISSING, "sequence", "token")
+    dropout: float = _number(0.0, at_least=0.0, below=1.0)
+    use_rslora: bool = False
+    sparsity: float = _number(10.0, at_least=0.0)  # sora: how fast gates close
+
+    options: dict[str, Any] = field(default_factory=dict)  # further fields of a peer's own PEFT config
+    lr: float = _number(1e-3, above=0.0)
+    gate_lr: float = _number(2e-2, above=0.0)  # a gate at the adapter's rate stays where it starts
+
+
+@dataclass
+class BackboneConfig:
+    """The frozen model."""
+
+    family: str = _choice(MISSING, *FAMILIES)
+    name: str = "embedded"
+    pretrained: Union[bool, str] = True  # noqa: UP007  (OmegaConf reads this form)
+    img_size: int | None = _number(None, at_least=1)  # None: the size that the model was made for
+    target_modules: list[str] | None = None  # None: the linear layers of the family
+    output_splits: dict[str, int] = field(default_factory=dict)
+    gate_scope: str = _choice("sequence", "sequence", "token")  # what adapter.gate_scope follows
+    torch_dtype: str | None = _choice(None, "float32", "bfloat16", "float16")  # of the frozen weights; None: float32
+    attn_implementation: str | None = _choice(None, "eager", "sdpa", "flash_attention_2")
+    load_in: str | None = _choice(None, "8bit", "4bit")  # quantised frozen weights
+    gradient_checkpointing: bool = False
+    text_encoder: bool = False  # unet: adapters on the text encoder too
+
+
+@dataclass
+class ColumnsConfig:
+    image: str = "image"
+    label: str = "label"
+    text: str = "text"
+    prompt: str = "prompt"
+    completion: str = "completion"
+
+
+@dataclass
+class DatasetConfig:
+    """What the backbone is adapted to, and how it is cut."""
+
+    name: str = MISSING
+    source: str = _choice(MISSING, *dict.fromkeys(source for sources in SOURCES.values() for source in sources))
+    path: str | None = None
+    format: str | None = _choice(None, *(form for forms in FORMATS.values() for form in forms))  # None: the family's
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    classes: list[str] | None = None  # None: all
+    limit: int | None = _number(None, at_least=1)  # training items, drawn by class with the run's seed
+    label_noise: float = _number(0.0, at_least=0.0, below=1.0)  # share of training labels made wrong
+    template: str | None = None  # verbalizer: a prompt of the record's fields
+    verbalizer: list[str] | None = None  # … and a word for each label
+    block_size: int = _number(128, at_least=2)  # tokens of a block or, at most, of an example
+    style: str = _choice("fire", "plain", "fire")  # of the embedded letters
+    prompt: str | None = None  # one caption for all pictures, as in DreamBooth
+    repeats: int = _number(1, at_least=1)  # how often an epoch shows each training item
+    epochs: int = _number(40, at_least=1)  # what trainer.max_epochs follows
+    lr_scale: float = _number(1.0, above=0.0)  # optimizer.lr follows adapter.lr times this
+    val_fraction: float = _number(0.2, above=0.0, below=1.0)  # where the data brings no validation split
+    test_fraction: float = _number(0.2, above=0.0, below=1.0)  # where it brings no test split
+    split_seed: int = _number(0, at_least=0)
+    batch_size: int = _number(32, at_least=1)
+    eval_batch_size: int = _number(256, at_least=1)
+    train_eval_limit: int = _number(1000, at_least=1)  # the fixed part of train that is evaluated like validation
+    eval_limit: int = _number(1_000_000, at_least=1)  # items of validation, and of test, at most (text and captions)
+    num_workers: int = _number(0, at_least=0)
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with linear warm-up, then cosine or constant."""
+
+    lr: float = _number(MISSING, above=0.0)
+    gate_lr: float = _number(MISSING, above=0.0)
+    text_encoder_lr: float | None = _number(None, above=0.0)  # unet with text_encoder=true; None: lr
+    weight_decay: float = _number(0.0, at_least=0.0)
+    schedule: str = _choice("cosine", "cosine", "constant")
+    warmup: float = _number(0.1, at_least=0.0, below=1.0)  # share of all steps
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured once, at the end, beside loss and accuracy."""
+
+    drift: bool = False  # loss on the embedded backbone's pretraining data, after minus before
+    passages: int = _number(32, at_least=1)  # llama_small: passages to complete, for memorisation
+    passage_tokens: int = _number(16, at_least=1)  # … and how much of them
+    prompts: list[str] | None = None  # unet: None: the captions of the validation data
+    max_prompts: int = _number(16, at_least=1)
+    seeds_per_prompt: int = _number(4, at_least=2)
+    strengths: list[float] = field(default_factory=lambda: [0.2, 0.4, 0.6, 0.8, 1.0])  # the last one is reported
+    sampling_steps: int = _number(12, at_least=1)
+    guidance: float = _number(2.0, at_least=1.0)
+    pictures_every: int = _number(10, at_least=0)  # epochs between pictures; 0: none
+    features: str = "colours"  # the space of distances: colours, glyphs, a timm model or folder
+    lpips: bool = False  # diversity by LPIPS too, where torchvision's AlexNet weights are
+    clip: str | None = None  # alignment by this CLIP model (hub id or folder)
+
+
+@dataclass
+class TrainerConfig:
+    """Arguments of pytorch_lightning.Trainer, under its own names (those that can be written in YAML)."""
+
+    accelerator: str = _choice("auto", "auto", "cpu", "gpu", "cuda", "mps", "tpu")
+    strategy: str = "auto"
+    devices: Any = "auto"
+    num_nodes: int = _number(1, at_least=1)
+    precision: str = _choice(
+        "32-true", "32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "transformer-engine"
+    )
+    fast_dev_run: Any = False
+    max_epochs: int | None = _number(30, at_least=1)
+    min_epochs: int | None = None
+    max_steps: int = -1
+    min_steps: int | None = None
+    max_time: str | None = None
+    limit_train_batches: Any = None
+    limit_val_batches: Any = None
+    limit_test_batches: Any = None
+    overfit_batches: Any = 0.0
+    check_val_every_n_epoch: int | None = _number(1, at_least=1)
+    log_every_n_steps: int | None = _number(50, at_least=1)
+    enable_progress_bar: bool = True
+    accumulate_grad_batches: int = _number(1, at_least=1)
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str = _choice("norm", "norm", "value")
+    deterministic: Any = None
+    benchmark: bool | None = None
+    inference_mode: bool = True
+    use_distributed_sampler: bool = True
+    profiler: str | None = None
+    detect_anomaly: bool = False
+    sync_batchnorm: bool = False
+
+
+@dataclass
+class Config:
+    """One run. `alpha` is the paper's strength: 1.0 means scaling 1 at every rank."""
+
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    rank: int = _number(16, at_least=1)
+    alpha: float = _number(1.0, above=0.0)
+    seed: int = _number(0, at_least=0)
+    select: str = _choice("loss", "loss", "acc")  # the validation metric that picks the epoch
+    iso_parameters: bool = False  # the largest rank with no more parameters than LoRA has at `rank`
+    sweep: str | None = None  # groups runs under one parent run
+    tune: list[str] = field(default_factory=list)  # swept keys whose best value the report picks on validation
+    force: bool = False  # run again what is finished
+    plan: bool = False  # say what a sweep would run, and run nothing
+    outputs: str = "outputs"

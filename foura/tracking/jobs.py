@@ -1,0 +1,127 @@
+"""The runs of a sweep: which there are, where they lie, and how far they have come. Read from status.json alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, flag_override
+
+from foura.config import check, folder_name, run_key
+from foura.errors import UserError
+from foura.tracking.status import DONE, read_json
+
+
+def job_overrides(config: DictConfig) -> list[list[str]]:
+    """The overrides of every run that a multirun config stands for, as Hydra's own sweeper makes them."""
+    loader = GlobalHydra.instance().config_loader()
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *config.hydra.overrides.task])
+    (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return batch
+
+
+def job_folders(config: DictConfig) -> list[Path]:
+    """The folder of every run of a multirun config."""
+    dirname, sweep = config.hydra.job.config.override_dirname, Path(config.hydra.sweep.dir)
+    folders = []
+    for overrides in job_overrides(config):
+        told = sorted(text for text in overrides if text.lstrip("+").partition("=")[0] not in dirname.exclude_keys)
+        folders.append(sweep / folder_name(dirname.item_sep.join(told)))
+    return folders
+
+
+def states(folders: list[Path]) -> Counter[str]:
+    """How many of these runs are in which state; "waiting" where nothing was begun."""
+    return Counter(read_json(folder / "status.json").get("state", "waiting") for folder in folders)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a plan. seconds and megabytes are those of finished runs like it, None where there is none."""
+
+    name: str
+    state: str
+    seconds: float | None
+    megabytes: float | None
+
+
+def plan(config: DictConfig) -> list[Planned]:
+    """What a multirun config would run, with every config composed and checked.
+
+    Raises:
+        UserError: a run whose config is not legal, and which one it is.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    jobs = list(zip(job_overrides(config), job_folders(config), strict=True))
+    folders, planned = [folder for _, folder in jobs], []
+    known: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    composed = []
+    for overrides, folder in jobs:
+        cfg = loader.load_sweep_config(config, overrides)
+        HydraConfig.instance().set_config(cfg)
+        with flag_override(cfg, ["readonly", "struct"], False):
+            cfg.pop("hydra")
+        try:
+            check(cfg)
+        except UserError as error:
+            raise UserError(f"{folder.name}: {error}") from None
+        composed.append((cfg, run_key(cfg)))
+    for (cfg, _), folder in zip(composed, folders, strict=True):
+        status = read_json(folder / "status.json")
+        if status.get("state") == "finished" and "seconds" in status:
+            known.setdefault((cfg.adapter.name, cfg.backbone.family), []).append((status["seconds"], _size(folder)))
+    for (cfg, key), folder in zip(composed, folders, strict=True):
+        status = read_json(folder / "status.json")
+        done = status.get("state") in DONE and status.get("key") == key and not cfg.force
+        state = status["state"] if done else "to run" if not status else f"to run ({status.get('state')})"
+        like = known.get((cfg.adapter.name, cfg.backbone.family)) or [one for ones in known.values() for one in ones]
+        seconds, size = (statistics.median(column) for column in zip(*like, strict=True)) if like else (None, None)
+        planned.append(Planned(folder.name, state, seconds, size))
+    return planned
+
+
+def plan_lines(planned: list[Planned]) -> list[str]:
+    """The plan in words: a line a run, then what is left."""
+    todo = [run for run in planned if run.state.startswith("to run")]
+    lines = [f"{run.state:<22}{_amount(run.seconds)}  {run.name}" for run in planned]
+    if any(run.seconds is None for run in todo):
+        cost = "time and disk unknown until one of them has run"
+    else:
+        minutes = sum(run.seconds or 0 for run in todo) / 60
+        cost = f"about {minutes:.0f} min one after another, {sum(run.megabytes or 0 for run in todo):.0f} MB"
+    return [*lines, f"{len(planned)} runs, {len(planned) - len(todo)} done, {len(todo)} to run: {cost}"]
+
+
+def _amount(seconds: float | None) -> str:
+    return f"{'?' if seconds is None else format(seconds, '.0f'):>6} s"
+
+
+def _size(folder: Path) -> float:
+    """Megabytes that a run takes: its folder, and once more as artifacts."""
+    return 2 * sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def sweep_folder(outputs: Path, sweep: str) -> Path:
+    """The folder of a sweep that was begun.
+
+    Raises:
+        UserError: there is none of that name; the sentence lists those there are.
+    """
+    folder = outputs / "sweeps" / sweep
+    if not folder.is_dir():
+        names = sorted(path.name for path in (outputs / "sweeps").glob("*") if path.is_dir())
+        raise UserError(f"there is no sweep {sweep} in {outputs}. Sweeps there: {', '.join(names) or 'none'}.")
+    return folder
+
+
+def sweep_status(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(name, status.json) of every run begun in a sweep's folder."""
+    return [(path.parent.name, read_json(path)) for path in sorted(folder.glob("*/status.json"))]
