@@ -37,7 +37,7 @@ from foura.report.layers import (
     write_table,
 )
 from foura.sora import fold
-from foura.tasks.callbacks import EpochMetrics, EpochPictures, ProgressLines, SelectedEpoch
+from foura.tasks.callbacks import EpochMeasures, EpochMetrics, EpochPictures, ProgressLines, SelectedEpoch
 from foura.tasks.checkpoint import Checkpoint, usable
 from foura.tasks.cost import Cost, peak_memory_mb, step_gflops
 from foura.tasks.drift import check_drift, own_loss
@@ -92,7 +92,8 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
     try:
         task = parts.task(model)
         selected, cost, train_loader = SelectedEpoch(cfg.select), Cost(), loaders.train()
-        watchers = [selected, cost, EpochMetrics(tracked, continued is not None), EpochPictures(tracked, folder)]
+        watchers = [selected, cost, EpochMeasures(), EpochMetrics(tracked, continued is not None)]
+        watchers.append(EpochPictures(tracked, folder))
         watchers.append(ProgressLines(console, title, bar=cfg.trainer.enable_progress_bar, lines=_sweep(cfg) is None))
         watchers.append(Checkpoint(checkpoint, [train_loader.generator, *task.generators]))
         trainer = trainer_of(cfg, folder, watchers)

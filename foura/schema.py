@@ -92,7 +92,7 @@ class DatasetConfig:
     template: str | None = None  # verbalizer: a prompt of the record's fields
     verbalizer: list[str] | None = None  # … and a word for each label
     block_size: int = _number(128, at_least=2)  # tokens of a block or, at most, of an example
-    style: str = _choice("fire", "plain", "fire")  # of the embedded letters
+    style: str = _choice("fire", "plain", "fire", "ice")  # of the embedded letters
     prompt: str | None = None  # one caption for all pictures, as in DreamBooth
     repeats: int = _number(1, at_least=1)  # how often an epoch shows each training item
     epochs: int = _number(40, at_least=1)  # what trainer.max_epochs follows
@@ -133,6 +133,7 @@ class EvaluationConfig:
     sampling_steps: int = _number(12, at_least=1)
     guidance: float = _number(2.0, at_least=1.0)
     pictures_every: int = _number(10, at_least=0)  # epochs between pictures; 0: none
+    judge_every: int = _number(0, at_least=0)  # epochs between measuring what is drawn; 0: at the end alone
     features: str = "colours"  # the space of distances: colours, glyphs, a timm model or folder
     lpips: bool = False  # diversity by LPIPS too, where torchvision's AlexNet weights are
     clip: str | None = None  # alignment by this CLIP model (hub id or folder)

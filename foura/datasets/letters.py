@@ -1,7 +1,8 @@
 """Coloured letters for the embedded UNet: plain ones it is pretrained on, and a style it has never seen.
 
 *plain*: any light ink on any dark paper, or the other way round, each of one colour. *fire*: a flame on black; its ink
-runs from yellow at the top to red at the foot, and glows. The caption of both is the letter alone ("letter A"), so that
+runs from yellow at the top to red at the foot, and glows. *ice*: pale blue on white, with a dark blue edge below. The
+caption of all is the letter alone ("letter A"), so that
 an adapter has to bring the style, as in the paper's style transfer (sec. 5.2).
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 from foura.datasets.glyphs import fields_of
 
 LETTERS = string.ascii_uppercase
-STYLES = ("plain", "fire")
+STYLES = ("plain", "fire", "ice")
 SIZE = 16  # side of an image, pixels
 
 
@@ -39,7 +40,7 @@ def render_letters(count: int, seed: int, style: str) -> tuple[np.ndarray, list[
     generator = torch.Generator().manual_seed(seed)
     which = torch.arange(count) % len(LETTERS)
     ink = _ink(which, generator)  # (count, 1, 16, 16)
-    images = _plain(ink, generator) if style == "plain" else _fire(ink, generator)
+    images = {"plain": _plain, "fire": _fire, "ice": _ice}[style](ink, generator)
     pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return pixels, [caption(LETTERS[index]) for index in which.tolist()]
 
@@ -99,3 +100,15 @@ def _fire(ink, generator):
     flame = flame + torch.tensor([0.85, 0.1, 0.0]).view(1, 3, 1, 1) * mix
     glow = functional.avg_pool2d(ink, 5, stride=1, padding=2) * torch.tensor([0.6, 0.2, 0.0]).view(1, 3, 1, 1)
     return torch.maximum(flame * ink, glow)
+
+
+def _ice(ink, generator):
+    import torch
+    from torch.nn import functional
+
+    n = len(ink)
+    frost = 0.12 * torch.rand(n, 1, SIZE, SIZE, generator=generator)  # crystals: speckles in the body of a letter
+    body = torch.tensor([0.55, 0.8, 1.0]).view(1, 3, 1, 1) - frost
+    edge = torch.tensor([0.1, 0.25, 0.6]).view(1, 3, 1, 1)
+    below = functional.pad(ink, (0, 0, 1, 0))[:, :, :-1]  # the letter's shadow, a pixel down
+    return torch.ones(n, 3, 1, 1) * (1 - torch.maximum(ink, below)) + edge * (below - ink).clamp(min=0) + body * ink

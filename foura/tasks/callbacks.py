@@ -1,5 +1,6 @@
 """What watches a training run: the selected epoch, its progress, and the epoch metrics in MLflow."""
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from foura.adapter.freeze import foura_layers
+from foura.adapter.gate import OPEN
 from foura.attach import adapter_parameters
 from foura.tracking.store import TrackedRun
 
@@ -64,6 +67,46 @@ class EpochMetrics(Callback):
             if step not in self.logged:
                 self.tracked.log_metrics({key: value for key, value in row.items() if key != "epoch"}, step=step)
                 self.logged.add(step)
+
+
+class EpochMeasures(Callback):
+    """Adds to each epoch's row what the task measures on some epochs, and how many ranks its gates had open.
+
+    Gates are read while the training part is being evaluated: nothing is computed for it.
+    """
+
+    def on_validation_start(self, trainer: Trainer, task: Any) -> None:
+        self.open: dict[str, list[float]] = {}
+        self.handles = [
+            layer.foura_gate["default"].register_forward_hook(functools.partial(self._count, name))
+            for name, layer in foura_layers(task.model).items()
+            if "default" in layer.foura_gate
+        ]
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, task: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if dataloader_idx > 0:
+            self._let_go()
+
+    def on_validation_end(self, trainer: Trainer, task: Any) -> None:
+        self._let_go()
+        row = task.history[-1]
+        if self.open:
+            ranks = [sum(counts) / len(counts) for counts in self.open.values()]
+            row["adapter/open_ranks"] = sum(ranks) / len(ranks)
+        if trainer.state.fn == "fit":
+            row |= task.epoch_measures()
+
+    def _count(self, name: str, gate: Any, inputs: Any, gates: Tensor) -> None:
+        mask = gate.mask_for(gates)
+        counted = gates if mask is None else gates[mask]
+        self.open.setdefault(name, []).append(float((counted > OPEN).sum(-1).float().mean()))
+
+    def _let_go(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
 
 
 class EpochPictures(Callback):

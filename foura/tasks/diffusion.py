@@ -76,10 +76,21 @@ class Diffusion(Task):
         picture_grid([self._draw(self._prompts()[:GRID], 0)], ["drawn"], path)
         return [path]
 
+    def epoch_measures(self) -> dict[str, float]:
+        """val/kernel, val/diversity and val/copy_distance of pictures drawn now, against validation pictures."""
+        every = self.evaluation.judge_every
+        if not every or (self.current_epoch + 1) % every:
+            return {}
+        prompts, seeds = self._prompts(), self.evaluation.seeds_per_prompt
+        captions = [prompt for prompt in prompts for _ in range(seeds)]
+        judge = Judge(self.evaluation, self.data, self.source, self.device, held_out="validation")
+        measured = judge(self._sample(captions, list(range(seeds)) * len(prompts)), captions)
+        return {f"val/{key}": measured[key] for key in ("kernel", "diversity", "copy_distance")}
+
     def final_measures(self, data: DiffusionData, folder: Path) -> dict[str, float]:
         """test/frechet, test/kernel, test/diversity, test/copy_distance, and the same by strength in strengths.csv."""
         prompts, seeds = self._prompts(), self.evaluation.seeds_per_prompt
-        judge = Judge(self.evaluation, data, self.source, self.device)
+        judge = Judge(self.evaluation, data, self.source, self.device, held_out="test")
         rows, grid, names = [], [data.pictures["test"][:GRID]], ["held out"]
         with strength(self.model, 0.0):
             grid.append(self._draw(prompts[:GRID], 0))

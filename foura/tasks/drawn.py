@@ -19,16 +19,18 @@ AT_ONCE = 64  # pictures
 class Judge:
     """Measures drawn pictures against a run's data, in the feature space `evaluation.features`.
 
-    frechet, kernel: distances to the held-out test pictures (kernel is unbiased at few pictures, frechet is not: compare it
-    at equal numbers only). diversity: between seeds of a prompt. copy_distance: to the nearest training picture, in units of
+    frechet, kernel: distances to the pictures of the split `held_out` (kernel is unbiased at few pictures, frechet is not:
+    compare it at equal numbers only). diversity: between seeds of a prompt. copy_distance: to the nearest training picture, in units of
     what held-out pictures have. legible, for the embedded letters: the share that our classifier reads as the letter asked
     for. lpips (diversity) and clip (alignment) where the user has the weights.
     """
 
-    def __init__(self, evaluation: DictConfig, data: DiffusionData, source: str, device: torch.device) -> None:
+    def __init__(
+        self, evaluation: DictConfig, data: DiffusionData, source: str, device: torch.device, held_out: str
+    ) -> None:
         self.evaluation, self.device, self.reads = evaluation, device, source == "letters"
         self.space = feature_space(evaluation.features).to(device)
-        self.training, self.held_out = (self._features(data.pictures[name]) for name in ("train", "test"))
+        self.training, self.held_out = (self._features(data.pictures[name]) for name in ("train", held_out))
 
     def __call__(self, drawn: Tensor, captions: list[str]) -> dict[str, float]:
         """Measures of drawn pictures (n, 3, H, W) and their captions."""

@@ -69,6 +69,10 @@ class Task(LightningModule):
         """Pictures of what the model does after this epoch, written to `folder`."""
         return []
 
+    def epoch_measures(self) -> dict[str, float]:
+        """What is measured on some epochs beside the evaluation, as metrics of that epoch."""
+        return {}
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
         self.train_loss.update(loss.detach())

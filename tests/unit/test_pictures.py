@@ -209,7 +209,7 @@ def test_diversity_and_copying_by_hand() -> None:
 def test_distances_tell_the_style_from_another(unet) -> None:
     cfg = config(source="letters", limit=26, eval_limit=104)
     data = prepared(cfg)
-    judge = Judge(OmegaConf.structured(EvaluationConfig), data, "letters", CPU)
+    judge = Judge(OmegaConf.structured(EvaluationConfig), data, "letters", CPU, held_out="test")
     captions = [caption(letter) for letter in LETTERS for _ in range(2)]
 
     def drawn(style):
