@@ -20,9 +20,9 @@ class Judge:
     """Measures drawn pictures against a run's data, in the feature space `evaluation.features`.
 
     frechet, kernel: distances to the pictures of the split `held_out` (kernel is unbiased at few pictures, frechet is not:
-    compare it at equal numbers only). diversity: between seeds of a prompt. copy_distance: to the nearest training picture, in units of
-    what held-out pictures have. legible, for the embedded letters: the share that our classifier reads as the letter asked
-    for. lpips (diversity) and clip (alignment) where the user has the weights.
+    compare it at equal numbers only). diversity: between seeds of a prompt. copy_distance: to the nearest training picture,
+    in units of what held-out pictures have. legible, for the embedded letters: the share that our classifier reads as the
+    letter asked for. lpips (diversity) and clip (alignment) where the user has the weights.
     """
 
     def __init__(

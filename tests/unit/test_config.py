@@ -94,12 +94,12 @@ def test_a_value_out_of_range_is_said_in_a_sentence(override, said) -> None:
 
 
 def test_folders_are_the_same_for_the_same_overrides_and_safe_for_all() -> None:
-    assert config._folder("adapter=lora,rank=4") == "adapter=lora,rank=4"
-    assert config._folder("") == "default"
-    long = config._folder("dataset.path=/a/b/../c" + "x" * 300)
+    assert config.folder_name("adapter=lora,rank=4") == "adapter=lora,rank=4"
+    assert config.folder_name("") == "default"
+    long = config.folder_name("dataset.path=/a/b/../c" + "x" * 300)
     assert "/" not in long
     assert len(long) <= 120
-    assert config._folder("dataset.path=/a b") != config._folder("dataset.path=/a_b")
+    assert config.folder_name("dataset.path=/a b") != config._folder("dataset.path=/a_b")
 
 
 def test_scientific_is_flat_and_resolved() -> None:
