@@ -155,6 +155,6 @@ class Task(LightningModule):
     def _refuse_nan(self, loss: Tensor, where: str) -> None:
         if not torch.isfinite(loss):
             raise Diverged(
-                f"the {where} loss became {float(loss)} in epoch {self.current_epoch}, step {self.trainer.global_step}; "
+                f"the {where} loss became {loss.item()} in epoch {self.current_epoch}, step {self.trainer.global_step}; "
                 f"a lower optimizer.lr (now {self.optimizer_config.lr:g}) or trainer.gradient_clip_val=1.0 may help."
             )

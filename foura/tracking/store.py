@@ -44,7 +44,9 @@ def open_store(outputs: Path) -> tuple[MlflowClient, str]:
         return client, experiment.experiment_id
     # a local store keeps artifacts beside itself; a server knows its own place for them
     location = (outputs / "artifacts").as_uri() if uri.startswith("sqlite:") else None
-    return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+    # the UI opens with runs and charts, and not with the traces of an agent
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
 
 
 def parent_run(outputs: Path, sweep: str, command: str = "", tune: Sequence[str] = ()) -> str:

@@ -74,3 +74,113 @@ def test_killed_and_repeated_is_as_never_killed(choice, train, root, run_env, tm
     assert [point.step for point in history] == list(range(6))
     assert store.get_run(after["run_id"]).info.status == "FINISHED"
     assert not list(outputs.glob("sweeps/s/*/checkpoint.pt"))
+
+
+def test_a_sweep_repeated_runs_what_is_missing_and_nothing_else(train) -> None:
+    command = ("-m", "sweep=s", "adapter=head,foura_dct", "rank=4,4096", "dataset.limit=40", "dataset.epochs=1")
+    first = train(*command)
+    assert first.code == 1  # foura_dct at rank 4096 cannot work
+    assert "sweep s: 1 failed, 3 finished" in first.out
+    assert "rank 4096 is more than layer" in first.out
+    before = statuses(first.outputs, "s")
+    again = train(*command)
+    assert again.code == 1
+    assert "4 runs, 3 done, 1 to run" in again.out
+    after = statuses(again.outputs, "s")
+    assert {name for name in before if before[name] != after[name]} <= {
+        name for name, status in before.items() if status["state"] == "failed"
+    }
+    assert len(children(again.outputs, "s")[1]) == 3
+    forced = train(*command, "force=true")
+    assert {name: status["run_id"] for name, status in statuses(forced.outputs, "s").items()} != {
+        name: status["run_id"] for name, status in after.items()
+    }
+    parents, runs = children(forced.outputs, "s")
+    assert len(parents) == 1 and len(runs) == 3
+
+
+def test_a_plan_names_the_runs_of_the_folders_and_starts_nothing(train) -> None:
+    command = ("-m", "sweep=s", "adapter=head,lora", "rank=4", "dataset.limit=40", "dataset.epochs=1")
+    planned = train(*command, "plan=true")
+    assert planned.code == 0
+    assert "2 runs, 0 done, 2 to run: time and disk unknown" in planned.out
+    assert not (planned.outputs / "mlflow.db").exists()
+    train(*command)
+    names = set(statuses(planned.outputs, "s"))
+    assert len(names) == 2
+    longer = train(*command[:3], "rank=4,8", *command[4:], "plan=true")
+    assert all(f"  {name}" in longer.out for name in names)
+    assert "4 runs, 2 done, 2 to run: about 0 min" in longer.out
+    wrong = train(*command, "plan=true", "alpha=-1")
+    assert "alpha must be above 0, got -1.0" in wrong.code and "\n" not in wrong.code
+
+
+def test_a_diverged_run_is_a_result_and_is_counted(train) -> None:
+    command = ("-m", "sweep=s", "adapter=lora", "optimizer.lr=1e-3,1e30", "rank=4", "dataset.limit=40", "seed=0,1")
+    ended = train(*command, "dataset.epochs=2")
+    assert ended.code == 0
+    assert "2 diverged, 2 finished" in ended.out
+    page = (ended.outputs / "sweeps" / "s" / "report" / "report.html").read_text()
+    assert "4 runs: 2 finished, 2 diverged" in page or "4 runs: 2 diverged, 2 finished" in page
+    assert "4 runs, 4 done, 0 to run" in train(*command, "dataset.epochs=2").out
+
+
+def test_four_workers_on_a_fresh_store_lose_nothing(root, run_env, tmp_path) -> None:
+    outputs = tmp_path / "outputs"
+    grid = ("adapter=head,lora", "seed=0,1,2,3", "rank=4", "dataset.limit=40", "dataset.epochs=2", "sweep=s")
+    process = start(root, run_env, outputs, "hydra/launcher=joblib", "hydra.launcher.n_jobs=4", *grid)
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    assert [status["state"] for status in statuses(outputs, "s").values()] == ["finished"] * 8
+    parents, runs = children(outputs, "s")
+    assert len(parents) == 1 and len(runs) == 8
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parents[0].info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_in_the_middle_finishes_by_the_same_command(root, run_env, tmp_path) -> None:
+    """The committed study, smaller: kill -9 of the whole group while some runs are done and others are not."""
+    outputs = tmp_path / "outputs"
+    command = ("experiment=rank_sweep", "seed=range(2)", "rank=4,16", "dataset.epochs=4", "dataset.limit=60")
+    process = start(root, run_env, outputs, *command)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        states = [status["state"] for status in statuses(outputs, "rank_sweep").values()]
+        if states.count("finished") >= 3 and "running" in states:
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = {name: one for name, one in statuses(outputs, "rank_sweep").items() if one["state"] == "finished"}
+    assert 3 <= len(before) < 16
+    again = start(root, run_env, outputs, *command)
+    said, _ = again.communicate(timeout=600)
+    assert again.returncode == 0, said
+    assert "report: " in said
+    after = statuses(outputs, "rank_sweep")
+    assert [status["state"] for status in after.values()] == ["finished"] * 16
+    assert all(after[name] == before[name] for name in before)
+    parents, runs = children(outputs, "rank_sweep")
+    assert len(parents) == 1
+    assert len(runs) == len({run.data.tags["key"] for run in runs}) == 16
+    assert {run.info.run_id for run in runs} == {status["run_id"] for status in after.values()}
+
+
+def test_status_and_report_say_which_sweeps_there_are(train, root, run_env) -> None:
+    ended = train("-m", "sweep=one", "adapter=head", "dataset.limit=40", "dataset.epochs=1")
+
+    def ask(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "foura", *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=run_env, cwd=ended.outputs.parent, check=False
+        )
+
+    assert ask("status", "one").stdout.splitlines()[-1] == "1 begun: 1 finished"
+    for command in ("status", "report"):
+        answer = ask(command, "two")
+        assert answer.returncode == 1
+        assert answer.stderr.startswith("error: there is no sweep two in") and "Sweeps there: one." in answer.stderr
+    nowhere = ask("report", "one", "--outputs", "nowhere")
+    assert nowhere.stderr.startswith("error: there are no runs at ")
+    assert not (ended.outputs.parent / "nowhere").exists()

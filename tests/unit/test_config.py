@@ -99,7 +99,7 @@ def test_folders_are_the_same_for_the_same_overrides_and_safe_for_all() -> None:
     long = config.folder_name("dataset.path=/a/b/../c" + "x" * 300)
     assert "/" not in long
     assert len(long) <= 120
-    assert config.folder_name("dataset.path=/a b") != config._folder("dataset.path=/a_b")
+    assert config.folder_name("dataset.path=/a b") != config.folder_name("dataset.path=/a_b")
 
 
 def test_scientific_is_flat_and_resolved() -> None:
