@@ -28,6 +28,11 @@ def main() -> None:
     state = commands.add_parser("status", help="how far a sweep is")
     state.add_argument("sweep")
     state.add_argument("--outputs", default="outputs", type=Path, help="the folder of the runs (default: outputs)")
+    export = commands.add_parser("export", help="write a run's adapter in the form that another stack serves")
+    export.add_argument("run", type=Path, help="the folder of a finished run")
+    export.add_argument("--to", required=True, choices=["peft", "lora", "kohya", "merged"])
+    export.add_argument("out", type=Path, help="a folder that does not exist yet")
+    export.add_argument("--freeze", action="store_true", help="fix an adaptive gate first, on the run's training data")
     pretrain = commands.add_parser(
         "pretrain", help="remake an embedded backbone's weights (5 to 25 minutes on 2 cores)"
     )
@@ -39,7 +44,14 @@ def main() -> None:
     merge.add_argument("--out", type=Path, default=Path("outputs/merged"), help="where pictures and merged.csv go")
     arguments = parser.parse_args()
     try:
-        does = {"ui": _ui, "report": _report, "status": _status, "pretrain": _pretrain, "merge-eval": _merge}
+        does = {
+            "ui": _ui,
+            "report": _report,
+            "status": _status,
+            "export": _export,
+            "pretrain": _pretrain,
+            "merge-eval": _merge,
+        }
         does[arguments.command](arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -76,6 +88,13 @@ def _status(arguments: argparse.Namespace) -> None:
         print(f"{status.get('state', 'unreadable'):<12} {name}  {status.get('error', '')}".rstrip())
     counts = collections.Counter(status.get("state", "unreadable") for _, status in runs)
     print(f"{len(runs)} begun: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from foura.served import export
+
+    export(arguments.run, arguments.to, arguments.out, arguments.freeze)
+    print(arguments.out)
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:

@@ -8,11 +8,14 @@ from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from foura.adapter.layer import FouraLayer
+from foura.analysis.spectrum import overlap
 from foura.config import register
 from foura.errors import UserError
 from foura.families import build
 from foura.report.pictures import write_rows
 from foura.run import Loaders, quiet, trainer_of
+from foura.served import read_config
 
 
 def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> list[dict[str, Any]]:
@@ -24,14 +27,15 @@ def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> li
         folder: pictures and tables of each evaluation go to a folder in it.
 
     Returns:
-        rows {"data": "run1", "adapters": "run1+run2", metric: value, …}, which merged.csv in `folder` has too.
+        rows {"data": "run1", "adapters": "run1+run2", metric: value, …}, which merged.csv in `folder` has too. "overlap"
+        is how much of this run's update lies where the others' do (paper Table B.2), a mean over layers.
 
     Raises:
         UserError: folders without an adapter, different backbones, or a method whose strength cannot be set.
     """
     quiet()
     register()
-    configs = [_config(run) for run in runs]
+    configs = [read_config(run) for run in runs]
     if len({repr(OmegaConf.to_container(cfg.backbone)) for cfg in configs}) > 1:
         raise UserError("the runs have different backbones: adapters add up on the same frozen model only.")
     methods = {cfg.adapter.method for cfg in configs}
@@ -46,6 +50,8 @@ def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> li
         model = PeftModel.from_pretrained(parts.backbone.model, str(runs[0] / "adapter"), adapter_name=names[0])
         for name, run in list(zip(names, runs, strict=True))[1:]:
             model.load_adapter(str(run / "adapter"), adapter_name=name)
+        others = [name for name in names if name != own]
+        shared = sum(_overlap(model, own, other) for other in others) / len(others)
         for active in ([own], names):
             tuner: Any = model.base_model
             tuner.set_adapter(active)
@@ -53,18 +59,24 @@ def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> li
                 _set_strength(model, name, alpha if len(active) > 1 else 1.0)
             into = folder / f"{own}-with-{'-'.join(active)}"
             into.mkdir(parents=True, exist_ok=True)
-            rows.append({"data": own, "adapters": "+".join(active), **_test(parts, model, cfg, into)})
+            measured = _test(parts, model, cfg, into)
+            rows.append({"data": own, "adapters": "+".join(active), "overlap": shared, **measured})
     write_rows(rows, folder / "merged.csv")
     return rows
 
 
-def _config(run: Path) -> DictConfig:
-    for needed in ("config.yaml", "adapter/adapter_config.json"):
-        if not (run / needed).is_file():
-            raise UserError(f"{run} is no finished run of a PEFT adapter: it has no {needed}.")
-    cfg = OmegaConf.load(run / "config.yaml")
-    assert isinstance(cfg, DictConfig)
-    return cfg
+def _overlap(model: PeftModel, first: str, second: str) -> float:
+    """Mean over layers of `spectrum.overlap`; the updates of an adaptive gate are taken with all ranks open."""
+    found = []
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        pair: list[torch.Tensor] = []
+        for name in (first, second):
+            gated = isinstance(layer, FouraLayer) and name in layer.foura_gate
+            fixed: dict[str, Any] = {"gate": torch.ones(layer.r[name])} if gated else {}
+            pair.append(layer.get_delta_weight(name, **fixed).detach().cpu())
+        found.append(overlap(pair[0], pair[1], layer.r[second]))
+    return sum(found) / len(found)
 
 
 def _set_strength(model: PeftModel, adapter: str, alpha: float) -> None:
@@ -79,6 +91,7 @@ def _set_strength(model: PeftModel, adapter: str, alpha: float) -> None:
 
 
 def _test(parts: Any, model: PeftModel, cfg: DictConfig, folder: Path) -> dict[str, float]:
+    cfg.evaluation.strengths = [1.0]  # each adapter has its own already
     task = parts.task(model)
     task.at_the_end = lambda: task.final_measures(parts.data, folder)
     with torch.no_grad():

@@ -1,0 +1,97 @@
+"""`foura export`: a finished run's adapter in the form that another stack serves."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from foura.adapter import freeze_gates, save_as_lora
+from foura.config import register
+from foura.errors import UserError
+from foura.families import Parts, build
+from foura.run import Loaders, quiet
+
+FORMS = ("peft", "lora", "kohya", "merged")
+
+
+def read_config(run: Path, adapter_file: str = "adapter/adapter_config.json") -> DictConfig:
+    """The config of a finished run's folder.
+
+    Raises:
+        UserError: the folder is none.
+    """
+    for needed in ("config.yaml", adapter_file):
+        if not (run / needed).is_file():
+            raise UserError(f"{run} is no finished run of a PEFT adapter: it has no {needed}.")
+    cfg = OmegaConf.load(run / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def export(run: Path, to: str, out: Path, freeze: bool = False) -> None:
+    """Write the adapter of a run's folder to `out`.
+
+    Args:
+        to: "peft": as it was saved. "lora": an ordinary LoRA, exactly (for a UNet as diffusers loads it). "kohya": that in
+            kohya's naming (UNet). "merged": the whole model with the update in its weights.
+        freeze: calibrate an adaptive gate to a fixed mask first, on the run's own training data.
+
+    Raises:
+        UserError: a form that this adapter does not have, and what to do about it.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already; name a folder that is not.")
+    quiet()
+    register()
+    bare = (run / "adapter" / "model.safetensors").is_file()  # adapter=full or head
+    cfg = read_config(run, "adapter/model.safetensors" if bare else "adapter/adapter_config.json")
+    if to == "peft":
+        shutil.copytree(run / "adapter", out)
+        return
+    if to != "merged" and cfg.adapter.method != "foura":
+        raise UserError(f"adapter={cfg.adapter.name} is saved in its own form already: use --to peft or --to merged.")
+    if to == "kohya" and cfg.backbone.family != "unet":
+        raise UserError("kohya's naming is for adapters of diffusion models; use --to lora.")
+    parts = build(cfg)
+    if bare:
+        parts.backbone.model.load_state_dict(load_file(run / "adapter" / "model.safetensors"), strict=False)
+        _save_model(parts, parts.backbone.model, cfg, out)
+        return
+    model = PeftModel.from_pretrained(parts.backbone.model, str(run / "adapter"))
+    if cfg.adapter.method == "foura" and cfg.adapter.gate == "adaptive":
+        if not freeze:
+            raise UserError("this adapter's gate depends on the input, so it is no single update: add --freeze.")
+        freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
+    if to == "merged":
+        _save_model(parts, model.merge_and_unload(), cfg, out)
+    elif cfg.backbone.family == "unet":
+        unet: Any = model.get_submodule("base_model.model.unet")
+        unet.peft_config = model.peft_config  # the UNet by itself, as diffusers has it
+        save_as_lora(unet, out, naming="kohya" if to == "kohya" else "diffusers")
+    else:
+        save_as_lora(model, out)
+
+
+def _save_model(parts: Parts, model: nn.Module, cfg: DictConfig, out: Path) -> None:
+    whole: Any = model
+    if cfg.backbone.family == "llama_small":
+        whole.save_pretrained(str(out))
+        backbone: Any = parts.backbone
+        backbone.tokenizer.save_pretrained(str(out))
+    elif cfg.backbone.family == "unet":
+        whole.unet.save_pretrained(str(out / "unet"))  # in the place of a pipeline's own
+        if cfg.backbone.text_encoder:
+            whole.text_encoder.save_pretrained(str(out / "text_encoder"))
+    elif cfg.backbone.name == "embedded":
+        out.mkdir(parents=True)
+        save_file({key: value.contiguous() for key, value in whole.state_dict().items()}, out / "model.safetensors")
+    else:
+        from timm.models import save_for_hf
+
+        with torch.no_grad():
+            save_for_hf(whole, str(out), safe_serialization=True)
