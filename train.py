@@ -18,7 +18,6 @@ from foura.errors import Busy, UserError
 from foura.tracking.status import RunStatus
 
 register()
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it speaks
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -53,6 +52,9 @@ def one(cfg: DictConfig, folder: Path, again: bool) -> None:
             return
         status.write("running", key=key, run_id=status.previous.get("run_id"))
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        logging.getLogger("bitsandbytes").setLevel(
+            logging.ERROR
+        )  # PEFT imports it where it is installed, and it speaks
         from foura.run import run  # torch and Lightning only once the config is known to be sound
 
         run(cfg, folder, status)

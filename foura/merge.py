@@ -14,8 +14,9 @@ from foura.config import register
 from foura.errors import UserError
 from foura.families import build
 from foura.report.pictures import write_rows
-from foura.run import Loaders, quiet, trainer_of
+from foura.run import quiet
 from foura.served import read_config
+from foura.training import Loaders, trainer_of
 
 
 def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> list[dict[str, Any]]:

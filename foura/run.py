@@ -4,22 +4,19 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning_fabric.utilities import move_data_to_device
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from peft import PeftModel
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import seed_everything
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
 
 from foura.adapter import freeze_gates
 from foura.analysis.overfitting import onset_epoch
@@ -44,6 +41,7 @@ from foura.tasks.drift import check_drift, own_loss
 from foura.tasks.task import Task
 from foura.tracking.status import RunStatus, state_of
 from foura.tracking.store import TrackedRun, continue_run, discard_runs, parent_run, start_run, ui_command
+from foura.training import Loaders, trainer_of
 
 # what the last table shows of what only some tasks measure
 MORE = {
@@ -92,10 +90,10 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
     try:
         task = parts.task(model)
         selected, cost, train_loader = SelectedEpoch(cfg.select), Cost(), loaders.train()
-        watchers = [selected, cost, EpochMeasures(), EpochMetrics(tracked, continued is not None)]
-        watchers.append(EpochPictures(tracked, folder))
-        watchers.append(ProgressLines(console, title, bar=cfg.trainer.enable_progress_bar, lines=_sweep(cfg) is None))
-        watchers.append(Checkpoint(checkpoint, [train_loader.generator, *task.generators]))
+        progress = ProgressLines(console, title, bar=cfg.trainer.enable_progress_bar, lines=_sweep(cfg) is None)
+        keeping = Checkpoint(checkpoint, [train_loader.generator, *task.generators])
+        metrics_out = EpochMetrics(tracked, continued is not None)
+        watchers = [selected, cost, EpochMeasures(), metrics_out, EpochPictures(tracked, folder), progress, keeping]
         trainer = trainer_of(cfg, folder, watchers)
         resume: Any = {"ckpt_path": str(checkpoint), "weights_only": True} if continued else {}
         try:
@@ -159,57 +157,6 @@ def _continued(cfg: DictConfig, status: RunStatus, checkpoint: Path) -> TrackedR
     if sweep is not None:
         discard_runs(outputs, sweep, key, left)
     return None
-
-
-class Loaders:
-    """The DataLoaders of a run. Training order depends on the seed alone, not on the adapter."""
-
-    def __init__(self, data: Any, cfg: DictConfig) -> None:
-        self.data, self.cfg = data, cfg
-        self.options: dict[str, Any] = {"num_workers": cfg.dataset.num_workers, "collate_fn": data.collate}
-
-    def train(self) -> DataLoader:
-        order = torch.Generator().manual_seed(self.cfg.seed)
-        items: Any = torch.utils.data.ConcatDataset([self.data.train] * self.cfg.dataset.repeats)
-        return DataLoader(items, self.cfg.dataset.batch_size, shuffle=True, generator=order, **self.options)
-
-    def evaluation(self) -> list[DataLoader]:
-        return [self._fixed(self.data.train_eval), self._fixed(self.data.validation)]
-
-    def test(self) -> DataLoader:
-        return self._fixed(self.data.test)
-
-    def inputs(self, task: Task, dataset: Any, limit: int | None = None) -> Iterator[Any]:
-        """What the model is called with, for (the first `limit` items of) a dataset, on the task's device."""
-        some = dataset if limit is None else torch.utils.data.Subset(dataset, range(min(limit, len(dataset))))
-        for batch in self._fixed(some):
-            yield task.inputs(move_data_to_device(batch, task.device))
-
-    def first(self, task: Task) -> Any:
-        """The first training items as one batch, on the task's device."""
-        some = torch.utils.data.Subset(self.data.train, range(min(self.cfg.dataset.batch_size, len(self.data.train))))
-        (batch,) = DataLoader(some, self.cfg.dataset.batch_size, collate_fn=self.data.collate)
-        return move_data_to_device(batch, task.device)
-
-    def steps(self) -> int:
-        batches = len(self.train())
-        epochs = self.cfg.trainer.max_epochs or 1
-        return max(1, epochs * batches // self.cfg.trainer.accumulate_grad_batches)
-
-    def _fixed(self, dataset: Any) -> DataLoader:
-        return DataLoader(dataset, self.cfg.dataset.eval_batch_size, **self.options)
-
-
-def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
-    arguments: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    arguments["enable_progress_bar"] = False  # ours shows the whole run with its ETA
-    ours: Any = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-    }
-    return Trainer(**arguments, **ours, callbacks=callbacks, default_root_dir=str(folder))
 
 
 def _final_metrics(task: Task, final: dict[str, float], best: dict[str, float], table: list[Any]) -> dict[str, float]:

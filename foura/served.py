@@ -14,7 +14,8 @@ from foura.adapter import freeze_gates, save_as_lora
 from foura.config import register
 from foura.errors import UserError
 from foura.families import Parts, build
-from foura.run import Loaders, quiet
+from foura.run import quiet
+from foura.training import Loaders
 
 FORMS = ("peft", "lora", "kohya", "merged")
 

@@ -17,9 +17,12 @@ import foura
 from foura.attach import attach
 from foura.config import register
 from foura.families import Parts, build
-from foura.run import Loaders, quiet, trainer_of
-from foura.tasks.callbacks import Cost, EpochMetrics, ProgressLines, SelectedEpoch
+from foura.run import quiet
+from foura.tasks.callbacks import EpochMeasures, EpochMetrics, ProgressLines, SelectedEpoch
+from foura.tasks.checkpoint import Checkpoint
+from foura.tasks.cost import Cost
 from foura.tracking.store import start_run
+from foura.training import Loaders, trainer_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -62,10 +65,13 @@ def _framework(cfg: Any, folder: Path) -> float:
     model, loaders, parts = _parts(cfg)
     tracked = start_run(folder, "bench", {}, {}, None)
     task = parts.task(model)
-    progress = ProgressLines(Console(quiet=True), "bench", bar=False)
-    callbacks = [SelectedEpoch(cfg.select), Cost(), EpochMetrics(tracked), progress]
+    train = loaders.train()
+    progress = ProgressLines(Console(quiet=True), "bench", bar=False, lines=True)
+    keeping = Checkpoint(folder / "checkpoint.pt", [train.generator])
+    metrics = EpochMetrics(tracked, continued=False)
+    callbacks = [SelectedEpoch(cfg.select), Cost(), EpochMeasures(), metrics, progress, keeping]
     start = time.perf_counter()
-    trainer_of(cfg, folder, callbacks).fit(task, loaders.train(), loaders.evaluation())
+    trainer_of(cfg, folder, callbacks).fit(task, train, loaders.evaluation())
     return time.perf_counter() - start
 
 

@@ -198,6 +198,10 @@ def _study(title: str, runs: pd.DataFrame, tune: Sequence[str]) -> Study:
     tuned, chosen = _tune(runs, conditions, tuned_keys, selection)
     adapters = list(dict.fromkeys(chosen["adapter"]))
     baseline = next((name for name in BASELINES if name in adapters), adapters[0])
+    adapters.sort(key=lambda name: name != baseline)  # stable: the baseline first, the others as they were
+    chosen = chosen.sort_values(
+        "adapter", key=lambda column: column.map(adapters.index), kind="stable", ignore_index=True
+    )
     finished = chosen[chosen["state"] == "finished"].copy()
     conditions.sort(
         key=lambda key: not (numeric(finished[key]) and finished[key].nunique() > 1)

@@ -1,4 +1,4 @@
-"""The figures of a sweep's report, each as an SVG image."""
+"""The figures of a sweep's report, each as the bytes of an SVG image, None where there is nothing to draw."""
 
 import base64
 import io
@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from foura.report.compare import Measure, Study, intervals
 
@@ -24,7 +25,7 @@ def colour(study: Study, adapter: str) -> str:
     return COLOURS[study.adapters.index(adapter) % len(COLOURS)]
 
 
-def against_x(study: Study, measures: Sequence[Measure]) -> str | None:
+def against_x(study: Study, measures: Sequence[Measure]) -> bytes | None:
     """Each measure against the x axis: means with their intervals, and every run as a dot; a row of panels a facet."""
     x, facets = study.x, study.conditions[1:]
     if x is None or study.finished[x].nunique() < 2:
@@ -60,7 +61,7 @@ def against_x(study: Study, measures: Sequence[Measure]) -> str | None:
     return _svg(fig)
 
 
-def curves(study: Study, histories: pd.DataFrame, metric: str) -> str | None:
+def curves(study: Study, histories: pd.DataFrame, metric: str) -> bytes | None:
     """Training part (dashed) and validation by epoch, means over seeds, a panel for each of up to six conditions."""
     if histories.empty:
         return None
@@ -86,7 +87,27 @@ def curves(study: Study, histories: pd.DataFrame, metric: str) -> str | None:
     return _svg(fig)
 
 
-def pareto(study: Study, summary: pd.DataFrame) -> str | None:
+def by_epoch(study: Study, histories: pd.DataFrame) -> bytes | None:
+    """Each further measure by epoch, means over seeds: a row of panels a measure, a column for each condition."""
+    if histories.empty:
+        return None
+    rows = histories.merge(study.finished[["run_id", "adapter", *study.conditions]], on="run_id")
+    groups, measures = _facets(rows, study.conditions)[:PANELS], list(dict.fromkeys(histories["measure"]))
+    fig, axes = _panels(len(measures), len(groups), 3.4, 2.6)
+    for line, measure in zip(axes, measures, strict=True):
+        for axis, (facet, part) in zip(line, groups, strict=True):
+            for adapter in study.adapters:
+                own = part[(part["adapter"] == adapter) & (part["measure"] == measure)].groupby("epoch")["value"].mean()
+                if not own.empty:
+                    axis.plot(own.index, own, color=colour(study, adapter), label=adapter, marker=".", linewidth=1.1)
+            axis.set_title(measure.split("/")[1].replace("_", " ") + _said(facet), fontsize=9)
+            axis.set_xlabel("epoch", fontsize=8)
+            _clean(axis)
+    _legend(fig, axes[0][0])
+    return _svg(fig)
+
+
+def pareto(study: Study, summary: pd.DataFrame) -> bytes | None:
     """Quality against each cost, a dot an adapter and condition; those that nothing beats in both are joined."""
     costs = [name for name in ("parameters", "step, ms", "GFLOP a step", "adapter, MB") if name in summary]
     if not costs or len(summary) < 2:
@@ -107,6 +128,10 @@ def pareto(study: Study, summary: pd.DataFrame) -> str | None:
         axis.plot(*zip(*front, strict=True), color="#999999", linewidth=0.8, zorder=0)
         if rows[cost].min() > 0 and rows[cost].max() / rows[cost].min() > 20:
             axis.set_xscale("log")
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+        if rows[cost].max() > 1000:
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_xlabel(cost)
         axis.set_ylabel(study.quality.label)
         _clean(axis)
@@ -114,7 +139,7 @@ def pareto(study: Study, summary: pd.DataFrame) -> str | None:
     return _svg(fig)
 
 
-def spectra(study: Study, values: pd.DataFrame) -> str | None:
+def spectra(study: Study, values: pd.DataFrame) -> bytes | None:
     """Singular values of ΔW over the largest, mean over layers and runs, for each adapter and up to six conditions."""
     if values.empty:
         return None
@@ -141,7 +166,7 @@ def spectra(study: Study, values: pd.DataFrame) -> str | None:
     return _svg(fig)
 
 
-def gate_map(study: Study, layers: pd.DataFrame) -> str | None:
+def gate_map(study: Study, layers: pd.DataFrame) -> bytes | None:
     """Share of open ranks of every layer, a column for each gated adapter and condition, means over seeds."""
     if layers.empty or layers["gate_std"].isna().all():
         return None
@@ -161,7 +186,7 @@ def gate_map(study: Study, layers: pd.DataFrame) -> str | None:
     return _svg(fig)
 
 
-def by_strength(study: Study, rows: pd.DataFrame) -> str | None:
+def by_strength(study: Study, rows: pd.DataFrame) -> bytes | None:
     """What the pictures are worth against the adapter's strength, means with the spread over seeds."""
     if rows.empty or rows["strength"].nunique() < 2:
         return None
@@ -183,12 +208,12 @@ def by_strength(study: Study, rows: pd.DataFrame) -> str | None:
     return _svg(fig)
 
 
-def image(data: bytes, kind: str = "png") -> str:
+def image(data: bytes, kind: str) -> str:
     """An image as the source of an <img>."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _bars(study: Study, measures: Sequence[Measure]) -> str:
+def _bars(study: Study, measures: Sequence[Measure]) -> bytes:
     """Without a numeric x axis: a dot a run, the mean and its interval, a column for each adapter and condition."""
     tables = [intervals(study, measure) for measure in measures]
     keys = ["adapter", *study.conditions]
@@ -240,8 +265,8 @@ def _legend(fig: Any, axis: Any) -> None:
     fig.legend(handles, names, loc="outside upper center", ncols=min(6, max(1, len(names))), frameon=False, fontsize=9)
 
 
-def _svg(fig: Any) -> str:
+def _svg(fig: Any) -> bytes:
     buffer = io.BytesIO()
     fig.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(fig)
-    return image(buffer.getvalue(), "svg+xml")
+    return buffer.getvalue()

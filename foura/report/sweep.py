@@ -44,7 +44,7 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     found = compare.studies(sweep.runs, sweep.tune)
     sections = [_section(sweep, study, folder, f"{n}-" if len(found) > 1 else "") for n, study in enumerate(found, 1)]
-    sweep.runs.to_csv(folder / "runs.csv", index=False)
+    sweep.runs.to_csv(folder / "runs.csv", index=False, float_format="%.6g")
     states = sweep.runs["state"].value_counts()
     template = jinja2.Template(files("foura.report").joinpath("page.html").read_text(encoding="utf-8"), autoescape=True)
     page = template.render(
@@ -64,25 +64,25 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
 def _section(sweep: Sweep, study: Study, folder: Path, prefix: str) -> dict[str, Any]:
     answers, tables = [], []
     means = compare.summary(study)
-    means.to_csv(folder / f"{prefix}summary.csv", index=False)
+    means.to_csv(folder / f"{prefix}summary.csv", index=False, float_format="%.6g")
     measured = [study.quality, study.gap, *study.extra]
     for measure in measured:
         table = compare.comparisons(study, measure)
         if not table.empty:
-            table.to_csv(folder / f"{prefix}comparisons-{_file(measure)}.csv", index=False)
+            table.to_csv(folder / f"{prefix}comparisons-{_file(measure)}.csv", index=False, float_format="%.6g")
             tables.append(_shown(table, f"{measure.label}: differences from {study.baseline}", COMPARED))
         if measure in (study.quality, study.gap):
             answers.append(compare.answer(table, measure, study))
         grown = compare.slopes(study, measure)
         if not grown.empty:
-            grown.to_csv(folder / f"{prefix}slopes-{_file(measure)}.csv", index=False)
+            grown.to_csv(folder / f"{prefix}slopes-{_file(measure)}.csv", index=False, float_format="%.6g")
             assert study.x is not None
             tables.append(
                 _shown(grown, f"{measure.label}: change each time {study.x.split('.')[-1].replace('_', ' ')} doubles")
             )
     tables.insert(0, _shown(means, "Means over seeds", "± is the standard deviation over seeds."))
     if not study.tuned.empty:
-        study.tuned.to_csv(folder / f"{prefix}tuned.csv", index=False)
+        study.tuned.to_csv(folder / f"{prefix}tuned.csv", index=False, float_format="%.6g")
         tables.insert(1, _shown(study.tuned, "Tuned values", "Picked by the mean over seeds on validation data."))
     figures = _figures(sweep, study, means, folder, prefix)
     return {"title": study.title, "answers": answers, "method": METHOD, "figures": figures, "tables": tables}
@@ -99,28 +99,43 @@ COMPARED = "q: p corrected for the number of rows. effect: difference over its s
 
 def _figures(sweep: Sweep, study: Study, means: pd.DataFrame, folder: Path, prefix: str) -> list[dict[str, str]]:
     histories = _histories(sweep, study)
-    histories.to_csv(folder / f"{prefix}curves.csv", index=False)
+    histories.to_csv(folder / f"{prefix}curves.csv", index=False, float_format="%.6g")
     some = study.finished["run_id"].iloc[:: max(1, math.ceil(len(study.finished) / ARTIFACT_RUNS))].tolist()
     layers, values = sweep.tables(some, "layers.csv"), sweep.tables(some, "spectra.csv")
     strengths = sweep.tables(some, "strengths.csv")
     for table, file in ((layers, "layers"), (strengths, "strengths")):
         if not table.empty:
-            table.to_csv(folder / f"{prefix}{file}.csv", index=False)
+            table.to_csv(folder / f"{prefix}{file}.csv", index=False, float_format="%.6g")
     shown = [study.quality, study.gap, *study.extra]
     metric = study.selection.column.split("/")[1]
-    made = {
-        "Means with 95 % intervals over seeds; small dots are runs.": plots.against_x(study, shown[:3]),
-        "Further measures, as above.": plots.against_x(study, shown[3:]) if shown[3:] else None,
-        "Learning curves: validation, and the same evaluation of a fixed part of the training data.": plots.curves(
-            study, histories, metric
+    made = [
+        ("means", "Means with 95 % intervals over seeds; small dots are runs.", plots.against_x(study, shown[:3])),
+        ("more", "Further measures, as above.", plots.against_x(study, shown[3:]) if shown[3:] else None),
+        (
+            "curves",
+            "Learning curves: validation, and the same evaluation of a fixed part of the training data.",
+            plots.curves(study, histories, metric),
         ),
-        "Quality against cost; the grey line joins what nothing beats in both.": plots.pareto(study, means),
-        "What pictures are worth as the adapter's strength grows.": plots.by_strength(study, strengths),
-        "Spectra of the updates, over layers and runs.": plots.spectra(study, values),
-        "Open ranks of the gates, of those there are.": plots.gate_map(study, layers),
-        **_grids(sweep, study),
-    }
-    return [{"caption": caption, "source": source} for caption, source in made.items() if source is not None]
+        (
+            "epochs",
+            "Further measures by epoch (pictures against validation data; ranks that gates open).",
+            plots.by_epoch(study, _further(sweep, study)),
+        ),
+        ("cost", "Quality against cost; the grey line joins what nothing beats in both.", plots.pareto(study, means)),
+        (
+            "strength",
+            "What pictures are worth as the adapter's strength grows.",
+            plots.by_strength(study, strengths),
+        ),
+        ("spectra", "Spectra of the updates, over layers and runs.", plots.spectra(study, values)),
+        ("gates", "Open ranks of the gates, of those there are.", plots.gate_map(study, layers)),
+    ]
+    figures = []
+    for name, caption, data in made:
+        if data is not None:
+            (folder / f"{prefix}{name}.svg").write_bytes(data)
+            figures.append({"caption": caption, "source": plots.image(data, "svg+xml")})
+    return figures + _grids(sweep, study)
 
 
 def _histories(sweep: Sweep, study: Study) -> pd.DataFrame:
@@ -133,20 +148,34 @@ def _histories(sweep: Sweep, study: Study) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
+def _further(sweep: Sweep, study: Study) -> pd.DataFrame:
+    """run_id, measure, epoch, value of what only some tasks or adapters have."""
+    parts = []
+    for measure in FURTHER:
+        if measure in study.finished:
+            for run_id in study.finished.dropna(subset=[measure])["run_id"]:
+                values = sweep.history(run_id, measure).rename_axis("epoch").rename("value").reset_index()
+                parts.append(values.assign(run_id=run_id, measure=measure))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+FURTHER = ("adapter/open_ranks", "val/kernel", "val/diversity", "val/copy_distance")
 PARTS = {"train": "train_eval", "val": "val", "gap": "gap"}
 
 
-def _grids(sweep: Sweep, study: Study) -> dict[str, str]:
+def _grids(sweep: Sweep, study: Study) -> list[dict[str, str]]:
     """The pictures that a run of each adapter drew."""
     import tempfile
 
-    found = {}
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         for adapter in study.adapters[:GRIDS]:
             run = study.finished[study.finished["adapter"] == adapter].iloc[0]
             path = sweep.artifact(run["run_id"], "samples.png", Path(folder))
             if path is not None:
-                found[f"Pictures of {run['name']}."] = plots.image(path.read_bytes())
+                found.append(
+                    {"caption": f"Pictures of {run['name']}.", "source": plots.image(path.read_bytes(), "png")}
+                )
     return found
 
 

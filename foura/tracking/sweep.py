@@ -36,7 +36,8 @@ class SweepCallback(Callback):
         self.sweep, self.outputs = Path(config.hydra.sweep.dir).name, outputs_dir(config)
         from foura.tracking.store import parent_run
 
-        command = " ".join(["python train.py -m", *config.hydra.overrides.hydra, *config.hydra.overrides.task])
+        told = [text for text in config.hydra.overrides.hydra if text != "hydra.mode=MULTIRUN"]
+        command = " ".join(["python train.py -m", *told, *config.hydra.overrides.task])
         parent_run(self.outputs, self.sweep, command=command, tune=list(config.tune))
         self.began, self.done_before = time.time(), 0 if config.force else self._count(*DONE)
         waiting = len(self.folders) - self.done_before
