@@ -8,10 +8,8 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from foura.config import check, explain, register, run_key
 from foura.errors import Busy, UserError
@@ -64,7 +62,9 @@ if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing, and we say it in a sentence
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {explain(error)}")
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        if any(frame.name == one.__name__ for frame in traceback.extract_tb(error.__traceback__)):
+            raise  # not of the command line: a bug
+        sys.exit(f"error: {explain(error)}")

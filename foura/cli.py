@@ -28,6 +28,10 @@ def main() -> None:
     state = commands.add_parser("status", help="how far a sweep is")
     state.add_argument("sweep")
     state.add_argument("--outputs", default="outputs", type=Path, help="the folder of the runs (default: outputs)")
+    sync = commands.add_parser("sync", help="deliver what the tracking store did not take while runs were going on")
+    sync.add_argument(
+        "outputs", nargs="?", default="outputs", type=Path, help="the folder of the runs (default: outputs)"
+    )
     export = commands.add_parser("export", help="write a run's adapter in the form that another stack serves")
     export.add_argument("run", type=Path, help="the folder of a finished run")
     export.add_argument("--to", required=True, choices=["peft", "lora", "kohya", "merged"])
@@ -48,6 +52,7 @@ def main() -> None:
             "ui": _ui,
             "report": _report,
             "status": _status,
+            "sync": _sync,
             "export": _export,
             "pretrain": _pretrain,
             "merge-eval": _merge,
@@ -88,6 +93,23 @@ def _status(arguments: argparse.Namespace) -> None:
         print(f"{status.get('state', 'unreadable'):<12} {name}  {status.get('error', '')}".rstrip())
     counts = collections.Counter(status.get("state", "unreadable") for _, status in runs)
     print(f"{len(runs)} begun: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+
+
+def _sync(arguments: argparse.Namespace) -> None:
+    waiting = sorted(arguments.outputs.absolute().glob("*/**/outbox.json"))
+    if not waiting:
+        print("nothing waits")
+        return
+    from foura.tracking.outbox import Outbox
+    from foura.tracking.status import read_json
+    from foura.tracking.store import open_store
+
+    client, _ = open_store(arguments.outputs.absolute())
+    for path in waiting:
+        outbox = Outbox(client, str(read_json(path).get("run_id")), path.parent)
+        if not outbox.deliver():
+            raise UserError(f"{path.parent}: the store did not take it ({outbox.error}); it is kept.")
+        print(f"delivered: {path.parent.name}")
 
 
 def _export(arguments: argparse.Namespace) -> None:

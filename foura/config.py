@@ -14,6 +14,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from foura.errors import UserError
 from foura.schema import EMBEDDED, FORMATS, METRICS, SOURCES, Config
@@ -37,6 +38,10 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: the first value that is not legal, with the choices or the range.
     """
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from error
     _check_node(cfg, Config, "")
     _check_family(cfg)
     if cfg.dataset.source not in EMBEDDED and cfg.dataset.path is None:

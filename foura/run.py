@@ -28,7 +28,6 @@ from foura.report.figures import METRIC_NAMES, draw_curves, draw_layers
 from foura.report.layers import (
     layer_table,
     mean_effective_rank,
-    mean_of,
     total_delta_norm,
     write_spectra,
     write_table,
@@ -85,7 +84,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
 
     checkpoint = folder / "checkpoint.pt"
     continued = _continued(cfg, status, checkpoint)
-    tracked = continued or start_run(outputs_dir(cfg), title, scientific(cfg), _tags(cfg, data), _parent(cfg))
+    tracked = continued or start_run(outputs_dir(cfg), title, scientific(cfg), _tags(cfg, data), _parent(cfg), folder)
     status.write("running", run_id=tracked.run_id)
     try:
         task = parts.task(model)
@@ -131,7 +130,10 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
             if artifact.suffix in ARTIFACTS or artifact.name == "adapter":
                 tracked.log_artifact(artifact)
         status.fields["metrics"] = metrics
-        tracked.close("finished")
+        if not tracked.close("finished"):
+            console.print(
+                f"tracking is behind ({tracked.outbox.error}): `foura sync` delivers what is kept in {folder}"
+            )
         checkpoint.unlink(missing_ok=True)
     except BaseException as error:
         tracked.close(state_of(error))
@@ -150,7 +152,7 @@ def _continued(cfg: DictConfig, status: RunStatus, checkpoint: Path) -> TrackedR
     left = previous.get("run_id")
     unfinished = previous.get("key") == key and previous.get("state") in ("running", "interrupted")
     if left and unfinished and not cfg.force and usable(checkpoint):
-        tracked = continue_run(outputs, left)
+        tracked = continue_run(outputs, left, checkpoint.parent)
         if tracked is not None:
             return tracked
     checkpoint.unlink(missing_ok=True)
@@ -173,10 +175,8 @@ def _final_metrics(task: Task, final: dict[str, float], best: dict[str, float], 
         "adapter/delta_norm": total_delta_norm(table),
         **task.tested,
     }
-    of_layers = {"effective_rank": mean_effective_rank(table)}
-    if table:
-        of_layers |= {column: mean_of(table, column) for column in ("stable_rank", "amplification")}
-    return metrics | {f"adapter/{name}": value for name, value in of_layers.items() if value is not None}
+    rank = mean_effective_rank(table)
+    return metrics if rank is None else {**metrics, "adapter/effective_rank": rank}
 
 
 def _save_adapter(selected: SelectedEpoch, task: Task, folder: Path) -> None:

@@ -17,12 +17,12 @@ COSTS = {
     "cost/step_gflops": "GFLOP a step",
     "cost/adapter_mb": "adapter, MB",
 }
+OF_LAYERS = ("stable_rank", "entropy_rank", "amplification", "low_frequency")  # columns of a run's layers.csv
 UPDATE = {
     "adapter/effective_rank": "open ranks",
-    "adapter/stable_rank": "stable rank of ΔW",
-    "adapter/amplification": "amplification",
     "adapter/delta_norm": "‖ΔW‖",
     "drift/loss": "drift",
+    **{f"layers/{column}": column.replace("_", " ") for column in OF_LAYERS},
 }
 
 
@@ -71,6 +71,14 @@ def studies(runs: pd.DataFrame, tune: Sequence[str]) -> list[Study]:
         if (part["state"] == "finished").any():
             found.append(_study(f"{backbone} on {dataset}", part.reset_index(drop=True), tune))
     return found
+
+
+def with_layers(study: Study, layers: pd.DataFrame) -> None:
+    """Give the study's runs their means over layers of what layers.csv says of the updates."""
+    columns = [column for column in OF_LAYERS if column in layers]
+    if columns:
+        means = layers.groupby("run_id")[columns].mean().add_prefix("layers/")
+        study.runs, study.finished = (runs.join(means, on="run_id") for runs in (study.runs, study.finished))
 
 
 def summary(study: Study) -> pd.DataFrame:

@@ -68,13 +68,8 @@ def layer_table(model: nn.Module, images: Iterable[Tensor], before: dict[str, Te
 
 def mean_effective_rank(table: list[dict[str, Any]]) -> float | None:
     """Mean over layers, or None where the method has no rank."""
-    return mean_of(table, "effective_rank")
-
-
-def mean_of(table: list[dict[str, Any]], column: str) -> float | None:
-    """Mean of a column over the layers that have it, None where none has."""
-    values = [row[column] for row in table if row[column] is not None]
-    return sum(values) / len(values) if values else None
+    ranks = [row["effective_rank"] for row in table if row["effective_rank"] is not None]
+    return sum(ranks) / len(ranks) if ranks else None
 
 
 def total_delta_norm(table: list[dict[str, Any]]) -> float:

@@ -63,6 +63,9 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
 
 def _section(sweep: Sweep, study: Study, folder: Path, prefix: str) -> dict[str, Any]:
     answers, tables = [], []
+    some = study.finished["run_id"].iloc[:: max(1, math.ceil(len(study.finished) / ARTIFACT_RUNS))].tolist()
+    layers = sweep.tables(some, "layers.csv")
+    compare.with_layers(study, layers)
     means = compare.summary(study)
     means.to_csv(folder / f"{prefix}summary.csv", index=False, float_format="%.6g")
     measured = [study.quality, study.gap, *study.extra]
@@ -80,11 +83,11 @@ def _section(sweep: Sweep, study: Study, folder: Path, prefix: str) -> dict[str,
             tables.append(
                 _shown(grown, f"{measure.label}: change each time {study.x.split('.')[-1].replace('_', ' ')} doubles")
             )
-    tables.insert(0, _shown(means, "Means over seeds", "± is the standard deviation over seeds."))
+    tables.insert(0, _shown(means, "Means over seeds", MEANS))
     if not study.tuned.empty:
         study.tuned.to_csv(folder / f"{prefix}tuned.csv", index=False, float_format="%.6g")
         tables.insert(1, _shown(study.tuned, "Tuned values", "Picked by the mean over seeds on validation data."))
-    figures = _figures(sweep, study, means, folder, prefix)
+    figures = _figures(sweep, study, means, layers, folder, prefix)
     return {"title": study.title, "answers": answers, "method": METHOD, "figures": figures, "tables": tables}
 
 
@@ -94,15 +97,20 @@ METHOD = (
     f"(Benjamini and Hochberg). What so many seeds could have shown is the difference found in {POWER:.0%} of cases, at the "
     f"level divided by the number of comparisons. Test data was used once, for the epoch selected on validation data."
 )
+MEANS = (
+    "± is the standard deviation over seeds. Runs that ran at the same time slowed each other: their step times are good for "
+    "an order of magnitude (make bench measures cost)."
+)
 COMPARED = "q: p corrected for the number of rows. effect: difference over its spread (Cohen's d of the pairs)."
 
 
-def _figures(sweep: Sweep, study: Study, means: pd.DataFrame, folder: Path, prefix: str) -> list[dict[str, str]]:
+def _figures(
+    sweep: Sweep, study: Study, means: pd.DataFrame, layers: pd.DataFrame, folder: Path, prefix: str
+) -> list[dict[str, str]]:
     histories = _histories(sweep, study)
     histories.to_csv(folder / f"{prefix}curves.csv", index=False, float_format="%.6g")
-    some = study.finished["run_id"].iloc[:: max(1, math.ceil(len(study.finished) / ARTIFACT_RUNS))].tolist()
-    layers, values = sweep.tables(some, "layers.csv"), sweep.tables(some, "spectra.csv")
-    strengths = sweep.tables(some, "strengths.csv")
+    some = layers["run_id"].unique().tolist() if not layers.empty else study.finished["run_id"].tolist()[:ARTIFACT_RUNS]
+    values, strengths = sweep.tables(some, "spectra.csv"), sweep.tables(some, "strengths.csv")
     for table, file in ((layers, "layers"), (strengths, "strengths")):
         if not table.empty:
             table.to_csv(folder / f"{prefix}{file}.csv", index=False, float_format="%.6g")

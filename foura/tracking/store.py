@@ -4,7 +4,6 @@ SQLite under outputs/, or whatever MLFLOW_TRACKING_URI names. Written by MlflowC
 which sets MLFLOW_TRACKING_URI for the whole process: the next run of a sweep, or any child process, would inherit it.
 """
 
-import contextlib
 import functools
 import importlib.metadata
 import logging
@@ -13,14 +12,15 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param
+from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from foura.errors import UserError
+from foura.tracking.outbox import GONE, PATIENCE, Outbox
 from foura.tracking.status import write_json
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)  # that it makes its tables is no news
@@ -38,8 +38,15 @@ def open_store(outputs: Path) -> tuple[MlflowClient, str]:
     """(client, experiment id); the store and the experiment are made where they do not exist."""
     outputs.mkdir(parents=True, exist_ok=True)
     uri = tracking_uri(outputs)
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+    try:
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+    except Exception as error:  # of requests, of the database, of MLflow
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(
+            f"the tracking store at {uri} does not answer ({said}). Start it, or unset MLFLOW_TRACKING_URI to keep runs in "
+            f"{outputs}."
+        ) from error
     if experiment is not None:
         return client, experiment.experiment_id
     # a local store keeps artifacts beside itself; a server knows its own place for them
@@ -71,34 +78,44 @@ def parent_run(outputs: Path, sweep: str, command: str = "", tune: Sequence[str]
     return run_id
 
 
-@dataclass(frozen=True)
 class TrackedRun:
-    """One run in the store."""
+    """One run in the store. What the store does not take now is kept and delivered later (`foura sync`).
 
-    client: MlflowClient
-    run_id: str
+    Args:
+        folder: of the run, where what could not be delivered is kept; None: nowhere.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, folder: Path | None) -> None:
+        self.client, self.run_id = client, run_id
+        self.outbox = Outbox(client, run_id, folder)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """All of them in one call: a call costs as much as a small training step."""
-        now = int(time.time() * 1000)
-        self.client.log_batch(self.run_id, metrics=[Metric(key, value, now, step) for key, value in metrics.items()])
+        self.outbox.send({"metrics": dict(metrics), "step": step, "time": int(time.time() * 1000)})
 
     def log_artifact(self, path: Path, under: str | None = None) -> None:
         """A file or a folder, in the artifact folder `under`."""
-        self.client.log_artifact(self.run_id, str(path), under)
+        self.outbox.send({"artifact": str(path), "under": under})
 
     def logged_steps(self, metric: str) -> set[int]:
-        """The steps at which a metric is there already."""
-        return {point.step for point in self.client.get_metric_history(self.run_id, metric)}
+        """The steps at which a metric is there already, or waits to be."""
+        waiting = {item["step"] for item in self.outbox.waiting if metric in item.get("metrics", {})}
+        return waiting | {point.step for point in self.client.get_metric_history(self.run_id, metric)}
 
-    def close(self, state: str) -> None:
-        """End the run in the store as it ended in truth: MLflow knows three states, the tag "state" ours."""
-        self.client.set_tag(self.run_id, "state", state)
-        self.client.set_terminated(self.run_id, {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED"))
+    def close(self, state: str) -> bool:
+        """End the run in the store as it ended in truth; False where the store is behind (MLflow knows three states, the
+        tag "state" ours)."""
+        self.outbox.send({"end": state})
+        return self.outbox.deliver(PATIENCE)
 
 
 def start_run(
-    outputs: Path, name: str, params: Mapping[str, Any], tags: Mapping[str, Any], parent: str | None
+    outputs: Path,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, Any],
+    parent: str | None,
+    folder: Path | None = None,
 ) -> TrackedRun:
     """A new MLflow run with its params and tags, under the sweep's parent run where there is one."""
     client, experiment_id = open_store(outputs)
@@ -109,19 +126,21 @@ def start_run(
         text_tags[PARENT_TAG] = parent
     run = client.create_run(experiment_id, run_name=name, tags=text_tags)
     client.log_batch(run.info.run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
-    return TrackedRun(client, run.info.run_id)
+    return TrackedRun(client, run.info.run_id, folder)
 
 
-def continue_run(outputs: Path, run_id: str) -> TrackedRun | None:
+def continue_run(outputs: Path, run_id: str, folder: Path) -> TrackedRun | None:
     """An interrupted run, open again; None where the store does not have it (any more)."""
     client, _ = open_store(outputs)
     try:
         if client.get_run(run_id).info.lifecycle_stage != "active":
             return None
-        client.update_run(run_id, status="RUNNING")
-    except MlflowException:
-        return None
-    return TrackedRun(client, run_id)
+    except MlflowException as error:
+        if error.error_code in GONE:
+            return None
+        raise
+    client.update_run(run_id, status="RUNNING")
+    return TrackedRun(client, run_id, folder)
 
 
 def discard_runs(outputs: Path, sweep: str, key: str, run_id: str | None) -> None:
@@ -133,8 +152,11 @@ def discard_runs(outputs: Path, sweep: str, key: str, run_id: str | None) -> Non
     client, experiment_id = open_store(outputs)
     found = client.search_runs([experiment_id], filter_string=f"tags.sweep = '{sweep}' and tags.key = '{key}'")
     for stale in {run.info.run_id for run in found} | ({run_id} if run_id else set()):
-        with contextlib.suppress(MlflowException):  # not there: nothing to hide
+        try:
             client.delete_run(stale)
+        except MlflowException as error:
+            if error.error_code not in GONE:
+                raise
 
 
 def code_tags() -> dict[str, str]:

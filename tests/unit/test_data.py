@@ -176,3 +176,16 @@ def test_hub_data_that_cannot_work(parquet, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="could not be loaded"):
         open_source(dataset_config(source="hf", path=str(tmp_path / "empty")))
+
+
+def test_the_items_with_a_wrong_label_are_those_whose_label_changed() -> None:
+    from foura.datasets.sources import open_source
+    from foura.schema import DatasetConfig
+
+    cfg = OmegaConf.structured(DatasetConfig(name="digits", source="digits", limit=50))
+    clean = prepare(open_source(cfg), cfg, 0, "L", lambda image: torch.tensor(np.asarray(image)))
+    cfg.label_noise = 0.2
+    noisy = prepare(open_source(cfg), cfg, 0, "L", lambda image: torch.tensor(np.asarray(image)))
+    assert clean.noisy is None and len(noisy.noisy) == 10
+    wrong = {int(index) for index in noisy.noisy.indices}
+    assert wrong == {i for i in range(50) if clean.train[i][1] != noisy.train[i][1]}

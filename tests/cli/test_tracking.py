@@ -1,0 +1,85 @@
+"""A tracking store that fails while a run goes on: the run ends as it would have, and every number arrives."""
+
+import json
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from foura.cli import main
+from foura.tracking import outbox
+
+QUICK = ("adapter=lora", "rank=4", "dataset.limit=40", "dataset.epochs=5")
+
+
+def arrived(outputs, run_id: str) -> tuple[list[int], dict, set[str]]:
+    store = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+    steps = [point.step for point in store.get_metric_history(run_id, "val/loss")]
+    return steps, store.get_run(run_id).data.metrics, {item.path for item in store.list_artifacts(run_id)}
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """failing(first, last): of all writes to the store, those of these numbers are refused, as by a locked database."""
+    monkeypatch.setattr(outbox, "RETRY", 0.0)
+    monkeypatch.setattr(outbox, "PATIENCE", 0.5)
+
+    def choose(first: int, last: float) -> None:
+        calls = 0
+
+        def wrap(method):
+            def call(self, *arguments, **named):
+                nonlocal calls
+                calls += 1
+                if first <= calls <= last and not named.get("params"):
+                    raise MlflowException("(sqlite3.OperationalError) database is locked")
+                return method(self, *arguments, **named)
+
+            return call
+
+        for name in ("log_batch", "log_artifact", "set_tag", "set_terminated"):
+            monkeypatch.setattr(MlflowClient, name, wrap(getattr(MlflowClient, name)))
+
+    return choose
+
+
+def test_what_a_store_refuses_for_a_while_arrives_in_order(train, failing) -> None:
+    failing(3, 6)
+    ended = train(*QUICK)
+    assert ended.code == 0 and "behind" not in ended.out
+    (path,) = ended.outputs.glob("runs/*/status.json")
+    status = json.loads(path.read_text())
+    steps, metrics, artifacts = arrived(ended.outputs, status["run_id"])
+    assert steps == list(range(5)) and "adapter" in artifacts
+    assert metrics["test/acc"] == pytest.approx(status["metrics"]["test/acc"])
+    assert not (path.parent / "outbox.json").exists()
+
+
+def test_a_store_that_stays_away_is_told_later(train, failing, monkeypatch, capsys) -> None:
+    failing(4, float("inf"))
+    with monkeypatch.context() as away:
+        ended = train(*QUICK)
+        assert ended.code == 0
+        assert "tracking is behind ((sqlite3.OperationalError) database is locked): `foura sync`" in ended.out
+        (path,) = ended.outputs.glob("runs/*/status.json")
+        status = json.loads(path.read_text())
+        assert status["state"] == "finished" and (path.parent / "outbox.json").is_file()
+        away.undo()
+    steps, metrics, _ = arrived(ended.outputs, status["run_id"])
+    assert len(steps) < 5 and "test/acc" not in metrics
+    monkeypatch.undo()
+    monkeypatch.setattr("sys.argv", ["foura", "sync", str(ended.outputs)])
+    main()
+    assert "delivered: " in capsys.readouterr().out
+    steps, metrics, artifacts = arrived(ended.outputs, status["run_id"])
+    assert steps == list(range(5)) and "adapter" in artifacts
+    assert metrics["test/acc"] == pytest.approx(status["metrics"]["test/acc"])
+    assert not (path.parent / "outbox.json").exists()
+    main()
+    assert "nothing waits" in capsys.readouterr().out
+
+
+def test_a_store_that_is_not_there_at_the_start_is_said_at_once(train, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    code = train(*QUICK).code
+    assert "the tracking store at http://127.0.0.1:9 does not answer" in code and "\n" not in code
