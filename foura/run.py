@@ -94,6 +94,9 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
         metrics_out = EpochMetrics(tracked, continued is not None)
         watchers = [selected, cost, EpochMeasures(), metrics_out, EpochPictures(tracked, folder), progress, keeping]
         trainer = trainer_of(cfg, folder, watchers)
+        if continued:
+            epochs = torch.load(checkpoint, weights_only=True, map_location="cpu")["epoch"] + 1
+            console.print(f"{title}: goes on after epoch {epochs}, where it was interrupted (force=true starts anew)")
         resume: Any = {"ckpt_path": str(checkpoint), "weights_only": True} if continued else {}
         try:
             trainer.fit(task, train_loader, loaders.evaluation(), **resume)

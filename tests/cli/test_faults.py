@@ -1,0 +1,80 @@
+"""Bad days: files cut short, two processes at one run. Each is really done, and nothing is lost or counted twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_sweeps import children, start, statuses
+
+SMALL = ("adapter=lora", "rank=4", "dataset.limit=60", "sweep=s")
+
+
+def killed_after_an_epoch(root, run_env, outputs: Path, *more: str) -> Path:
+    """The folder of a run that was killed with kill -9 when it had a checkpoint."""
+    process = start(root, run_env, outputs, *SMALL, *more)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(outputs.glob("sweeps/s/*/checkpoint.pt")):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (checkpoint,) = outputs.glob("sweeps/s/*/checkpoint.pt")
+    return checkpoint.parent
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "status.json"])
+def test_a_file_that_was_cut_short_costs_the_epochs_and_nothing_else(file, train, root, run_env, tmp_path) -> None:
+    outputs = tmp_path / "outputs"
+    folder = killed_after_an_epoch(root, run_env, outputs, "dataset.epochs=8")
+    path = folder / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    ended = train("-m", *SMALL, "dataset.epochs=8")
+    assert ended.code == 0
+    (status,) = statuses(outputs, "s").values()
+    assert status["state"] == "finished"
+    parents, runs = children(outputs, "s")
+    assert len(parents) == len(runs) == 1 and runs[0].info.run_id == status["run_id"]
+
+
+def test_two_processes_at_one_run(root, run_env, tmp_path) -> None:
+    outputs = tmp_path / "outputs"
+    first = start(root, run_env, outputs, *SMALL, "dataset.epochs=60")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(outputs.glob("sweeps/s/*/checkpoint.pt")):
+        time.sleep(0.05)
+    second = start(root, run_env, outputs, *SMALL, "dataset.epochs=60")
+    said, _ = second.communicate(timeout=120)
+    assert "left to the other: another process is at this run already" in said
+    assert first.communicate(timeout=300) and first.returncode == 0
+    (status,) = statuses(outputs, "s").values()
+    assert status["state"] == "finished" and len(children(outputs, "s")[1]) == 1
+
+
+def test_a_single_run_that_was_interrupted_goes_on(root, run_env, tmp_path) -> None:
+    command = [
+        sys.executable,
+        str(root / "train.py"),
+        "adapter=lora",
+        "rank=4",
+        "dataset.limit=60",
+        "dataset.epochs=30",
+    ]
+    options = {"env": run_env, "cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(tmp_path.glob("outputs/runs/*/checkpoint.pt")):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (path,) = tmp_path.glob("outputs/runs/*/status.json")
+    before = json.loads(path.read_text())
+    again = subprocess.run(command, check=False, **options)
+    assert again.returncode == 0, again.stdout
+    assert "goes on after epoch" in again.stdout
+    after = json.loads(path.read_text())
+    assert after["state"] == "finished" and after["run_id"] == before["run_id"]
