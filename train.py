@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from foura.config import check, explain, register, run_key
-from foura.errors import Busy, UserError
+from foura.errors import Busy, UserError, cannot_write
 from foura.tracking.status import RunStatus
 
 register()
@@ -55,7 +55,16 @@ def one(cfg: DictConfig, folder: Path, again: bool) -> None:
         )  # PEFT imports it where it is installed, and it speaks
         from foura.run import run  # torch and Lightning only once the config is known to be sound
 
-        run(cfg, folder, status)
+        try:
+            run(cfg, folder, status)
+        except Exception as error:
+            if not cannot_write(error):
+                raise
+            last = [line for line in str(error).strip().splitlines() if line] or [type(error).__name__]
+            raise UserError(
+                f"cannot write to {folder} ({last[0][:200]}). Make room, or choose another place with outputs=…; the same "
+                "command then goes on from the last epoch that was kept."
+            ) from error
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 {"key": ..., "state": "running|finished|failed|diverged|interrupted", "run_id": ..., "metrics": {...}, "error": ...}
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -50,7 +51,10 @@ class RunStatus:
         try:
             if error is not None:
                 said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                self.write(state_of(error), error=said)
+                with contextlib.suppress(
+                    OSError
+                ):  # a full disk: "running" without a process says the same to the next one
+                    self.write(state_of(error), error=said)
             elif self.state is not None:
                 self.write("finished", seconds=round(time.monotonic() - self.began, 1))
         finally:

@@ -78,3 +78,44 @@ def test_a_single_run_that_was_interrupted_goes_on(root, run_env, tmp_path) -> N
     assert "goes on after epoch" in again.stdout
     after = json.loads(path.read_text())
     assert after["state"] == "finished" and after["run_id"] == before["run_id"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(megabytes): a folder on a disk of that size."""
+    mounted = []
+
+    def make(megabytes: int) -> Path:
+        where = tmp_path / "disk"
+        where.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(where)]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            pytest.skip("no right to mount a small disk here")
+        mounted.append(where)
+        return where
+
+    yield make
+    for where in mounted:
+        subprocess.run(["umount", "-l", str(where)], check=False)
+
+
+@pytest.mark.parametrize("megabytes", [2, 4])
+def test_a_full_disk_is_said_and_the_same_command_goes_on(megabytes, train, small_disk, monkeypatch) -> None:
+    """2 MB are too few for the first checkpoint; 4 MB fill up while the run goes on or ends."""
+    disk = small_disk(megabytes)
+    (disk / "outputs").mkdir()
+    command = ("adapter=lora", "rank=16", "dataset.limit=60", "dataset.epochs=4")
+    full = train(*command, into="disk/outputs")
+    assert isinstance(full.code, str) and full.code.startswith("error: ") and "\n" not in full.code, full.out
+    subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+    again = train(*command, into="disk/outputs")
+    assert again.code == 0, again.out
+    (path,) = (disk / "outputs").glob("runs/*/status.json")
+    assert json.loads(path.read_text())["state"] == "finished"
+
+
+def test_read_only_outputs_are_said(train, small_disk) -> None:
+    disk = small_disk(50)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    code = train("adapter=lora", into="disk/outputs").code
+    assert "Read-only file system" in code and "\n" not in code
