@@ -5,51 +5,55 @@
 Paper sec. 3.5 and Table B.2: two adapters merge well if their updates do not overlap.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from foura.analysis.statistics import compare, correct, mean_interval
+from foura.analysis.statistics import compare, correct
 from foura.merge import merge_evaluate
 from foura.tracking.jobs import sweep_folder
 
 HERE = Path(__file__).resolve().parent
-MEASURES = {"kernel after − before": False, "legible": True, "overlap": False}  # name: whether more is better
+STRENGTHS = (0.5, 1.0)  # of both adapters
+MEASURES = {
+    "overlap": False,
+    "kernel merged": False,
+    "legible merged": True,
+    "diversity merged": True,
+}  # more is better?
 
 
 def main(outputs: Path) -> None:
     sweep = sweep_folder(outputs, "alpha_sweep")
     rows = []
-    for adapter in ("lora", "foura"):
-        for seed in range(5):
-            runs = [
-                sweep / f"adapter={adapter},dataset.style={style},experiment=alpha_sweep,seed={seed}"
-                for style in ("fire", "ice")
-            ]
-            found = pd.DataFrame(merge_evaluate(runs, [1.0, 1.0], outputs / "merged" / f"{adapter}-{seed}"))
-            together, alone = (found[found["adapters"].str.contains(r"\+") == both] for both in (True, False))
-            rows.append(
-                {
-                    "adapter": adapter,
-                    "seed": seed,
-                    "kernel alone": alone["test/kernel"].mean(),
-                    "kernel merged": together["test/kernel"].mean(),
-                    "kernel after − before": together["test/kernel"].mean() - alone["test/kernel"].mean(),
-                    "legible alone": alone["test/legible"].mean(),
-                    "legible": together["test/legible"].mean(),
-                    "overlap": found["overlap"].mean(),
-                }
-            )
-            print(rows[-1], flush=True)
+    for adapter, seed, strength in itertools.product(("lora", "foura"), range(5), STRENGTHS):
+        runs = [
+            sweep / f"adapter={adapter},dataset.style={style},experiment=alpha_sweep,seed={seed}"
+            for style in ("fire", "ice")
+        ]
+        into = outputs / "merged" / f"{adapter}-{seed}-{strength}"
+        found = pd.DataFrame(merge_evaluate(runs, [strength] * 2, into))
+        together, alone = (found[found["adapters"].str.contains(r"\+") == both] for both in (True, False))
+        row = {"adapter": adapter, "seed": seed, "strength": strength, "overlap": found["overlap"].mean()}
+        for measure in ("kernel", "legible", "diversity"):
+            row[f"{measure} alone"] = alone[f"test/{measure}"].mean()
+            row[f"{measure} merged"] = together[f"test/{measure}"].mean()
+        rows.append(row)
+        print(row, flush=True)
     table = pd.DataFrame(rows)
     table.to_csv(HERE / "runs.csv", index=False, float_format="%.5g")
     lines = []
     for measure, more in MEASURES.items():
-        by_seed = {name: part.set_index("seed")[measure].to_dict() for name, part in table.groupby("adapter")}
-        (one,) = correct([compare(by_seed["foura"], by_seed["lora"], more)], more)
-        means = {name: mean_interval(list(values.values())) for name, values in by_seed.items()}
-        lines.append({"measure": measure, **{name: value[0] for name, value in means.items()}, **one.__dict__})
+        cases = []
+        for strength, part in table.groupby("strength"):
+            by_seed = {name: own.set_index("seed")[measure].to_dict() for name, own in part.groupby("adapter")}
+            means = {name: sum(values.values()) / len(values) for name, values in by_seed.items()}
+            found = compare(by_seed["foura"], by_seed["lora"], more, tests=len(STRENGTHS))
+            cases.append(({"measure": measure, "strength": strength, **means}, found))
+        judged = correct([found for _, found in cases], more)
+        lines += [{**case, **one.__dict__} for (case, _), one in zip(cases, judged, strict=True)]
     pd.DataFrame(lines).to_csv(HERE / "comparisons.csv", index=False, float_format="%.5g")
     print(pd.DataFrame(lines).to_string(index=False))
 

@@ -59,6 +59,12 @@ class Study:
     adapters: list[str]
 
     @property
+    def answered(self) -> list[Measure]:
+        """The measures that the answer at the top of the page is about."""
+        drawn = [measure for measure in self.extra if measure.label in ("diversity", "copy distance", "memorised")]
+        return [self.quality, self.gap, *drawn]
+
+    @property
     def x(self) -> str | None:
         """The condition of the x axis: the first one, where it is a number."""
         return self.conditions[0] if self.conditions and numeric(self.finished[self.conditions[0]]) else None
@@ -191,9 +197,11 @@ def _study(title: str, runs: pd.DataFrame, tune: Sequence[str]) -> Study:
     else:
         quality = Measure("test/loss", "test loss", False)
         selection, gap = Measure("best/loss", "val loss", False), Measure("final/gap_loss", "gap in loss", False)
-    extra = [Measure("test/loss", "test loss", False)] if judged else []
+    if "test/kernel" in runs:  # of pictures the denoising loss says little
+        quality = Measure("test/kernel", "kernel distance", False)
+    extra = [Measure("test/loss", "test loss", False)] if quality.column != "test/loss" else []
     for column, more in (
-        ("kernel", False), ("frechet", False), ("diversity", True), ("copy_distance", True), ("legible", True), ("bpb", False)
+        ("frechet", False), ("diversity", True), ("copy_distance", True), ("legible", True), ("bpb", False)
     ):  # fmt: skip
         if f"test/{column}" in runs:
             extra.append(Measure(f"test/{column}", column.replace("_", " "), more))

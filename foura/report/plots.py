@@ -176,7 +176,8 @@ def gate_map(study: Study, layers: pd.DataFrame) -> bytes | None:
     gated = gated.assign(share=gated["effective_rank"] / gated["rank_x" if "rank_x" in gated else "rank"])
     conditions = [f"{key}_y" if f"{key}_y" in gated else key for key in study.conditions]
     table = gated.pivot_table(index="layer", columns=["adapter", *conditions], values="share", sort=False).iloc[:LAYERS]
-    fig, axis = plt.subplots(figsize=(2.6 + 0.62 * len(table.columns), 1.6 + 0.2 * len(table)), layout="constrained")
+    width = 2.2 + 0.065 * max(len(str(name)) for name in table.index) + 0.62 * len(table.columns)
+    fig, axis = plt.subplots(figsize=(width, 1.6 + 0.2 * len(table)), layout="constrained")
     shown = axis.imshow(table, aspect="auto", cmap="viridis", vmin=0, vmax=1)
     axis.set_yticks(range(len(table)), table.index, fontsize=7)
     names = [" ".join(str(v) for v in (column if isinstance(column, tuple) else (column,))) for column in table.columns]
@@ -190,20 +191,22 @@ def by_strength(study: Study, rows: pd.DataFrame) -> bytes | None:
     """What the pictures are worth against the adapter's strength, means with the spread over seeds."""
     if rows.empty or rows["strength"].nunique() < 2:
         return None
-    rows = rows.merge(study.finished[["run_id", "adapter"]], on="run_id")
-    measures = [column for column in rows if column not in ("strength", "run_id", "adapter")]
-    fig, axes = _panels(1, len(measures), 3.0, 3.0)
-    for axis, measure in zip(axes[0], measures, strict=True):
-        for adapter in study.adapters:
-            own = rows[rows["adapter"] == adapter].groupby("strength")[measure].agg(["mean", "min", "max"])
-            if not own.empty:
-                axis.plot(own.index, own["mean"], color=colour(study, adapter), label=adapter, marker="o", markersize=3)
-                axis.fill_between(
-                    own.index, own["min"], own["max"], color=colour(study, adapter), alpha=0.15, linewidth=0
-                )
-        axis.set_title(measure.replace("_", " "), fontsize=10)
-        axis.set_xlabel("strength (band: least and most of the seeds)", fontsize=8)
-        _clean(axis)
+    keys = ["run_id", "adapter", *study.conditions]
+    measures = [column for column in rows if column not in ("strength", "run_id")]
+    groups = _facets(rows.merge(study.finished[keys], on="run_id"), study.conditions)[:PANELS]
+    fig, axes = _panels(len(groups), len(measures), 3.0, 2.8)
+    for line, (facet, part) in zip(axes, groups, strict=True):
+        for axis, measure in zip(line, measures, strict=True):
+            for adapter in study.adapters:
+                own = part[part["adapter"] == adapter].groupby("strength")[measure].agg(["mean", "min", "max"])
+                if own.empty:
+                    continue
+                ink = colour(study, adapter)
+                axis.plot(own.index, own["mean"], color=ink, label=adapter, marker="o", markersize=3)
+                axis.fill_between(own.index, own["min"], own["max"], color=ink, alpha=0.15, linewidth=0)
+            axis.set_title(measure.replace("_", " ") + _said(facet), fontsize=9)
+            axis.set_xlabel("strength (band: all seeds)", fontsize=8)
+            _clean(axis)
     _legend(fig, axes[0][0])
     return _svg(fig)
 

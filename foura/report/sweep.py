@@ -74,7 +74,7 @@ def _section(sweep: Sweep, study: Study, folder: Path, prefix: str) -> dict[str,
         if not table.empty:
             table.to_csv(folder / f"{prefix}comparisons-{_file(measure)}.csv", index=False, float_format="%.6g")
             tables.append(_shown(table, f"{measure.label}: differences from {study.baseline}", COMPARED))
-        if measure in (study.quality, study.gap):
+        if measure in study.answered:
             answers.append(compare.answer(table, measure, study))
         grown = compare.slopes(study, measure)
         if not grown.empty:
