@@ -1,12 +1,14 @@
-"""Adds the fire and the ice adapter of each seed of `experiment=alpha_sweep` and compares what is left of both styles.
+"""Adds the fire and the ice adapter of each seed of `experiment=merging` and compares what is left of both styles.
 
-    python train.py -m experiment=alpha_sweep && python experiments/merging/merge.py
+    python train.py -m experiment=merging && python experiments/merging/merge.py [SWEEP [OUTPUTS]]
+
+SWEEP may be alpha_sweep too, whose runs are the same with more measured.
 
 Paper sec. 3.5 and Table B.2: two adapters merge well if their updates do not overlap.
 """
 
+import argparse
 import itertools
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -25,12 +27,12 @@ MEASURES = {
 }  # more is better?
 
 
-def main(outputs: Path) -> None:
-    sweep = sweep_folder(outputs, "alpha_sweep")
+def main(name: str, outputs: Path) -> None:
+    sweep = sweep_folder(outputs, name)
     rows = []
     for adapter, seed, strength in itertools.product(("lora", "foura"), range(5), STRENGTHS):
         runs = [
-            sweep / f"adapter={adapter},dataset.style={style},experiment=alpha_sweep,seed={seed}"
+            sweep / f"adapter={adapter},dataset.style={style},experiment={name},seed={seed}"
             for style in ("fire", "ice")
         ]
         into = outputs / "merged" / f"{adapter}-{seed}-{strength}"
@@ -59,4 +61,8 @@ def main(outputs: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "outputs").absolute())
+    parser = argparse.ArgumentParser(description="Merge the styles of a sweep's runs.")
+    parser.add_argument("sweep", nargs="?", default="merging")
+    parser.add_argument("outputs", nargs="?", default="outputs", type=Path)
+    given = parser.parse_args()
+    main(given.sweep, given.outputs.absolute())
