@@ -43,28 +43,29 @@ def main(cfg: DictConfig) -> None:
 
 def one(cfg: DictConfig, folder: Path, again: bool) -> None:
     """One run; `again` though its result may be there already."""
-    with RunStatus(folder) as status:
-        check(cfg)
-        key = run_key(cfg)
-        if status.done(key) and not again:
-            return
-        status.write("running", key=key, run_id=status.previous.get("run_id"))
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-        logging.getLogger("bitsandbytes").setLevel(
-            logging.ERROR
-        )  # PEFT imports it where it is installed, and it speaks
-        from foura.run import run  # torch and Lightning only once the config is known to be sound
+    try:
+        with RunStatus(folder) as status:
+            check(cfg)
+            key = run_key(cfg)
+            if status.done(key) and not again:
+                return
+            status.write("running", key=key, run_id=status.previous.get("run_id"))
+            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+            # PEFT imports it where it is installed, and it speaks
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+            from foura.run import run  # torch and Lightning only once the config is known to be sound
 
-        try:
             run(cfg, folder, status)
-        except Exception as error:
-            if not cannot_write(error):
-                raise
-            last = [line for line in str(error).strip().splitlines() if line] or [type(error).__name__]
-            raise UserError(
-                f"cannot write to {folder} ({last[0][:200]}). Make room, or choose another place with outputs=…; the same "
-                "command then goes on from the last epoch that was kept."
-            ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        if not cannot_write(error):
+            raise
+        last = [line for line in str(error).strip().splitlines() if line] or [type(error).__name__]
+        raise UserError(
+            f"cannot write to {folder} ({last[0][:200]}). Make room, or choose another place with outputs=…; the same "
+            "command then goes on from the last epoch that was kept."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from foura.analysis.statistics import Comparison, compare, correct, mean_interval, slope
+from foura.analysis.statistics import compare, correct, mean_interval, slope
 
 BASELINES = ("lora", "foura_dct", "head")  # what the others are compared with: the first that is there
 PREFERRED = ("rank", "alpha", "dataset.limit", "dataset.label_noise", "adapter.lr", "dataset.epochs", "dataset.style")
@@ -274,6 +274,3 @@ def _tune(
         picked.append(row)
         kept.append(part[(part[keys] == pd.Series(chosen)).all(axis=1)])
     return pd.DataFrame(picked), pd.concat(kept, ignore_index=True)
-
-
-__all__ = ["Comparison", "Measure", "Study", "answer", "comparisons", "intervals", "slopes", "studies", "summary"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from foura.errors import Busy, Diverged, UserError
+from foura.errors import Busy, Diverged, UserError, cannot_write
 
 DONE = ("finished", "diverged")
 
@@ -30,7 +30,7 @@ class RunStatus:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "status.json"
-        self.previous = read_json(self.path)
+        self.previous: dict[str, Any] = {}
         self.fields: dict[str, Any] = {"key": None, "run_id": None, "metrics": {}}
         self.state: str | None = None
         self.began = time.monotonic()
@@ -75,7 +75,8 @@ def state_of(error: BaseException) -> str:
     """The state that a run ends in because of `error`."""
     if isinstance(error, Diverged):
         return "diverged"
-    return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+    ended_from_outside = isinstance(error, (KeyboardInterrupt, SystemExit)) or cannot_write(error)
+    return "interrupted" if ended_from_outside else "failed"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class SweepCallback(Callback):
         print(f"sweep {self.sweep}: " + ", ".join(f"{count} {state}" for state, count in sorted(now.items())))
         if now["finished"]:
             self._report()
-        if now["failed"]:
+        if now["failed"] or now["interrupted"]:
             sys.exit(1)
 
     def _report(self) -> None:

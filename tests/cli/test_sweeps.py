@@ -139,6 +139,17 @@ def test_four_workers_on_a_fresh_store_lose_nothing(root, run_env, tmp_path) -> 
 
 
 @pytest.mark.slow
+def test_submitit_runs_a_sweep_in_processes_of_its_own(root, run_env, tmp_path) -> None:
+    outputs = tmp_path / "outputs"
+    grid = ("adapter=head,lora", "rank=4", "dataset.limit=40", "dataset.epochs=2", "sweep=s")
+    process = start(root, run_env, outputs, "hydra/launcher=submitit_local", *grid)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert [status["state"] for status in statuses(outputs, "s").values()] == ["finished"] * 2
+    assert "report: " in said and len(children(outputs, "s")[0]) == 1
+
+
+@pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_finishes_by_the_same_command(root, run_env, tmp_path) -> None:
     """The committed study, smaller: kill -9 of the whole group while some runs are done and others are not."""
     outputs = tmp_path / "outputs"
