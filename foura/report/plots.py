@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 
 from foura.report.compare import Measure, Study, intervals
 
@@ -261,11 +261,20 @@ def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
 def _clean(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
+    if isinstance(axis.yaxis.get_major_formatter(), ScalarFormatter):
+        axis.yaxis.get_major_formatter().set_useOffset(False)
 
 
 def _legend(fig: Any, axis: Any) -> None:
     handles, names = axis.get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=min(6, max(1, len(names))), frameon=False, fontsize=9)
+    fig.legend(
+        handles,
+        names,
+        loc="outside upper center",
+        ncols=max(1, min(len(names), int(fig.get_figwidth() / 1.7))),
+        frameon=False,
+        fontsize=9,
+    )
 
 
 def _svg(fig: Any) -> bytes:
