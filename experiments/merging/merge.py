@@ -11,10 +11,12 @@ import argparse
 import itertools
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from foura.analysis.statistics import compare, correct
 from foura.merge import merge_evaluate
+from foura.report.plots import COLOURS
 from foura.tracking.jobs import sweep_folder
 
 HERE = Path(__file__).resolve().parent
@@ -46,6 +48,7 @@ def main(name: str, outputs: Path) -> None:
         print(row, flush=True)
     table = pd.DataFrame(rows)
     table.to_csv(HERE / "runs.csv", index=False, float_format="%.5g")
+    draw(table, HERE / "merged.svg")
     lines = []
     for measure, more in MEASURES.items():
         cases = []
@@ -58,6 +61,25 @@ def main(name: str, outputs: Path) -> None:
         lines += [{**case, **one.__dict__} for (case, _), one in zip(cases, judged, strict=True)]
     pd.DataFrame(lines).to_csv(HERE / "comparisons.csv", index=False, float_format="%.5g")
     print(pd.DataFrame(lines).to_string(index=False))
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Each measure by strength: a dot a seed, a line through the means."""
+    fig, axes = plt.subplots(1, len(MEASURES), figsize=(2.9 * len(MEASURES), 2.8), layout="constrained")
+    for axis, measure in zip(axes, MEASURES, strict=True):
+        for (adapter, rows), colour, shift in zip(
+            table.groupby("adapter", sort=False), COLOURS, (-0.01, 0.01), strict=False
+        ):
+            axis.scatter(rows["strength"] + shift, rows[measure], s=8, alpha=0.5, color=colour, linewidths=0)
+            means = rows.groupby("strength")[measure].mean()
+            axis.plot(means.index + shift, means, color=colour, marker="_", label=adapter)
+        axis.set_title(measure, fontsize=10)
+        axis.set_xlabel("strength of both")
+        axis.set_xticks(STRENGTHS)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    fig.savefig(path, metadata={"Date": None})
+    plt.close(fig)
 
 
 if __name__ == "__main__":
