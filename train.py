@@ -11,8 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from foura import ranks
 from foura.config import check, explain, register, run_key
-from foura.errors import Busy, UserError, cannot_write
+from foura.errors import Busy, Interrupted, UserError, cannot_write
 from foura.tracking.status import RunStatus
 
 register()
@@ -23,14 +24,20 @@ def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         try:
-            one(cfg, folder, again=True)
+            one(cfg, folder, cfg.sweep, again=True)
+        except Interrupted as error:
+            print(f"interrupted: {error}", flush=True)
+            sys.exit(error.code)
         except UserError as error:
             sys.exit(f"error: {error}")
         return
     try:
-        one(cfg, folder, again=cfg.force)
+        one(cfg, folder, Path(HydraConfig.get().sweep.dir).name, again=cfg.force)
     except Busy as error:
         print(f"left to the other: {error}", flush=True)
+    except Interrupted as error:
+        print(f"interrupted: {folder.name}: {error}", flush=True)
+        sys.exit(error.code)  # the sweep ends here, and the same command goes on with it
     except UserError as error:
         print(f"error: {folder.name}: {error}", flush=True)  # the other runs go on; the sweep's last line counts them
     except Exception as error:
@@ -41,21 +48,19 @@ def main(cfg: DictConfig) -> None:
         )
 
 
-def one(cfg: DictConfig, folder: Path, again: bool) -> None:
+def one(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> None:
     """One run; `again` though its result may be there already."""
+    ranks.heed_sigterm()
     try:
-        with RunStatus(folder) as status:
-            check(cfg)
-            key = run_key(cfg)
-            if status.done(key) and not again:
-                return
-            status.write("running", key=key, run_id=status.previous.get("run_id"))
-            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-            # PEFT imports it where it is installed, and it speaks
-            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-            from foura.run import run  # torch and Lightning only once the config is known to be sound
-
-            run(cfg, folder, status)
+        if not ranks.started():
+            _lead(cfg, folder, sweep, again)
+            return
+        ranks.join()
+        if ranks.rank() == 0:
+            _lead(cfg, folder, sweep, again)
+        elif ranks.tell():
+            with ranks.following() as (scratch, status):
+                _run(cfg, scratch, status, sweep)
     except UserError:
         raise
     except Exception as error:
@@ -66,6 +71,34 @@ def one(cfg: DictConfig, folder: Path, again: bool) -> None:
             f"cannot write to {folder} ({last[0][:200]}). Make room, or choose another place with outputs=…; the same "
             "command then goes on from the last epoch that was kept."
         ) from error
+
+
+def _lead(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> None:
+    """Hold the folder and run, unless the result is there; other ranks are told whether they are needed."""
+    needed = False
+    try:
+        with RunStatus(folder) as status:
+            check(cfg)
+            processes, key = ranks.wanted(cfg), run_key(cfg)
+            if status.done(key) and not again:
+                return
+            status.write("running", key=key, run_id=status.previous.get("run_id"))
+            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+            if processes > 1 and not ranks.started():
+                ranks.launch(folder, status, processes, sweep)
+                return
+            needed = ranks.tell(True)
+            _run(cfg, folder, status, sweep)
+    finally:
+        if not needed and ranks.started():
+            ranks.tell(False)
+
+
+def _run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> None:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it speaks
+    from foura.run import run  # torch and Lightning only once the config is known to be sound
+
+    run(cfg, folder, status, sweep)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from foura.adapter import FouraConfig
 from foura.backbones.backbone import LINEAR, Backbone, describe_linear_layers, layer_size
@@ -167,7 +168,31 @@ def adapter_parameters(model: nn.Module) -> dict[str, Tensor]:
     owned = {name for name in frozen if name.rpartition(".")[0].endswith("ranknum")}  # AdaLoRA's live ranks
     buffers = {name for name, _ in model.named_buffers()}
     state = model.state_dict()
-    return {name: state[name] for name in state if name in trainable or name in owned or name in buffers}
+    return {name: whole(state[name]) for name in state if name in trainable or name in owned or name in buffers}
+
+
+def load_adapter_parameters(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what `adapter_parameters` gave."""
+    here = model.state_dict()
+    placed = {
+        name: distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+        for name, value in state.items()
+        if isinstance(own := here[name], DTensor)
+    }
+    model.load_state_dict({**state, **placed}, strict=False)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that ranks may hold in parts (trainer=fsdp), put together; all ranks must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_layer(layer: Any) -> Any:
+    """A layer with whole parameters: itself, or a copy where ranks hold its parts."""
+    if not any(isinstance(parameter, DTensor) for parameter in layer.parameters()):
+        return layer
+    gathered = {id(p): nn.Parameter(whole(p.detach()), requires_grad=p.requires_grad) for p in layer.parameters()}
+    return copy.deepcopy(layer, gathered)
 
 
 def regularisation(model: nn.Module) -> Tensor | None:

@@ -28,7 +28,7 @@ def main() -> None:
     state = commands.add_parser("status", help="how far a sweep is")
     state.add_argument("sweep")
     state.add_argument("--outputs", default="outputs", type=Path, help="the folder of the runs (default: outputs)")
-    sync = commands.add_parser("sync", help="deliver what the tracking store did not take while runs were going on")
+    sync = commands.add_parser("sync", help="deliver what the tracking store did not take, or has lost")
     sync.add_argument(
         "outputs", nargs="?", default="outputs", type=Path, help="the folder of the runs (default: outputs)"
     )
@@ -96,20 +96,13 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _sync(arguments: argparse.Namespace) -> None:
-    waiting = sorted(arguments.outputs.absolute().glob("*/**/outbox.json"))
-    if not waiting:
-        print("nothing waits")
-        return
-    from foura.tracking.outbox import Outbox
-    from foura.tracking.status import read_json
-    from foura.tracking.store import open_store
+    from foura.tracking.store import sync
 
-    client, _ = open_store(arguments.outputs.absolute())
-    for path in waiting:
-        outbox = Outbox(client, str(read_json(path).get("run_id")), path.parent)
-        if not outbox.deliver():
-            raise UserError(f"{path.parent}: the store did not take it ({outbox.error}); it is kept.")
-        print(f"delivered: {path.parent.name}")
+    done = sync(arguments.outputs.absolute())
+    for name, what in done:
+        print(f"{what}: {name}")
+    if not done:
+        print("nothing waits")
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -17,6 +17,26 @@ class Busy(UserError):
     """Another process is at the same run."""
 
 
+class Interrupted(UserError):
+    """Asked to stop by a signal, and stopped in order.
+
+    Args:
+        signum: the signal; the process then exits with 128 + signum, as a shell would say it.
+    """
+
+    def __init__(self, sentence: str, signum: int) -> None:
+        super().__init__(sentence)
+        self.code = 128 + signum
+
+
+class Ended(UserError):
+    """A run in processes of its own ended in this state, other than "finished"."""
+
+    def __init__(self, sentence: str, state: str) -> None:
+        super().__init__(sentence)
+        self.state = state
+
+
 def cannot_write(error: BaseException | None) -> bool:
     """Whether this error, or one that it came from, is a disk that is full or cannot be written to."""
     seen: set[int] = set()

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from peft import PeftModel
 from pytorch_lightning import seed_everything
@@ -18,11 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
+from foura import ranks
 from foura.adapter import freeze_gates
 from foura.analysis.overfitting import onset_epoch
 from foura.attach import adapter_parameters, attach, target_layers
 from foura.config import outputs_dir, run_key, scientific
-from foura.errors import UserError
+from foura.errors import Interrupted, UserError
 from foura.families import build
 from foura.report.figures import METRIC_NAMES, draw_curves, draw_layers
 from foura.report.layers import (
@@ -34,12 +33,12 @@ from foura.report.layers import (
 )
 from foura.sora import fold
 from foura.tasks.callbacks import EpochMeasures, EpochMetrics, EpochPictures, ProgressLines, SelectedEpoch
-from foura.tasks.checkpoint import Checkpoint, usable
+from foura.tasks.checkpoint import Checkpoint, place, usable
 from foura.tasks.cost import Cost, peak_memory_mb, step_gflops
 from foura.tasks.drift import check_drift, own_loss
 from foura.tasks.task import Task
 from foura.tracking.status import RunStatus, state_of
-from foura.tracking.store import TrackedRun, continue_run, discard_runs, parent_run, start_run, ui_command
+from foura.tracking.store import TrackedRun, Untracked, continue_run, start_run, ui_command
 from foura.training import Loaders, trainer_of
 
 # what the last table shows of what only some tasks measure
@@ -54,22 +53,27 @@ LOG_WIDTH = 120  # columns, where there is no terminal to ask
 ARTIFACTS = (".yaml", ".png", ".csv", ".txt")  # of a run's folder, beside the adapter
 
 
-def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
+def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> dict[str, float]:
     """Train, select, test and record one adapter; returns its final metrics.
+
+    Of several ranks all come here. What follows the first is the same for all of them, but only its folder and its
+    MLflow run are the run's; the others' are thrown away.
 
     Args:
         folder: the run's own folder; the adapter, figures and tables are left there and in MLflow.
         status: the run's status.json, told the MLflow run and the metrics.
+        sweep: the sweep that the run belongs to.
 
     Raises:
         UserError: anything in the config, the data or the backbone that cannot work; `Diverged` for a NaN loss.
     """
     quiet()
-    console = Console(highlight=False)
+    leads = ranks.rank() == 0
+    console = Console(highlight=False, quiet=not leads)
     if not console.is_terminal:
         console.width = LOG_WIDTH
     title = f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}"
-    _check_device(cfg.trainer.accelerator)
+    _check_device(cfg)
     if cfg.evaluation.drift:
         check_drift(cfg)
 
@@ -82,26 +86,26 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike whatever the data needed of the generator
     model = attach(parts.backbone, cfg, steps=loaders.steps())
 
-    checkpoint = folder / "checkpoint.pt"
-    continued = _continued(cfg, status, checkpoint)
-    tracked = continued or start_run(outputs_dir(cfg), title, scientific(cfg), _tags(cfg, data), _parent(cfg), folder)
+    checkpoint = Path(ranks.tell(str(folder / "checkpoint.pt")))
+    tracked, goes_on = _tracked(cfg, status, checkpoint, title, data, sweep) if leads else (Untracked(), False)
+    goes_on = ranks.tell(goes_on)
     status.write("running", run_id=tracked.run_id)
     try:
         task = parts.task(model)
         selected, cost, train_loader = SelectedEpoch(cfg.select), Cost(), loaders.train()
-        progress = ProgressLines(console, title, bar=cfg.trainer.enable_progress_bar, lines=_sweep(cfg) is None)
-        keeping = Checkpoint(checkpoint, [train_loader.generator, *task.generators])
-        metrics_out = EpochMetrics(tracked, continued is not None)
+        progress = ProgressLines(console, title, bar=cfg.trainer.enable_progress_bar, lines=sweep is None)
+        keeping = Checkpoint(checkpoint, [train_loader.generator, *task.generators], train_loader.batch_sampler)
+        metrics_out = EpochMetrics(tracked)
         watchers = [selected, cost, EpochMeasures(), metrics_out, EpochPictures(tracked, folder), progress, keeping]
         trainer = trainer_of(cfg, folder, watchers)
-        if continued:
-            epochs = torch.load(checkpoint, weights_only=True, map_location="cpu")["epoch"] + 1
-            console.print(f"{title}: goes on after epoch {epochs}, where it was interrupted (force=true starts anew)")
-        resume: Any = {"ckpt_path": str(checkpoint), "weights_only": True} if continued else {}
+        if goes_on:
+            console.print(f"{title}: goes on after {place(checkpoint)}, where it stopped (force=true starts anew)")
+        resume: Any = {"ckpt_path": str(checkpoint), "weights_only": True} if goes_on else {}
         try:
             trainer.fit(task, train_loader, loaders.evaluation(), **resume)
-        except (KeyboardInterrupt, SystemExit):
-            _save_adapter(selected, task, folder)  # what was earned so far is kept
+        except (KeyboardInterrupt, SystemExit, Interrupted):
+            if ranks.world() == 1:
+                _save_adapter(selected, task, folder)  # what was earned so far is kept
             raise
         if not task.history:
             raise UserError(
@@ -109,7 +113,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
                 "trainer.max_steps, or lower trainer.check_val_every_n_epoch."
             )
         final = task.history[-1]
-        memory, flops = peak_memory_mb(task.device), step_gflops(task, loaders.first(task))
+        memory, flops = peak_memory_mb(task.device), ranks.world() * step_gflops(task, loaders.first(task))
         selected.restore(task)
         best = selected.row
         if cfg.adapter.gate == "frozen":
@@ -132,36 +136,37 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus) -> dict[str, float]:
         for artifact in sorted(folder.iterdir()):
             if artifact.suffix in ARTIFACTS or artifact.name == "adapter":
                 tracked.log_artifact(artifact)
-        status.fields["metrics"] = metrics
         if not tracked.close("finished"):
             console.print(
                 f"tracking is behind ({tracked.outbox.error}): `foura sync` delivers what is kept in {folder}"
             )
-        checkpoint.unlink(missing_ok=True)
+        status.fields |= {"metrics": metrics, "run_id": tracked.run_id}
+        if leads:
+            checkpoint.unlink(missing_ok=True)
     except BaseException as error:
         tracked.close(state_of(error))
         raise
-    if _sweep(cfg) is None:
+    if sweep is None:
         _print_table(console, title, metrics, task.headline, cfg)
     return metrics
 
 
-def _continued(cfg: DictConfig, status: RunStatus, checkpoint: Path) -> TrackedRun | None:
-    """The MLflow run of the same experiment, where it was interrupted and left a checkpoint to go on from.
+def _tracked(
+    cfg: DictConfig, status: RunStatus, checkpoint: Path, title: str, data: Any, sweep: str | None
+) -> tuple[TrackedRun, bool]:
+    """(the run in MLflow, whether it goes on): that of the same experiment, where it was interrupted and left a checkpoint.
 
     Otherwise the run starts anew, and in a sweep whatever its folder or its key left in the store is hidden.
     """
-    previous, key, outputs, sweep = status.previous, run_key(cfg), outputs_dir(cfg), _sweep(cfg)
-    left = previous.get("run_id")
+    previous, key, outputs, folder = status.previous, run_key(cfg), outputs_dir(cfg), checkpoint.parent
     unfinished = previous.get("key") == key and previous.get("state") in ("running", "interrupted")
-    if left and unfinished and not cfg.force and usable(checkpoint):
-        tracked = continue_run(outputs, left, checkpoint.parent)
+    if unfinished and not cfg.force and usable(checkpoint):
+        tracked = continue_run(outputs, folder)
         if tracked is not None:
-            return tracked
+            return tracked, True
     checkpoint.unlink(missing_ok=True)
-    if sweep is not None:
-        discard_runs(outputs, sweep, key, left)
-    return None
+    tags = _tags(cfg, data, sweep)
+    return start_run(outputs, folder, title, scientific(cfg), tags, sweep, previous.get("run_id")), False
 
 
 def _final_metrics(task: Task, final: dict[str, float], best: dict[str, float], table: list[Any]) -> dict[str, float]:
@@ -192,10 +197,11 @@ def _save_adapter(selected: SelectedEpoch, task: Task, folder: Path) -> None:
     target, scratch = folder / "adapter", folder / ".adapter.writing"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
+    state = {name: tensor.cpu().contiguous() for name, tensor in adapter_parameters(task.model).items()}
     if isinstance(task.model, PeftModel):
-        task.model.save_pretrained(str(scratch), save_embedding_layers=False)
+        whole: Any = {"state_dict": {**task.model.state_dict(), **state}}
+        task.model.save_pretrained(str(scratch), save_embedding_layers=False, **whole)
     else:
-        state = {name: tensor.cpu().contiguous() for name, tensor in adapter_parameters(task.model).items()}
         save_file(state, scratch / "model.safetensors", metadata={"format": "pt"})
     shutil.rmtree(target, ignore_errors=True)
     os.replace(scratch, target)
@@ -209,11 +215,11 @@ def _draw(task: Task, selected: int, table: list[dict[str, Any]], title: str, fo
         draw_layers(table, title, folder / "layers.png")
 
 
-def _tags(cfg: DictConfig, data: Any) -> dict[str, Any]:
+def _tags(cfg: DictConfig, data: Any, sweep: str | None) -> dict[str, Any]:
     adapter = cfg.adapter
     foura = adapter.method == "foura"
     return {
-        "sweep": _sweep(cfg) or "",
+        "sweep": sweep or "",
         "key": run_key(cfg),
         "adapter": adapter.name,
         "transform": adapter.transform if foura else "none",
@@ -227,17 +233,6 @@ def _tags(cfg: DictConfig, data: Any) -> dict[str, Any]:
     }
 
 
-def _sweep(cfg: DictConfig) -> str | None:
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return Path(HydraConfig.get().sweep.dir).name
-    return cfg.sweep
-
-
-def _parent(cfg: DictConfig) -> str | None:
-    sweep = _sweep(cfg)
-    return None if sweep is None else parent_run(outputs_dir(cfg), sweep)
-
-
 def _weights_before(backbone: Any, cfg: DictConfig) -> dict[str, torch.Tensor]:
     """The weights that adapter=full will change, to measure the change afterwards; nothing for the others."""
     if cfg.adapter.method != "full":
@@ -246,9 +241,19 @@ def _weights_before(backbone: Any, cfg: DictConfig) -> dict[str, torch.Tensor]:
     return {name: layer.weight.detach().clone() for name, layer in layers.items()}
 
 
-def _check_device(accelerator: str) -> None:
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+def _check_device(cfg: DictConfig) -> None:
+    accelerator, found = cfg.trainer.accelerator, torch.cuda.device_count()
+    if accelerator in ("gpu", "cuda") and not found:
         raise UserError(f"trainer.accelerator={accelerator} needs a CUDA device and none was found; use trainer=cpu.")
+    several = cfg.trainer.strategy != "auto"
+    if several and accelerator != "cpu" and 0 < found < int(cfg.trainer.devices):
+        raise UserError(f"trainer.devices={cfg.trainer.devices}: this machine has {found} CUDA devices.")
+    method, frozen = cfg.adapter.method, cfg.adapter.gate == "frozen"
+    if cfg.trainer.strategy == "fully_shard" and (method in ("adalora", "sora") or frozen or cfg.backbone.load_in):
+        raise UserError(
+            f"trainer=fsdp cuts weights into parts, which adapter={cfg.adapter.name} or backbone.load_in cannot have: use "
+            "trainer=ddp (a gate can be frozen later: foura export --freeze)."
+        )
 
 
 def _print_table(console: Console, title: str, metrics: dict[str, float], shown: str, cfg: DictConfig) -> None:
@@ -283,5 +288,7 @@ def quiet() -> None:
         ".*number of training batches.*",
         ".*LeafSpec.*",
         ".*Kernel Inception Distance.*",
+        ".*dataloader is not resumable.*",  # ours is: tasks/checkpoint.py
+        ".*srun. command is available.*",
     ):
         warnings.filterwarnings("ignore", message=about)

@@ -100,8 +100,8 @@ class DatasetConfig:
     val_fraction: float = _number(0.2, above=0.0, below=1.0)  # where the data brings no validation split
     test_fraction: float = _number(0.2, above=0.0, below=1.0)  # where it brings no test split
     split_seed: int = _number(0, at_least=0)
-    batch_size: int = _number(32, at_least=1)
-    eval_batch_size: int = _number(256, at_least=1)
+    batch_size: int = _number(32, at_least=1)  # of all processes together
+    eval_batch_size: int = _number(256, at_least=1)  # likewise
     train_eval_limit: int = _number(1000, at_least=1)  # the fixed part of train that is evaluated like validation
     eval_limit: int = _number(1_000_000, at_least=1)  # items of validation, and of test, at most (text and captions)
     num_workers: int = _number(0, at_least=0)
@@ -144,7 +144,7 @@ class TrainerConfig:
     """Arguments of pytorch_lightning.Trainer, under its own names (those that can be written in YAML)."""
 
     accelerator: str = _choice("auto", "auto", "cpu", "gpu", "cuda", "mps", "tpu")
-    strategy: str = "auto"
+    strategy: str = _choice("auto", "auto", "ddp", "fully_shard")  # fully_shard: FSDP2
     devices: Any = "auto"
     num_nodes: int = _number(1, at_least=1)
     precision: str = _choice(
@@ -169,7 +169,6 @@ class TrainerConfig:
     deterministic: Any = None
     benchmark: bool | None = None
     inference_mode: bool = True
-    use_distributed_sampler: bool = True
     profiler: str | None = None
     detect_anomaly: bool = False
     sync_batchnorm: bool = False

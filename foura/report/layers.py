@@ -24,6 +24,7 @@ from foura.analysis.spectrum import (
     spread,
     stable_rank,
 )
+from foura.attach import whole_layer
 from foura.backbones.backbone import layer_size
 from foura.sora import gates as gates_of
 
@@ -53,7 +54,7 @@ def layer_table(model: nn.Module, images: Iterable[Tensor], before: dict[str, Te
         before: {layer name: weight before training}, for adapter=full.
     """
     if not isinstance(model, PeftModel):
-        return [_full_row(name, model.get_submodule(name), weight) for name, weight in before.items()]
+        return [_full_row(name, whole_layer(model.get_submodule(name)), weight) for name, weight in before.items()]
     layers = {
         name.removeprefix("base_model.model."): module
         for name, module in model.named_modules()
@@ -63,7 +64,7 @@ def layer_table(model: nn.Module, images: Iterable[Tensor], before: dict[str, Te
     batches = list(images) if gated else []
     open_ranks = effective_rank(model, batches) if any(isinstance(x, FouraLayer) for x in layers.values()) else {}
     gates = gate_statistics(model, batches) if gated else {}
-    return [_row(name, layer, open_ranks, gates) for name, layer in layers.items()]
+    return [_row(name, whole_layer(layer), open_ranks, gates) for name, layer in layers.items()]
 
 
 def mean_effective_rank(table: list[dict[str, Any]]) -> float | None:

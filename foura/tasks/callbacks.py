@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from foura import ranks
 from foura.adapter.freeze import foura_layers
 from foura.adapter.gate import OPEN
-from foura.attach import adapter_parameters
+from foura.attach import adapter_parameters, load_adapter_parameters
 from foura.tracking.store import TrackedRun
 
 
@@ -49,15 +50,15 @@ class SelectedEpoch(Callback):
 
     def restore(self, task: Any) -> None:
         """Put the selected epoch's adapter back into the model."""
-        task.model.load_state_dict(self.state, strict=False)
+        load_adapter_parameters(task.model, self.state)
 
 
 class EpochMetrics(Callback):
     """Writes each epoch's row to MLflow in one call; of a continued run, those that are not there yet."""
 
-    def __init__(self, tracked: TrackedRun, continued: bool) -> None:
+    def __init__(self, tracked: TrackedRun) -> None:
         self.tracked = tracked
-        self.logged = tracked.logged_steps("val/loss") if continued else set()
+        self.logged = tracked.logged_steps("val/loss")
 
     def on_validation_end(self, trainer: Trainer, task: Any) -> None:
         if trainer.state.fn != "fit":
@@ -93,8 +94,8 @@ class EpochMeasures(Callback):
         self._let_go()
         row = task.history[-1]
         if self.open:
-            ranks = [sum(counts) / len(counts) for counts in self.open.values()]
-            row["adapter/open_ranks"] = sum(ranks) / len(ranks)
+            opened = [sum(counts) / len(counts) for counts in self.open.values()]
+            row["adapter/open_ranks"] = ranks.total(sum(opened) / len(opened))[0] / ranks.world()
         if trainer.state.fn == "fit":
             row |= task.epoch_measures()
 
@@ -130,7 +131,7 @@ class ProgressLines(Callback):
         self.progress: Progress | None = None
 
     def on_train_start(self, trainer: Trainer, task: Any) -> None:
-        self.began = time.monotonic()
+        self.began, self.first = time.monotonic(), trainer.global_step
         self.total = int(trainer.estimated_stepping_batches)
         if self.bar:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"))
@@ -156,8 +157,8 @@ class ProgressLines(Callback):
         epoch = trainer.current_epoch + 1
         if trainer.state.fn != "fit" or (epochs and epoch % max(1, epochs // 10) and epoch != epochs):
             return
-        done = trainer.global_step / self.total
-        left = (time.monotonic() - self.began) * (1 / done - 1) if done else 0.0
+        done, to_do = trainer.global_step - self.first, self.total - trainer.global_step
+        left = (time.monotonic() - self.began) * to_do / done if done else 0.0
         self.console.print(f"{self.title}: epoch {epoch}{f'/{epochs}' if epochs else ''}  {text}  ETA {left:.0f} s")
 
     def on_train_end(self, trainer: Trainer, task: Any) -> None:

@@ -18,19 +18,21 @@ class Cost(Callback):
 
     def __init__(self) -> None:
         self.step_times: list[float] = []
+        self.first: int | None = None
 
     def on_fit_start(self, trainer: Trainer, task: Any) -> None:
         _reset_peak_memory(task.device)
 
     def on_train_batch_start(self, trainer: Trainer, task: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
+        if self.first is None:  # of an epoch, or of what is left of one
             _wait(task.device)
-            self.began = time.perf_counter()
+            self.began, self.first = time.perf_counter(), batch_idx
 
     def on_train_batch_end(self, trainer: Trainer, task: Any, out: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.is_last_batch:
+        if trainer.is_last_batch and self.first is not None:
             _wait(task.device)
-            self.step_times.append((time.perf_counter() - self.began) / (batch_idx + 1))
+            self.step_times.append((time.perf_counter() - self.began) / (batch_idx + 1 - self.first))
+            self.first = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"step_times": self.step_times}

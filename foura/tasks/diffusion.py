@@ -42,8 +42,10 @@ class Diffusion(Task):
 
     def loss(self, batch: Any) -> Tensor:
         latents, captions, _ = batch
-        noise = torch.randn(latents.shape, generator=self.chance).to(latents)
-        timestep = torch.randint(self.levels, (len(latents),), generator=self.chance).to(latents.device)
+        # of several ranks, each draws for all and takes its own
+        rows, size = (slice(None), len(latents)) if self.rows is None else (self.rows, self.batch_size)
+        noise = torch.randn((size, *latents.shape[1:]), generator=self.chance)[rows].to(latents)
+        timestep = torch.randint(self.levels, (size,), generator=self.chance)[rows].to(latents.device)
         return self._errors(latents, captions, noise, timestep).mean()
 
     def evaluate(self, name: str, batch: Any) -> None:

@@ -38,6 +38,9 @@ class Language(Task):
     def inputs(self, batch: Any) -> dict[str, Tensor]:
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
+    def terms(self, batch: Any) -> Tensor:
+        return (batch["labels"][:, 1:] != IGNORED).sum()
+
     def loss(self, batch: Any) -> Tensor:
         logits = self.model(**self.inputs(batch)).logits
         return nn.functional.cross_entropy(

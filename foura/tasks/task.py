@@ -1,7 +1,7 @@
 """What all tasks share: the deterministic evaluation of train and validation alike, the optimizer, the refusal of NaN."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,10 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torchmetrics import MeanMetric
 
+from foura import ranks
 from foura.adapter import param_groups
 from foura.attach import adapter_parameters, after_step, load_method_state, method_state, regularisation
 from foura.errors import Diverged
@@ -39,9 +41,11 @@ class Task(LightningModule):
         self.adapter_config, self.optimizer_config = cfg.adapter, cfg.optimizer
         self.history: list[dict[str, float]] = []
         self.tested: dict[str, float] = {}
-        self.step_lr: float | None = None
         self.at_the_end: Callable[[], dict[str, float]] = dict
-        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_loss = MeanMetric(nan_strategy="disable", sync_on_compute=False)  # the same on every rank
+        # while a batch that several ranks share is trained on: which of its rows are here, and how many there are
+        self.rows: list[int] | None = None
+        self.batch_size = 0
         self.generators: list[torch.Generator] = []  # that training draws from, beside PyTorch's own
         self.strict_loading = False  # checkpoints leave the frozen weights out
 
@@ -56,6 +60,10 @@ class Task(LightningModule):
     @abstractmethod
     def results(self, name: str) -> dict[str, float]:
         """{metric: value} of an evaluation, which starts anew afterwards."""
+
+    def terms(self, batch: Any) -> Any:
+        """How many terms the loss of a batch is the mean of."""
+        return len(batch[0])
 
     def inputs(self, batch: Any) -> Any:
         """What of a batch the model is called with: a tensor, or a mapping of keywords."""
@@ -73,14 +81,43 @@ class Task(LightningModule):
         """What is measured on some epochs beside the evaluation, as metrics of that epoch."""
         return {}
 
+    def configure_model(self) -> None:
+        """For trainer=fsdp: cut the weights into parts, block by block, so that one block at a time is whole."""
+        if self.device_mesh is None or isinstance(self.model, FSDPModule):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for block in _blocks(self.model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        if hasattr(self.model, "generate"):
+            register_fsdp_forward_method(self.model, "generate")
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
-        self.train_loss.update(loss.detach())
+        if ranks.world() > 1:
+            loss, value = self._shared_loss(batch, batch_idx)
+        else:
+            loss = self.loss(batch)
+            value = loss.detach()
+        self.train_loss.update(value)
         # a look at the value makes a GPU wait for it, so there it is taken now and then
         if loss.device.type == "cpu" or batch_idx % LOOK_EVERY == 0:
-            self._refuse_nan(loss, "training")
+            self._refuse_nan(value, "training")
         extra = regularisation(self.model)
         return loss if extra is None else loss + extra
+
+    def _shared_loss(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """(a loss whose gradient, averaged over ranks, is that of the batch of all ranks; the loss of that batch)."""
+        dataloader: Any = self.trainer.train_dataloader
+        self.batch_size = dataloader.batch_sampler.size(batch_idx)
+        share = list(range(self.batch_size))[ranks.rank() :: ranks.world()]
+        self.rows = share or [0]
+        loss = self.loss(batch)
+        self.rows = None
+        terms = self.terms(batch) if share else 0
+        sums = torch.stack([torch.as_tensor(terms, device=loss.device).double(), terms * loss.detach().double()])
+        torch.distributed.all_reduce(sums)
+        whole, value = sums[0], sums[1] / sums[0]
+        return loss * (terms * ranks.world() / whole).to(loss.dtype), value.to(loss.dtype)
 
     def on_train_epoch_start(self) -> None:
         # frozen batch norms must not go on averaging: the backbone would change behind the adapter
@@ -90,13 +127,11 @@ class Task(LightningModule):
             ):
                 module.eval()
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self.step_lr = float(optimizer.param_groups[0]["lr"])  # when the step has ended, it is that of the next
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.step_lr is not None:  # this batch was the last of a step, and its gradients are still there
-            after_step(self.model, self.trainer.global_step, self.adapter_config, self.step_lr)
-            self.step_lr = None
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        # the gradients are still there, and a checkpoint that follows has it all
+        lr = float(optimizer.param_groups[0]["lr"])
+        after_step(self.model, self.trainer.global_step + 1, self.adapter_config, lr)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluate(EVALUATIONS[dataloader_idx], batch)
@@ -123,10 +158,13 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {f"model.{name}": value for name, value in adapter_parameters(self.model).items()}
-        checkpoint["task"] = {"history": self.history, "method": method_state(self.model)}
+        so_far = {"mean_value": self.train_loss.mean_value, "weight": self.train_loss.weight}
+        checkpoint["task"] = {"history": self.history, "method": method_state(self.model), "train_loss": so_far}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = checkpoint["task"]["history"]
+        for name, value in checkpoint["task"]["train_loss"].items():
+            setattr(self.train_loss, name, value)
         load_method_state(self.model, checkpoint["task"]["method"])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -158,3 +196,12 @@ class Task(LightningModule):
                 f"the {where} loss became {loss.item()} in epoch {self.current_epoch}, step {self.trainer.global_step}; "
                 f"a lower optimizer.lr (now {self.optimizer_config.lr:g}) or trainer.gradient_clip_val=1.0 may help."
             )
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The members of a model's outermost lists of modules: of a transformer, its blocks."""
+    for child in model.children():
+        if isinstance(child, (nn.ModuleList, nn.Sequential)):
+            yield from (block for block in child if any(True for _ in block.parameters()))
+        else:
+            yield from _blocks(child)

@@ -1,86 +1,110 @@
-"""What a tracking store would not take is kept on disk and delivered later, in order: training never waits for a server."""
+"""All that a run tells its tracking store, written to its folder first and delivered in order: training waits for no server.
+
+tracking.jsonl in the run's folder has a line for each item, and lines that say how many the store has. What a store does
+not take now is delivered later, and a store that was lost can be made again from these files (`foura sync`).
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.tracking import MlflowClient
-
-from foura.tracking.status import read_json, write_json
-
-FILE = "outbox.json"
-RETRY = 5.0  # seconds between attempts while training goes on
+FILE = "tracking.jsonl"
+RETRY = 5.0  # seconds between attempts while training goes on, at least
 PATIENCE = 20.0  # seconds that the end of a run waits for a store that does not answer
-GONE = (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE))  # no run, or a hidden one
+SLOWEST = 0.1  # share of a run's time that may go into attempts that fail
 # MLflow would otherwise try a dead server for minutes at every call
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 
+class Delivers(Protocol):
+    """What takes an item to a store; returns the run's id, and raises whatever the store raises."""
+
+    def __call__(self, run_id: str | None, item: dict[str, Any]) -> str: ...
+
+
 class Outbox:
-    """Delivers to one MLflow run.
+    """The items of one run and how many of them its store has.
 
     Args:
-        folder: of the run; what waits is kept in its outbox.json, and an earlier process's is taken up from there.
+        deliver: takes one item to the store.
+        folder: of the run; what an earlier process left there is taken up.
+
+    Attributes:
+        items: all of them, oldest first. delivered: how many the store has. run_id: None before the store knows the run.
+        error: why the last attempt failed.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, folder: Path | None) -> None:
-        self.client, self.run_id, self.path = client, run_id, None if folder is None else folder / FILE
-        kept = read_json(self.path) if self.path is not None else {}
-        self.waiting: list[dict[str, Any]] = kept["items"] if kept.get("run_id") == run_id else []
-        self.tried = -RETRY
-        self.error = ""
+    def __init__(self, deliver: Delivers, folder: Path) -> None:
+        self._to_store, self.path = deliver, folder / FILE
+        self.items: list[dict[str, Any]] = []
+        self.delivered = 0
+        self.run_id: str | None = None
+        self.error, self.next_try = "", 0.0
+        self._read()
+
+    def begin(self) -> None:
+        """Forget what there is: another run begins in this folder."""
+        self.path.unlink(missing_ok=True)
+        self.items, self.delivered, self.run_id = [], 0, None
 
     def send(self, item: Mapping[str, Any]) -> None:
-        """Deliver an item now, or keep it: {"metrics", "step", "time"}, {"artifact", "under"} or {"end"}."""
-        behind = bool(self.waiting)
-        self.waiting.append(dict(item))
-        if not behind or time.monotonic() - self.tried > RETRY:
+        """Write an item down, and deliver it now unless the store failed a moment ago."""
+        self.items.append(dict(item))
+        self._write(dict(item))
+        if time.monotonic() >= self.next_try:
             self.deliver()
-        elif self.path is not None:
-            self._keep()
 
     def deliver(self, patience: float = 0.0) -> bool:
-        """Deliver what waits; False where the store still does not answer after `patience` seconds."""
+        """Deliver what waits; False where the store still does not take it after `patience` seconds."""
         until = time.monotonic() + patience
-        behind = self.path is not None and self.path.exists()
-        while self.waiting:
+        while self.delivered < len(self.items):
+            began = time.monotonic()
             try:
-                self._deliver(self.waiting[0])
-                self.waiting.pop(0)
+                self.run_id = self._to_store(self.run_id, self.items[self.delivered])
             except Exception as error:  # of requests, of the database, of MLflow: each says "no" in its own way
                 self.error = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-                self.tried = time.monotonic()
-                self._keep()
-                behind = True
-                if isinstance(error, MlflowException) and error.error_code in GONE:
-                    return False
-                if time.monotonic() >= until:
+                now = time.monotonic()
+                self.next_try = now + max(RETRY, (now - began) / SLOWEST)
+                if now >= until:
                     return False
                 time.sleep(1.0)
-        if behind and self.path is not None:
-            self.path.unlink(missing_ok=True)
+            else:
+                self.delivered += 1
+                self._write({"delivered": self.delivered, "run_id": self.run_id})
+        self.next_try = 0.0
         return True
 
-    def _deliver(self, item: dict[str, Any]) -> None:
-        if "metrics" in item:
-            points = [Metric(key, value, item["time"], item["step"]) for key, value in item["metrics"].items()]
-            self.client.log_batch(self.run_id, metrics=points)
-        elif "artifact" in item:
-            self.client.log_artifact(self.run_id, item["artifact"], item["under"])
-        else:
-            state = item["end"]
-            self.client.set_tag(self.run_id, "state", state)
-            ended = {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED")
-            self.client.set_terminated(self.run_id, ended)
+    def again(self) -> None:
+        """The store has lost the run: everything is to be delivered once more."""
+        self.delivered, self.run_id = 0, None
+        self._write({"delivered": 0, "run_id": None})
 
-    def _keep(self) -> None:
-        if self.path is not None:
-            write_json(self.path, {"run_id": self.run_id, "error": self.error, "items": self.waiting})
+    def _write(self, line: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _read(self) -> None:
+        if not self.path.is_file():
+            return
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
+            try:
+                item = json.loads(line)
+            except ValueError:
+                continue  # cut short by a crash or a full disk
+            if not isinstance(item, dict):
+                continue
+            if "delivered" in item:
+                self.delivered, self.run_id = int(item["delivered"]), item["run_id"]
+            else:
+                self.items.append(item)
+        self.delivered = min(self.delivered, len(self.items))
+        if text and not text.endswith("\n"):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write("\n")

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from foura.errors import Busy, Diverged, UserError, cannot_write
+from foura.errors import Busy, Diverged, Ended, Interrupted, UserError, cannot_write
 
 DONE = ("finished", "diverged")
 
@@ -22,26 +22,30 @@ DONE = ("finished", "diverged")
 class RunStatus:
     """Context of one run: holds its folder against other processes, and keeps status.json true from start to end.
 
+    Args:
+        held: the folder is held already, by the process that started this one.
+
     Attributes:
         previous: what the file held before, {} where there was none. A state "running" in it means a process that was
             killed, because a living one would hold the folder.
         fields: what the file holds besides "state"; fill in "key", "run_id", "metrics" as they become known.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, held: bool = False) -> None:
         self.path = folder / "status.json"
         self.previous: dict[str, Any] = {}
         self.fields: dict[str, Any] = {"key": None, "run_id": None, "metrics": {}}
         self.state: str | None = None
         self.began = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(folder / ".lock")
+        self.lock = None if held else FileLock(folder / ".lock")
 
     def __enter__(self) -> "RunStatus":
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise Busy(f"another process is at this run already ({self.path.parent}).") from None
+        if self.lock is not None:
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                raise Busy(f"another process is at this run already ({self.path.parent}).") from None
         self.previous = read_json(self.path)  # nobody else can change it from here on
         return self
 
@@ -58,7 +62,8 @@ class RunStatus:
             elif self.state is not None:
                 self.write("finished", seconds=round(time.monotonic() - self.began, 1))
         finally:
-            self.lock.release()
+            if self.lock is not None:
+                self.lock.release()
 
     def done(self, key: str) -> bool:
         """Whether this very experiment has its result already; a diverged run is a result."""
@@ -73,9 +78,11 @@ class RunStatus:
 
 def state_of(error: BaseException) -> str:
     """The state that a run ends in because of `error`."""
+    if isinstance(error, Ended):
+        return error.state
     if isinstance(error, Diverged):
         return "diverged"
-    ended_from_outside = isinstance(error, (KeyboardInterrupt, SystemExit)) or cannot_write(error)
+    ended_from_outside = isinstance(error, (KeyboardInterrupt, SystemExit, Interrupted)) or cannot_write(error)
     return "interrupted" if ended_from_outside else "failed"
 
 

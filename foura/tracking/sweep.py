@@ -10,6 +10,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from foura import ranks
 from foura.config import outputs_dir
 from foura.errors import UserError
 from foura.tracking.jobs import job_folders, plan, plan_lines, states
@@ -24,8 +25,10 @@ class SweepCallback(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if int(os.environ.get("LOCAL_RANK", "0")) != 0:
-            return
+        if ranks.started():
+            sys.exit(
+                "error: a sweep starts the processes of its runs itself: python train.py -m trainer=ddp …, no torchrun."
+            )
         self.folders = job_folders(config)
         if config.plan:
             try:
