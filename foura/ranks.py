@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from foura.errors import Ended, UserError
+from foura.errors import Ended, Interrupted, UserError
 from foura.tracking.status import RunStatus, read_json
 
 ALONE = ("auto", 1, "1")  # devices of a run that is one process
 REFUSED = 3  # exit status of a rank that ends with a sentence, which its leader's status.json has
+BROKEN = 4  # … with a traceback, which is in error-RANK.txt
 LEADER_SPEAKS = 10.0  # seconds that the others wait with their own end: the first to go takes the rest with it
 
 
@@ -137,13 +139,16 @@ def launch(folder: Path, status: RunStatus, processes: int, sweep: str | None) -
 
     Raises:
         Ended: in the state and with the sentence that the leading process left, or for one that died without a word.
+        Interrupted: a signal came to this process, and was passed on.
     """
 
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is said below
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is said below
     plan = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -154,21 +159,26 @@ def launch(folder: Path, status: RunStatus, processes: int, sweep: str | None) -
         max_restarts=0,
         monitor_interval=0.1,
     )
-    said, state, before = "", "failed", signal.getsignal(signal.SIGTERM)
+    killed: list[Any] = []
+    said, state, signum, before = "", "failed", 0, signal.getsignal(signal.SIGTERM)
     try:
         elastic_launch(plan, sys.executable)("-m", "foura.ranks", str(folder), sweep or "")
     except ChildFailedError as error:
+        killed = [failure for failure in error.failures.values() if failure.exitcode == -signal.SIGKILL]
         number, first = error.get_first_failure()
-        how = f"was killed by signal {-first.exitcode}" if first.exitcode < 0 else f"ended with status {first.exitcode}"
-        hint = " (the system does this when memory runs out)" if first.exitcode == -signal.SIGKILL else ""
-        said = f"process {number} of {processes} {how}{hint}"
-    except (SignalException, KeyboardInterrupt):
-        said, state = "ended from outside", "interrupted"
+        if killed:  # what the others then say is that they lost it
+            said, state = f"process {killed[0].local_rank} of {processes} was killed, as when memory runs out", "interrupted"
+        else:
+            said = f"process {number} of {processes} ended with status {first.exitcode}"
+    except (SignalException, KeyboardInterrupt) as error:
+        signum = int(getattr(error, "sigval", signal.SIGINT))
     finally:
         signal.signal(signal.SIGTERM, before)
     left = read_json(folder / "status.json")
     status.fields.update({key: value for key, value in left.items() if key not in ("state", "error", "seconds")})
-    if left.get("state") in ("failed", "diverged", "interrupted"):
+    if signum and left.get("state") != "finished":
+        raise Interrupted(left.get("error") or f"stopped by {signal.Signals(signum).name}.", signum)
+    if left.get("state") in ("failed", "diverged", "interrupted") and not killed:
         raise Ended(left.get("error") or said, left["state"])
     if said:
         raise Ended(f"{said}; the same command goes on from the last epoch that was kept.", state)
@@ -187,15 +197,18 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from foura.run import run
 
-    if rank() > 0:
-        with following() as (scratch, status):
-            run(cfg, scratch, status, sweep)
-        return
     try:
-        with RunStatus(folder, held=True) as status:
-            run(cfg, folder, status, sweep)
+        if rank() > 0:
+            with following() as (scratch, status):
+                run(cfg, scratch, status, sweep)
+        else:
+            with RunStatus(folder, held=True) as status:
+                run(cfg, folder, status, sweep)
     except UserError:
         sys.exit(REFUSED)  # status.json has the sentence
+    except Exception:
+        (folder / f"error-{rank()}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        sys.exit(BROKEN)
 
 
 if __name__ == "__main__":
