@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from foura import ranks
 from foura.config import check, explain, register, run_key
-from foura.errors import Busy, Interrupted, UserError, cannot_write
+from foura.errors import Busy, Interrupted, UserError, cannot_write, out_of_memory
 from foura.tracking.status import RunStatus
 
 register()
+PATIENCE = 2  # how often a run of a sweep may be killed at the same place before the sweep goes on without it
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -64,6 +65,11 @@ def one(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> None:
     except UserError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise UserError(
+                f"out of memory ({str(error).strip().splitlines()[0][:200]}). Lower dataset.batch_size or "
+                "dataset.eval_batch_size, or set backbone.gradient_checkpointing=true; trainer=fsdp spreads a model."
+            ) from error
         if not cannot_write(error):
             raise
         last = [line for line in str(error).strip().splitlines() if line] or [type(error).__name__]
@@ -82,9 +88,16 @@ def _lead(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> None
             processes, key = ranks.wanted(cfg), run_key(cfg)
             if status.done(key) and not again:
                 return
+            if status.killed >= PATIENCE and not again:
+                raise UserError(
+                    f"its process was killed {status.killed} times before it got any further, as when memory runs out; the "
+                    "same command tries it again."
+                )
             status.write("running", key=key, run_id=status.previous.get("run_id"))
             OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
             if processes > 1 and not ranks.started():
+                if not status.goes_on(key):
+                    (folder / "checkpoint.pt").unlink(missing_ok=True)
                 ranks.launch(folder, status, processes, sweep)
                 return
             needed = ranks.tell(True)
@@ -108,6 +121,9 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
+        if type(error).__name__ == "TerminatedWorkerError":  # joblib's: one worker was killed and took the pool with it
+            print("a worker of the sweep was killed, as when memory runs out; the sweep goes on", flush=True)
+            os.execv(sys.executable, [sys.executable, *sys.argv])
         if any(frame.name == one.__name__ for frame in traceback.extract_tb(error.__traceback__)):
             raise  # not of the command line: a bug
         sys.exit(f"error: {explain(error)}")

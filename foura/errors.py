@@ -2,6 +2,7 @@
 
 import errno
 
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 FULL = ("No space left on device", "disk is full", "Read-only file system", "Disk quota exceeded")
 
 
@@ -35,6 +36,11 @@ class Ended(UserError):
     def __init__(self, sentence: str, state: str) -> None:
         super().__init__(sentence)
         self.state = state
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this error is that of an allocation that was refused: by a GPU, by the system, by Python."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def cannot_write(error: BaseException | None) -> bool:

@@ -167,7 +167,10 @@ def launch(folder: Path, status: RunStatus, processes: int, sweep: str | None) -
         killed = [failure for failure in error.failures.values() if failure.exitcode == -signal.SIGKILL]
         number, first = error.get_first_failure()
         if killed:  # what the others then say is that they lost it
-            said, state = f"process {killed[0].local_rank} of {processes} was killed, as when memory runs out", "interrupted"
+            said, state = (
+                f"process {killed[0].local_rank} of {processes} was killed, as when memory runs out",
+                "interrupted",
+            )
         else:
             said = f"process {number} of {processes} ended with status {first.exitcode}"
     except (SignalException, KeyboardInterrupt) as error:

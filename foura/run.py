@@ -158,15 +158,14 @@ def _tracked(
 
     Otherwise the run starts anew, and in a sweep whatever its folder or its key left in the store is hidden.
     """
-    previous, key, outputs, folder = status.previous, run_key(cfg), outputs_dir(cfg), checkpoint.parent
-    unfinished = previous.get("key") == key and previous.get("state") in ("running", "interrupted")
-    if unfinished and not cfg.force and usable(checkpoint):
+    key, outputs, folder = run_key(cfg), outputs_dir(cfg), checkpoint.parent
+    if status.goes_on(key) and not cfg.force and usable(checkpoint):
         tracked = continue_run(outputs, folder)
         if tracked is not None:
             return tracked, True
     checkpoint.unlink(missing_ok=True)
     tags = _tags(cfg, data, sweep)
-    return start_run(outputs, folder, title, scientific(cfg), tags, sweep, previous.get("run_id")), False
+    return start_run(outputs, folder, title, scientific(cfg), tags, sweep, status.previous.get("run_id")), False
 
 
 def _final_metrics(task: Task, final: dict[str, float], best: dict[str, float], table: list[Any]) -> dict[str, float]:

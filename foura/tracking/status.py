@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from foura.errors import Busy, Diverged, Ended, Interrupted, UserError, cannot_write
 
 DONE = ("finished", "diverged")
+UNFINISHED = ("running", "interrupted")
 
 
 class RunStatus:
@@ -28,6 +29,7 @@ class RunStatus:
     Attributes:
         previous: what the file held before, {} where there was none. A state "running" in it means a process that was
             killed, because a living one would hold the folder.
+        killed: how often in a row a process that was at this run was killed before it kept anything new.
         fields: what the file holds besides "state"; fill in "key", "run_id", "metrics" as they become known.
     """
 
@@ -35,18 +37,26 @@ class RunStatus:
         self.path = folder / "status.json"
         self.previous: dict[str, Any] = {}
         self.fields: dict[str, Any] = {"key": None, "run_id": None, "metrics": {}}
+        self.killed = 0
         self.state: str | None = None
         self.began = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
-        self.lock = None if held else FileLock(folder / ".lock")
+        self.held, self.lock = held, FileLock(folder / ".lock")
 
     def __enter__(self) -> "RunStatus":
-        if self.lock is not None:
-            try:
-                self.lock.acquire(timeout=0)
-            except Timeout:
-                raise Busy(f"another process is at this run already ({self.path.parent}).") from None
+        if self.held:  # and so begun
+            self.previous = read_json(self.path)
+            self.fields |= {key: value for key, value in self.previous.items() if key != "state"}
+            return self
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise Busy(f"another process is at this run already ({self.path.parent}).") from None
         self.previous = read_json(self.path)  # nobody else can change it from here on
+        kept = self._kept()
+        if self.previous.get("state") == "running" and self.previous.get("kept", kept) == kept:
+            self.killed = int(self.previous.get("killed", 0)) + 1
+        self.fields |= {"kept": kept, "killed": self.killed}
         return self
 
     def __exit__(
@@ -62,8 +72,16 @@ class RunStatus:
             elif self.state is not None:
                 self.write("finished", seconds=round(time.monotonic() - self.began, 1))
         finally:
-            if self.lock is not None:
-                self.lock.release()
+            self.lock.release()
+
+    def _kept(self) -> list[int]:
+        """What the checkpoint can be told by; a clock that was set does not matter."""
+        path = self.path.with_name("checkpoint.pt")
+        return [path.stat().st_mtime_ns, path.stat().st_size] if path.is_file() else []
+
+    def goes_on(self, key: str) -> bool:
+        """Whether this very experiment was begun and not ended, so that its checkpoint is one to go on from."""
+        return self.previous.get("key") == key and self.previous.get("state") in UNFINISHED
 
     def done(self, key: str) -> bool:
         """Whether this very experiment has its result already; a diverged run is a result."""
