@@ -22,6 +22,8 @@ from foura.schema import EMBEDDED, FORMATS, METRICS, SOURCES, Config
 # Keys that say where and under which name a run is kept, not what it computes.
 UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "force", "plan", "outputs")
 UNSCIENTIFIC += ("trainer.enable_progress_bar", "trainer.profiler", "dataset.num_workers")
+# Hydra's launchers that are not installed with foura, and the extra that brings each
+LAUNCHERS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 
 
 def register() -> None:
@@ -124,6 +126,8 @@ def explain(error: Exception) -> str:
     missing = re.search(r"Could not find '([^']+)/([^/']+)'", text)
     if missing:
         group, choice = missing.groups()
+        if group == "hydra/launcher" and choice in LAUNCHERS:
+            return f"{group}={choice} needs a package that is not installed: pip install 'foura[{LAUNCHERS[choice]}]'."
         found = re.findall(r"^\t(\w+)$", text, flags=re.MULTILINE)
         choices = [name for name in found if not name.startswith("for_")]  # a backbone's default, under another name
         return f"{group}={choice} is not known. {_suggest(choice, choices)}"
