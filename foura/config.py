@@ -120,6 +120,13 @@ def explain(error: Exception) -> str:
     """One sentence for what Hydra or OmegaConf found wrong in the command line or in conf/, with the valid choices."""
     text = str(error)
     cause = error.__cause__
+    ended = re.match(r"Job (\S+) \(task: \d+\) with path (\S+)/\S+\s+has not produced any output \(state: (\w+)", text)
+    if ended:  # submitit waits for no other job then
+        job, folder, state = ended.groups()
+        return (
+            f"job {job} ended before its run did (state: {state}; what it said: {folder}). Other jobs of this sweep may "
+            "still be at it; the same command goes on with what is missing."
+        )
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown and not unknown.group(1).startswith("hydra"):
         return _unknown_key(unknown.group(1).split("@")[0])

@@ -105,6 +105,16 @@ def test_a_launcher_that_is_not_installed_is_answered_with_its_extra(launcher, e
     assert said == f"hydra/launcher={launcher} needs a package that is not installed: pip install 'foura[{extra}]'."
 
 
+def test_a_cancelled_job_is_said_in_a_sentence() -> None:
+    path = "/s/.submitit/4_1/4_1_0_result.pkl"
+    submitit_says = (
+        f"Job 4_1 (task: 0) with path {path}\nhas not produced any output (state: CANCELLED)\nError stream produced:"
+    )
+    said = config.explain(RuntimeError(submitit_says))
+    assert said.startswith("job 4_1 ended before its run did (state: CANCELLED; what it said: /s/.submitit/4_1).")
+    assert said.endswith("the same command goes on with what is missing.") and "\n" not in said
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="it is installed")
 def test_ray_without_its_extra_is_refused_in_one_sentence(train) -> None:
     refused = train("-m", "hydra/launcher=ray", "sweep=s", "adapter=head")
