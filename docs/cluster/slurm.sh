@@ -10,22 +10,26 @@
 #SBATCH --requeue
 #SBATCH --signal=B:TERM@60
 #SBATCH --open-mode=append
-#SBATCH --output=outputs/slurm-%A_%a.log
+#SBATCH --output=sweep-mine-%A_%a.log
 
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2
 # export MLFLOW_TRACKING_URI=http://mlflow.example.com:5000    # without it: outputs/mlflow.db, which suits a few jobs
 
-# Out of time, or about to be preempted: back into the queue, where the same command goes on. A job that is being
-# cancelled is not running any more and stays cancelled.
+# Out of time, or about to be preempted: back into the queue, where the same command goes on; Slurm then asks the worker to
+# end. A job that is being cancelled is not running any more and stays cancelled.
 job="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 make_room() {
-    [ "$(squeue --noheader --jobs "$job" --format %T)" = RUNNING ] && scontrol requeue "$job"
-    kill -TERM "$worker"
+    if [ "$(squeue --noheader --jobs "$job" --format %T)" = RUNNING ]; then
+        scontrol requeue "$job" || kill -TERM "$worker"
+    fi
 }
 trap make_room TERM
 
 . .venv/bin/activate
 python train.py -m sweep=mine adapter=lora,foura rank=4,16 seed=0,1,2,3,4 &
 worker=$!
-wait "$worker"  # until it ends, or a signal comes
-wait "$worker"
+while kill -0 "$worker" 2>/dev/null; do
+    wait "$worker"  # until it ends or a signal comes; Slurm kills what is left when this script ends
+    code=$?
+done
+exit "$code"

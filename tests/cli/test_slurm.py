@@ -66,11 +66,10 @@ def epochs_kept(outputs: Path) -> float:
     return max((path.stat().st_mtime for path in outputs.glob("sweeps/s/*/checkpoint.pt")), default=0.0)
 
 
-def running_on(outputs: Path, process: subprocess.Popen, since: float) -> float:
-    """Waits until the run trains again and has kept an epoch since; when that was."""
+def running_on(outputs: Path, process: subprocess.Popen, since: float) -> None:
+    """Waits until the run trains again and has kept an epoch since."""
     until(lambda: process.poll() is not None or (epochs_kept(outputs) > since and only(outputs)["state"] == "running"))
     assert process.poll() is None, process.communicate()[0]
-    return epochs_kept(outputs)
 
 
 def test_slurm_runs_a_sweep_and_it_ends_in_a_report(slurm, env, root, tmp_path) -> None:
@@ -90,7 +89,8 @@ def test_a_run_interrupted_in_every_way_ends_as_if_nothing_had_happened(slurm, e
     """A job that is cancelled, the same command again, and four interruptions that Slurm takes back into the queue."""
     outputs, whole = tmp_path / "outputs", tmp_path / "whole"
     process = start(root, env, outputs, *LAUNCHER, *LONG)
-    kept, job = running_on(outputs, process, 0.0), newest_job(outputs)
+    running_on(outputs, process, since=0.0)
+    job = newest_job(outputs)
     slurm.ask("scancel", job)
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 1
@@ -100,7 +100,8 @@ def test_a_run_interrupted_in_every_way_ends_as_if_nothing_had_happened(slurm, e
 
     process = start(root, env, outputs, *LAUNCHER, *LONG)
     for how, command in INTERRUPTIONS.items():
-        kept, job = running_on(outputs, process, kept), newest_job(outputs)
+        running_on(outputs, process, since=epochs_kept(outputs))
+        job = newest_job(outputs)
         subprocess.Popen([word.format(job=job) for word in command], env=env, stderr=subprocess.DEVNULL)
         until(lambda job=job: slurm.jobs().get(job) == "PENDING")
         assert only(outputs)["state"] == "interrupted", how
@@ -130,11 +131,14 @@ def test_the_script_without_submitit_makes_room_and_goes_on(slurm, env, root, tm
         ["sbatch", *options, "slurm.sh"], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     job = f"{sent.stdout.strip()}_0"
-    until(lambda: epochs_kept(outputs) > 0)
-    subprocess.Popen(INTERRUPTIONS["preempted"], env=env, stderr=subprocess.DEVNULL)
-    until(lambda: slurm.jobs().get(job) == "PENDING")
-    assert only(outputs)["state"] == "interrupted"
+    kept, out_of_time = 0.0, ("scancel", "--batch", "--signal=TERM", job)  # --signal=B:TERM@60
+    for interruption in (INTERRUPTIONS["preempted"], out_of_time):
+        until(lambda since=kept: epochs_kept(outputs) > since and only(outputs)["state"] == "running")
+        subprocess.Popen(interruption, env=env, stderr=subprocess.DEVNULL)
+        until(lambda: slurm.jobs().get(job) == "PENDING")
+        assert only(outputs)["state"] == "interrupted"
+        kept = epochs_kept(outputs)
     until(lambda: job not in slurm.jobs())
     said = log.read_text()
     assert only(outputs)["state"] == "finished", said
-    assert "goes on after epoch" in said and "report: " in said
+    assert said.count("goes on after epoch") == 2 and "report: " in said
