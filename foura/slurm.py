@@ -31,6 +31,11 @@ def requeue(signum: int, frame: FrameType | None) -> None:
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     asked = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
-    state = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
-    if state == "RUNNING":
-        subprocess.run(["scontrol", "requeue", job], timeout=60, check=False)
+    # Slurm's signal goes to every process of the job: what is started here inherits that it is ignored
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        state = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
+        if state == "RUNNING":
+            subprocess.run(["scontrol", "requeue", job], timeout=60, check=False)
+    finally:
+        signal.signal(signal.SIGTERM, handler)

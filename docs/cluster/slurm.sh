@@ -19,9 +19,11 @@ export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2
 # end. A job that is being cancelled is not running any more and stays cancelled.
 job="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 make_room() {
+    trap '' TERM  # Slurm's signal goes to every process of the job: squeue and scontrol inherit that it is ignored
     if [ "$(squeue --noheader --jobs "$job" --format %T)" = RUNNING ]; then
         scontrol requeue "$job" || kill -TERM "$worker"
     fi
+    trap make_room TERM
 }
 trap make_room TERM
 

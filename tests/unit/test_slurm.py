@@ -14,7 +14,7 @@ def asked(tmp_path, monkeypatch):
 
     def ask(state: str) -> str:
         for name, line in (("squeue", f"echo {state}"), ("scontrol", f'echo "$@" > {tmp_path / "told"}')):
-            (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+            (tmp_path / name).write_text(f"#!/bin/sh\nkill -TERM $$  # Slurm asks every process of the job\n{line}\n")
             (tmp_path / name).chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         requeue(signal.SIGTERM, None)
