@@ -22,6 +22,8 @@ from foura.schema import EMBEDDED, FORMATS, METRICS, SOURCES, Config
 # Keys that say where and under which name a run is kept, not what it computes.
 UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "force", "plan", "outputs")
 UNSCIENTIFIC += ("trainer.enable_progress_bar", "trainer.profiler", "dataset.num_workers")
+# Hydra's launchers that are not installed with foura, and the extra that brings each
+LAUNCHERS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 
 
 def register() -> None:
@@ -118,12 +120,21 @@ def explain(error: Exception) -> str:
     """One sentence for what Hydra or OmegaConf found wrong in the command line or in conf/, with the valid choices."""
     text = str(error)
     cause = error.__cause__
+    ended = re.match(r"Job (\S+) \(task: \d+\) with path (\S+)/\S+\s+has not produced any output \(state: (\w+)", text)
+    if ended:  # submitit waits for no other job then
+        job, folder, state = ended.groups()
+        return (
+            f"job {job} ended before its run did (state: {state}; what it said: {folder}). Other jobs of this sweep may "
+            "still be at it; the same command goes on with what is missing."
+        )
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown and not unknown.group(1).startswith("hydra"):
         return _unknown_key(unknown.group(1).split("@")[0])
     missing = re.search(r"Could not find '([^']+)/([^/']+)'", text)
     if missing:
         group, choice = missing.groups()
+        if group == "hydra/launcher" and choice in LAUNCHERS:
+            return f"{group}={choice} needs a package that is not installed: pip install 'foura[{LAUNCHERS[choice]}]'."
         found = re.findall(r"^\t(\w+)$", text, flags=re.MULTILINE)
         choices = [name for name in found if not name.startswith("for_")]  # a backbone's default, under another name
         return f"{group}={choice} is not known. {_suggest(choice, choices)}"

@@ -177,8 +177,7 @@ def _grids(sweep: Sweep, study: Study) -> list[dict[str, str]]:
 
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for adapter in study.adapters[:GRIDS]:
-            run = study.finished[study.finished["adapter"] == adapter].iloc[0]
+        for _, run in study.finished.drop_duplicates("adapter").head(GRIDS).iterrows():  # some may have none yet
             path = sweep.artifact(run["run_id"], "samples.png", Path(folder))
             if path is not None:
                 found.append(

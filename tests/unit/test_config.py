@@ -1,6 +1,7 @@
 """What may be set, and what is said when it may not; the promises of conf/ that no single run would show broken."""
 
 import dataclasses
+import importlib.util
 import inspect
 from pathlib import Path
 
@@ -91,6 +92,33 @@ def test_a_value_out_of_range_is_said_in_a_sentence(override, said) -> None:
         config.check(composed(override))
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"), [("ray", "ray"), ("submitit_local", "slurm"), ("submitit_slurm", "slurm")]
+)
+def test_a_launcher_that_is_not_installed_is_answered_with_its_extra(launcher, extra) -> None:
+    hydra_says = (
+        f"Could not find 'hydra/launcher/{launcher}'\n\nAvailable options in 'hydra/launcher':\n\tbasic\n\tjoblib\n"
+    )
+    said = config.explain(ValueError(hydra_says))
+    assert said == f"hydra/launcher={launcher} needs a package that is not installed: pip install 'foura[{extra}]'."
+
+
+def test_a_cancelled_job_is_said_in_a_sentence() -> None:
+    path = "/s/.submitit/4_1/4_1_0_result.pkl"
+    submitit_says = (
+        f"Job 4_1 (task: 0) with path {path}\nhas not produced any output (state: CANCELLED)\nError stream produced:"
+    )
+    said = config.explain(RuntimeError(submitit_says))
+    assert said.startswith("job 4_1 ended before its run did (state: CANCELLED; what it said: /s/.submitit/4_1).")
+    assert said.endswith("the same command goes on with what is missing.") and "\n" not in said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="it is installed")
+def test_ray_without_its_extra_is_refused_in_one_sentence(train) -> None:
+    refused = train("-m", "hydra/launcher=ray", "sweep=s", "adapter=head")
+    assert refused.code == "error: hydra/launcher=ray needs a package that is not installed: pip install 'foura[ray]'."
 
 
 def test_folders_are_the_same_for_the_same_overrides_and_safe_for_all() -> None:

@@ -86,6 +86,13 @@ def test_what_did_not_finish_is_counted_and_not_averaged(tmp_path) -> None:
     report(tmp_path, "s")
 
 
+@pytest.mark.parametrize("state", ["interrupted", "failed"])
+def test_an_adapter_of_which_nothing_finished_yet_is_no_reason_for_no_page(state, tmp_path) -> None:
+    synthetic(tmp_path, "s", [("lora", {}, 0, 0.9, 0.9, "finished"), ("foura", {}, 0, 0.8, 0.8, state)])
+    page = report(tmp_path, "s").read_text(encoding="utf-8")
+    assert f"2 runs: 1 finished, 1 {state}" in page or f"2 runs: 1 {state}, 1 finished" in page
+
+
 def test_a_tuned_key_is_picked_on_validation_and_never_on_test(tmp_path) -> None:
     """lr 1e-3 is best on validation, 1e-2 on test; one that diverged for a seed cannot win."""
     runs = []
