@@ -5,8 +5,14 @@ import errno
 FULL = ("No space left on device", "disk is full", "Read-only file system", "Disk quota exceeded")
 
 
+LONGEST = 1500  # characters of a message; what users give can be quoted in it, however long it is
+
+
 class UserError(Exception):
     """One clear sentence: what was found, and what to do about it. Ends a run with a non-zero exit and no traceback."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(one_line(said))
 
 
 class Diverged(UserError):
@@ -15,6 +21,18 @@ class Diverged(UserError):
 
 class Busy(UserError):
     """Another process is at the same run."""
+
+
+def one_line(said: str) -> str:
+    """The text on one line of bounded length that every terminal can print: it may quote any file's content."""
+    said = " ".join(line.strip() for line in said.split("\n") if line.strip())
+    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+    return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def cannot_write(error: BaseException | None) -> bool:
