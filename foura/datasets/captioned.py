@@ -149,7 +149,9 @@ def _hub(cfg: DictConfig) -> dict[str, Captioned]:
             pictures = rows(table.cast_column(cfg.columns.image, datasets.Image(decode=False))[cfg.columns.image])
             images = encoded(pictures)
             captions = [cfg.prompt] * len(images) if cfg.prompt is not None else rows(table[cfg.columns.text])
-            without = [number for number, caption in enumerate(captions) if not isinstance(caption, str)]
+            without = [
+                number for number, caption in enumerate(captions) if not isinstance(caption, str) or not caption.strip()
+            ]
             if without:
                 raise UserError(f"dataset.columns.text={cfg.columns.text}: {name} item {without[0]} has no caption.")
             splits[split] = Captioned(images, captions, [f"{name} item {number}" for number in range(len(images))])

@@ -157,7 +157,7 @@ def test_any_text_files_are_read_or_refused(times, tmp_path) -> None:
         for path in (tmp_path, tmp_path / "0.txt"):
             refused(lambda path=path: read(config(path, "text", block_size=8), "text"))
 
-    encoded = [
+    written = [
         text.encode(code) for text in ("naïve €", "x" * 300) for code in ("utf-16", "utf-8-sig", "cp1252", "utf-8")
     ]
     content = st.one_of(BYTES, st.sampled_from([*written, b"", b" \n\t", b"\x00" * 50]), st.text().map(str.encode))
