@@ -30,9 +30,9 @@ def one_line(said: str) -> str:
     return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"
 
 
-def first_line(error: Exception) -> str:
-    """What a library's error says first, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def reason(error: BaseException) -> str:
+    """What a library's error says, or its kind where it says nothing."""
+    return one_line(str(error))[:300] or type(error).__name__
 
 
 def cannot_write(error: BaseException | None) -> bool:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from foura.errors import UserError
+from foura.errors import UserError, reason
 
 
 def here(path: str) -> Path | None:
@@ -87,3 +87,42 @@ def json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """
     lines = enumerate(read_text(path).split("\n"), 1)
     return [(f"{path.name}, line {n}", parse_json(line, f"{path}, line {n}")) for n, line in lines if line.strip()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: there is none.
+    """
+    return parse_json(read_text(path), str(path))
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """{name: tensor} of a safetensors file. No other kind is read: a pickle can run code.
+
+    Raises:
+        UserError: it is none, or damaged.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(regular(path))
+    except UserError:
+        raise
+    except Exception as error:  # the parser raises its own kind, and what names of dtypes and sizes lead to
+        raise UserError(f"{path} cannot be read as safetensors ({reason(error)}).") from None
+
+
+def unfit(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The first difference between tensors that were found and those that are wanted, by name and shape, or None."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in wanted:
+            return f"{name} is in no place of the model"
+        if found[name].shape != wanted[name].shape:
+            return f"{name} is {tuple(found[name].shape)} and should be {tuple(wanted[name].shape)}"
+        if found[name].is_floating_point() != wanted[name].is_floating_point() or found[name].is_complex():
+            return f"{name} holds {found[name].dtype}"
+    return None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from foura.errors import UserError, first_line
+from foura.errors import UserError, reason
 from foura.files import find, here, regular
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
@@ -86,7 +86,7 @@ def _folder(cfg: DictConfig) -> Source:
             paths = [path for path, _ in found]
             splits[split] = Labelled(paths, np.array([label for _, label in found], dtype=np.int64), paths)
     except OSError as error:
-        raise UserError(f"dataset.path={cfg.path}: {first_line(error)} {EXPECTED}") from None
+        raise UserError(f"dataset.path={cfg.path}: {reason(error)} {EXPECTED}") from None
     return Source(splits, classes)
 
 
@@ -169,7 +169,7 @@ def read_hub(path: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # the library raises many kinds; all of them say why the data cannot be read
-        raise UserError(f"dataset.path={path} could not be loaded: {first_line(error)}") from error
+        raise UserError(f"dataset.path={path} could not be loaded: {reason(error)}") from error
 
 
 def rows(table: Any) -> list[Any]:
@@ -182,7 +182,7 @@ def rows(table: Any) -> list[Any]:
         return list(table)
     except Exception as error:  # of the decoders of every kind of column, each with its own
         raise UserError(
-            f"the data has an item that cannot be read ({first_line(error)}); repair it or take it out."
+            f"the data has an item that cannot be read ({reason(error)}); repair it or take it out."
         ) from error
 
 
