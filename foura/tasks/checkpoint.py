@@ -1,13 +1,14 @@
 """Going on after a crash exactly where the last finished epoch left off."""
 
 import os
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
+
+KEYS = {"epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"}  # Lightning's
 
 
 class Checkpoint(Callback):
@@ -44,11 +45,18 @@ class Checkpoint(Callback):
 
 
 def usable(path: Path) -> bool:
-    """Whether there is a checkpoint that can be read; one that was cut short cannot, and is no reason to fail."""
-    if not path.is_file():
-        return False
+    """Whether there is a checkpoint that can be read; one that was cut short cannot, and is no reason to fail.
+
+    Nor can a file that is no checkpoint of a run, or that PyTorch would not have written: nothing of it is executed, and
+    nothing is unpacked that would be larger than the file.
+    """
     try:
-        torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        if not path.is_file():
+            return False
+        with zipfile.ZipFile(path) as file:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist()):
+                return False
+        found = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception:  # of a damaged file the parsers of zip, of pickle and of PyTorch raise what they stumble over
         return False
-    return True
+    return isinstance(found, dict) and found.keys() >= KEYS and isinstance(found["epoch"], int)
