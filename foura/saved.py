@@ -47,7 +47,14 @@ def read_config(run: Path) -> DictConfig:
         raise UserError(f"{path} is no run's config: {explain(error)}") from None
     except UserError as error:
         raise UserError(f"{path} is no run's config: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:  # the parser's own kinds
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ) as error:  # the parsers'
         raise UserError(f"{path} is no run's config: {reason(error)}") from None
     adapter = run / "adapter" / ("model.safetensors" if cfg.adapter.method in BARE else "adapter_config.json")
     if not adapter.is_file():
@@ -78,8 +85,10 @@ def load_adapter(model: nn.Module, run: Path, method: str, name: str = "default"
     """
     folder = run / "adapter"
     state = check_adapter(folder, method)
-    # of ours the documented errors alone, so that a bug is not taken for a user's mistake; PEFT's peers raise many kinds
-    kinds: tuple[type[Exception], ...] = (ValueError, TypeError, RuntimeError) if method == "foura" else (Exception,)
+    # of ours the documented errors alone, so that a bug is not taken for a user's mistake, and PEFT's KeyError for a
+    # saved module that is missing; PEFT's peers raise many kinds
+    documented = (ValueError, TypeError, RuntimeError, KeyError)
+    kinds: tuple[type[Exception], ...] = documented if method == "foura" else (Exception,)
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), adapter_name=name)

@@ -1,6 +1,6 @@
 """FouraConfig: what a FouRA adapter is, as a PEFT configuration."""
 
-import math
+import sys
 from dataclasses import dataclass, field
 
 from peft import PeftConfig
@@ -101,7 +101,7 @@ class FouraConfig(PeftConfig):
             **{f"alpha_pattern[{k!r}]": v for k, v in self.alpha_pattern.items()},
         }
         for where, alpha in alphas.items():
-            if not math.isfinite(alpha):
+            if not abs(alpha) <= sys.float_info.max:  # NaN neither
                 raise ValueError(f"{where} must be a finite number, got {alpha}")
         check_patterns(self)
         # PEFT's own wording, which its users (and tests) know

@@ -17,7 +17,7 @@ from foura.backbones.vit import build_vit
 from foura.schema import BackboneConfig
 from tests.hostile import BYTES, TIMES, damaged, mutated, payload, refused, try_all
 
-FILES, FOLDERS = 60, 25  # examples tried
+FILES, FOLDERS = 40, 15  # examples tried
 TIMM = "vit_tiny_patch16_224"
 LIKELY_LAYERS = [0, -1, 10**9, [1, 10**9], "4", None, 2.5, True]
 
