@@ -138,26 +138,19 @@ def test_every_choice_refuses_what_is_none_and_lists_what_is() -> None:
             assert listed[0] in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_every_pair_of_groups_goes_together_or_is_refused() -> None:
-    """Every adapter with every dataset, and each of them with every backbone and every trainer."""
+def test_every_group_goes_with_every_backbone_and_trainer_or_is_refused() -> None:
     conf = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in GROUPS}
     conf["dataset"] = [name for name in conf["dataset"] if not name.startswith("for_")]  # the same under another name
     tried = set()
     for i, adapter in enumerate(conf["adapter"]):
-        for j, dataset in enumerate(conf["dataset"]):
-            backbone = conf["backbone"][(i + j) % len(conf["backbone"])]
-            trainer = conf["trainer"][(i // 3 + j) % len(conf["trainer"])]
+        for j, backbone in enumerate(conf["backbone"]):
+            dataset = conf["dataset"][(3 * i + j) % len(conf["dataset"])]
+            trainer = conf["trainer"][(i + j) % len(conf["trainer"])]
             groups = {"adapter": adapter, "dataset": dataset, "backbone": backbone, "trainer": trainer}
             cfg = composed(*(f"{group}={choice}" for group, choice in groups.items()), "dataset.path=x")
             fits = cfg.dataset.source in schema.SOURCES[cfg.backbone.family]
-            assert is_refused(cfg) != fits or cfg.dataset.format is not None, (adapter, dataset, backbone)
-            tried |= {
-                (adapter, backbone),
-                (dataset, backbone),
-                (adapter, dataset),
-                (adapter, trainer),
-                (dataset, trainer),
-            }
+            assert is_refused(cfg) != fits or cfg.dataset.format is not None, groups
+            tried |= {(adapter, backbone), (dataset, backbone), (adapter, trainer), (dataset, trainer)}
     for one, other in (
         ("adapter", "backbone"),
         ("dataset", "backbone"),
