@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from foura.errors import UserError
+from foura.errors import UserError, cannot_write, reason
 
 
 def main() -> None:
@@ -60,6 +60,10 @@ def main() -> None:
         does[arguments.command](arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        if not cannot_write(error):
+            raise
+        sys.exit(f"error: cannot write ({reason(error)}); make room, or name another place.")
 
 
 def _ui(arguments: argparse.Namespace) -> None:

@@ -6,8 +6,14 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 FULL = ("No space left on device", "disk is full", "Read-only file system", "Disk quota exceeded")
 
 
+LONGEST = 1500  # characters of a message; what users give can be quoted in it, however long it is
+
+
 class UserError(Exception):
     """One clear sentence: what was found, and what to do about it. Ends a run with a non-zero exit and no traceback."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(one_line(said))
 
 
 class Diverged(UserError):
@@ -41,6 +47,18 @@ class Ended(UserError):
 def out_of_memory(error: BaseException) -> bool:
     """Whether this error is that of an allocation that was refused: by a GPU, by the system, by Python."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
+def one_line(said: str) -> str:
+    """The text on one line of bounded length that every terminal can print: it may quote any file's content."""
+    said = " ".join(line.strip() for line in said.split("\n") if line.strip())
+    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+    return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"
+
+
+def reason(error: BaseException) -> str:
+    """What a library's error says, or its kind where it says nothing."""
+    return one_line(str(error))[:300] or type(error).__name__
 
 
 def cannot_write(error: BaseException | None) -> bool:

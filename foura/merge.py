@@ -10,12 +10,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from foura.adapter.layer import FouraLayer
 from foura.analysis.spectrum import overlap
-from foura.config import register
 from foura.errors import UserError
 from foura.families import build
 from foura.report.pictures import write_rows
 from foura.run import quiet
-from foura.served import read_config
+from foura.saved import BARE, load_adapter, read_config
 from foura.training import Loaders, trainer_of
 
 
@@ -35,22 +34,23 @@ def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> li
         UserError: folders without an adapter, different backbones, or a method whose strength cannot be set.
     """
     quiet()
-    register()
     configs = [read_config(run) for run in runs]
     if len({repr(OmegaConf.to_container(cfg.backbone)) for cfg in configs}) > 1:
         raise UserError("the runs have different backbones: adapters add up on the same frozen model only.")
     methods = {cfg.adapter.method for cfg in configs}
     if len(methods) > 1:
         raise UserError(f"PEFT holds adapters of one method in a model, and these are of {', '.join(sorted(methods))}.")
+    if methods & set(BARE):
+        raise UserError("adapter=full and adapter=head leave no adapter that could be added to another.")
     names = [f"run{number}" for number in range(1, len(runs) + 1)]
     rows: list[dict[str, Any]] = []
     for own, cfg in zip(names, configs, strict=True):
         parts = build(cfg)
         if parts.backbone.new_head:
             raise UserError("each of these runs has a classifier of its own, and classifiers do not add up.")
-        model = PeftModel.from_pretrained(parts.backbone.model, str(runs[0] / "adapter"), adapter_name=names[0])
-        for name, run in list(zip(names, runs, strict=True))[1:]:
-            model.load_adapter(str(run / "adapter"), adapter_name=name)
+        model: Any = parts.backbone.model
+        for name, run in zip(names, runs, strict=True):
+            model = load_adapter(model, run, cfg.adapter.method, name)
         others = [name for name in names if name != own]
         shared = sum(_overlap(model, own, other) for other in others) / len(others)
         for active in ([own], names):

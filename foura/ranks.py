@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -120,7 +121,12 @@ def total(*numbers: float) -> list[float]:
 def heed_sigterm() -> None:
     """Make SIGTERM end this process as Ctrl-C does, so that what is open is closed and status.json says how it ended."""
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
+        signal.signal(signal.SIGTERM, exit_on_signal)
+
+
+def exit_on_signal(signum: int, frame: FrameType | None) -> None:
+    """Handler of a signal: end as a shell would say it."""
+    sys.exit(128 + signum)
 
 
 @contextmanager

@@ -5,33 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from omegaconf import DictConfig
+from safetensors.torch import save_file
 from torch import nn
 
 from foura.adapter import freeze_gates, save_as_lora
-from foura.config import register
 from foura.errors import UserError
 from foura.families import Parts, build
 from foura.run import quiet
+from foura.saved import BARE, check_adapter, load_adapter, load_bare, read_config
 from foura.training import Loaders
 
 FORMS = ("peft", "lora", "kohya", "merged")
-
-
-def read_config(run: Path, adapter_file: str = "adapter/adapter_config.json") -> DictConfig:
-    """The config of a finished run's folder.
-
-    Raises:
-        UserError: the folder is none.
-    """
-    for needed in ("config.yaml", adapter_file):
-        if not (run / needed).is_file():
-            raise UserError(f"{run} is no finished run of a PEFT adapter: it has no {needed}.")
-    cfg = OmegaConf.load(run / "config.yaml")
-    assert isinstance(cfg, DictConfig)
-    return cfg
+KEPT = ("adapter_config.json", "adapter_model.safetensors", "model.safetensors", "README.md")  # of an adapter's folder
 
 
 def export(run: Path, to: str, out: Path, freeze: bool = False) -> None:
@@ -48,11 +34,15 @@ def export(run: Path, to: str, out: Path, freeze: bool = False) -> None:
     if out.exists():
         raise UserError(f"{out} is there already; name a folder that is not.")
     quiet()
-    register()
-    bare = (run / "adapter" / "model.safetensors").is_file()  # adapter=full or head
-    cfg = read_config(run, "adapter/model.safetensors" if bare else "adapter/adapter_config.json")
+    cfg = read_config(run)
+    bare = cfg.adapter.method in BARE
     if to == "peft":
-        shutil.copytree(run / "adapter", out)
+        if not bare:
+            check_adapter(run / "adapter", cfg.adapter.method)
+        out.mkdir(parents=True)
+        for name in KEPT:
+            if (run / "adapter" / name).is_file():
+                shutil.copyfile(run / "adapter" / name, out / name)
         return
     if to != "merged" and cfg.adapter.method != "foura":
         raise UserError(f"adapter={cfg.adapter.name} is saved in its own form already: use --to peft or --to merged.")
@@ -60,10 +50,9 @@ def export(run: Path, to: str, out: Path, freeze: bool = False) -> None:
         raise UserError("kohya's naming is for adapters of diffusion models; use --to lora.")
     parts = build(cfg)
     if bare:
-        parts.backbone.model.load_state_dict(load_file(run / "adapter" / "model.safetensors"), strict=False)
-        _save_model(parts, parts.backbone.model, cfg, out)
+        _save_model(parts, load_bare(run, parts, cfg), cfg, out)
         return
-    model = PeftModel.from_pretrained(parts.backbone.model, str(run / "adapter"))
+    model = load_adapter(parts.backbone.model, run, cfg.adapter.method)
     if cfg.adapter.method == "foura" and cfg.adapter.gate == "adaptive":
         if not freeze:
             raise UserError("this adapter's gate depends on the input, so it is no single update: add --freeze.")

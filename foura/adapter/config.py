@@ -1,9 +1,11 @@
 """FouraConfig: what a FouRA adapter is, as a PEFT configuration."""
 
+import sys
 from dataclasses import dataclass, field
 
 from peft import PeftConfig
 
+from foura.adapter.checks import check_patterns, check_types
 from foura.adapter.gate import GATE_SCOPES, GATES
 from foura.adapter.peft_type import foura_peft_type
 from foura.adapter.transforms import TRANSFORMS
@@ -16,7 +18,9 @@ class FouraConfig(PeftConfig):
     Every field has PEFT's LoRA meaning where LoRA has it, so that equal numbers mean equal strength.
 
     Raises:
-        ValueError: a rank below 1, a choice that does not exist, or layer patterns that contradict each other.
+        TypeError: a field of another type, as in a checkpoint's config that was damaged.
+        ValueError: a rank below 1, a choice that does not exist, layer patterns that contradict each other, or a pattern
+            that could take for ever to match.
     """
 
     r: int = field(default=8, metadata={"help": "Rank: rows of A."})
@@ -74,6 +78,7 @@ class FouraConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = foura_peft_type()
+        check_types(self)
         self.target_modules = set(self.target_modules) if isinstance(self.target_modules, list) else self.target_modules
         self.exclude_modules = (
             set(self.exclude_modules) if isinstance(self.exclude_modules, list) else self.exclude_modules
@@ -91,6 +96,14 @@ class FouraConfig(PeftConfig):
         for where, rank in {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}.items():
             if rank <= 0:
                 raise ValueError(f"{where} must be a positive integer, got {rank}")
+        alphas = {
+            "foura_alpha": self.foura_alpha,
+            **{f"alpha_pattern[{k!r}]": v for k, v in self.alpha_pattern.items()},
+        }
+        for where, alpha in alphas.items():
+            if not abs(alpha) <= sys.float_info.max:  # NaN neither
+                raise ValueError(f"{where} must be a finite number, got {alpha}")
+        check_patterns(self)
         # PEFT's own wording, which its users (and tests) know
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")

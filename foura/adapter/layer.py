@@ -20,6 +20,7 @@ from foura.adapter.gate import RankGate
 from foura.adapter.transforms import Transform
 
 Factors = tuple[Tensor, Tensor]  # (down, up)
+MOST_RANK = 4096  # allowed in any layer, however small
 
 
 class FouraLayer(nn.Module, BaseTunerLayer):
@@ -80,6 +81,8 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         """Add the adapter `adapter_name` of rank r to this layer."""
         if r <= 0:
             raise ValueError(f"r must be a positive integer, got {r}")
+        if r > max(MOST_RANK, self.in_features, self.out_features):  # of a damaged config: it would fill the memory
+            raise ValueError(f"r={r} is far more than a layer of {self.in_features} -> {self.out_features} can hold")
         self.transform[adapter_name] = self._transform(config, splits)
         self.r[adapter_name] = r
         self.foura_alpha[adapter_name] = alpha

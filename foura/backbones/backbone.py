@@ -3,12 +3,14 @@
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from foura.errors import UserError
 
+MOST_LAYERS = 1000  # of a real model; a config.json that speaks of more would have them made for ever
 LINEAR = (nn.Linear, Conv1D)  # Conv1D is GPT-2's name for a linear layer with its weight transposed
 
 
@@ -66,3 +68,19 @@ def describe_linear_layers(model: nn.Module) -> str:
     names = [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
     patterns = Counter(re.sub(r"\b\d+\b", "*", name) for name in names)
     return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in patterns.items()) or "none"
+
+
+def check_layers(described: Any, name: str, key: str = "") -> None:
+    """That what a config.json says of numbers of layers, in any depth of it, can be.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if isinstance(described, dict):
+        for inner, value in described.items():
+            check_layers(value, name, str(inner))
+    elif isinstance(described, list | tuple):
+        for value in described:
+            check_layers(value, name, key)
+    elif "layer" in key and isinstance(described, int) and described > MOST_LAYERS:
+        raise UserError(f"backbone.name={name}: its config.json says {key}={described}, and no model has so many.")

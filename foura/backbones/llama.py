@@ -1,7 +1,6 @@
 """Causal language models by transformers: the embedded LLaMA, a hub id, or a local directory."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +9,15 @@ from omegaconf import DictConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from foura.backbones.backbone import Backbone, choose_targets
+from foura.backbones.backbone import Backbone, check_layers, choose_targets
 from foura.backbones.llama_embedded import FOLDER
-from foura.errors import UserError
+from foura.errors import UserError, reason
+from foura.files import here
 
 # the paper names no layers for language; these are all of a LLaMA block, then other families' names for them
 TARGETS: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TARGETS += ("c_attn", "c_fc", "query_key_value", "dense_h_to_4h", "dense_4h_to_h", "fc1", "fc2", "out_proj")
+OTHER_SHAPES = "its weights have other shapes than its config.json says"
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,14 @@ def build_llama(cfg: DictConfig) -> LanguageBackbone:
         )
     tokenizer = _load("tokenizer", AutoTokenizer.from_pretrained, place, cfg)
     model: Any = _model(place, cfg)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    last = max(tokenizer.get_vocab().values(), default=-1)
+    if last >= model.get_input_embeddings().num_embeddings:
         raise UserError(
-            f"backbone.name={cfg.name}: the tokenizer has {len(tokenizer)} tokens and the model "
+            f"backbone.name={cfg.name}: the tokenizer has {last + 1} tokens and the model "
             f"{model.get_input_embeddings().num_embeddings}: they do not belong together."
         )
+    if tokenizer.eos_token_id is None and (tokenizer.bos_token_id is None or tokenizer.pad_token_id is None):
+        raise UserError(f"backbone.name={cfg.name}: the tokenizer has no token that ends a text (eos_token).")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False).train()
@@ -74,13 +78,24 @@ def _model(place: str, cfg: DictConfig) -> nn.Module:
     options: dict[str, Any] = {"dtype": getattr(torch, cfg.torch_dtype or "float32")}
     if cfg.attn_implementation is not None:
         options["attn_implementation"] = cfg.attn_implementation
+    shape = _load("config", AutoConfig.from_pretrained, place, cfg)
+    check_layers(shape.to_dict(), cfg.name)
+    # transformers takes other names for kernels on the hub, which it fetches and runs
+    if getattr(shape, "_attn_implementation", None) not in (None, "eager", "sdpa", "flash_attention_2"):
+        raise UserError(f"backbone.name={cfg.name}: its config.json names a kernel ({shape._attn_implementation}).")
     if cfg.pretrained is False:
-        shape = _load("config", AutoConfig.from_pretrained, place, cfg)
-        return AutoModelForCausalLM.from_config(shape, trust_remote_code=False, **options)
+        return _load("model", lambda _, **kw: AutoModelForCausalLM.from_config(shape, **kw), place, cfg, **options)
     if cfg.load_in is not None:
         options["quantization_config"] = _quantisation(cfg.load_in)
     # safetensors alone: a pickle can run code
-    return _load("model", AutoModelForCausalLM.from_pretrained, place, cfg, use_safetensors=True, **options)
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    model, found = _load("model", AutoModelForCausalLM.from_pretrained, place, cfg, **options)
+    if found["missing_keys"]:
+        raise UserError(
+            f"backbone.name={cfg.name}: the weights are of another model: {len(found['missing_keys'])} that this one has are "
+            f"missing, such as {min(found['missing_keys'])}."
+        )
+    return model
 
 
 def _quantisation(bits: str) -> Any:
@@ -93,15 +108,17 @@ def _quantisation(bits: str) -> Any:
 
 def _load(what: str, loader: Any, place: str, cfg: DictConfig, **options: Any) -> Any:
     looks_local = place.startswith((".", "/", "~")) or place.count("/") != 1
-    folder = Path(place).expanduser()
-    if looks_local and not folder.is_dir() and "/" in place:
+    folder = here(place)
+    if (folder is None or not folder.is_dir()) and looks_local and "/" in place:
         raise UserError(f"backbone.name={cfg.name}: there is no such directory.")
+    if folder is not None and (folder / "adapter_config.json").exists():
+        raise UserError(f"backbone.name={cfg.name} is an adapter's directory, not a model's: name that of its model.")
     try:
-        return loader(str(folder) if folder.is_dir() else place, trust_remote_code=False, **options)
+        return loader(place if folder is None else str(folder), trust_remote_code=False, **options)
     except Exception as error:  # transformers and the hub raise many kinds; all of them say what is missing
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        said = OTHER_SHAPES if "ignore_mismatched_sizes" in str(error) else reason(error)
         raise UserError(
-            f"backbone.name={cfg.name}: the {what} could not be loaded ({reason}). Without a network, name a local "
+            f"backbone.name={cfg.name}: the {what} could not be loaded ({said}). Without a network, name a local "
             "directory that transformers' save_pretrained wrote: backbone.name=PATH."
         ) from error
 

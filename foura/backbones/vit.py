@@ -1,7 +1,10 @@
 """Image backbones by timm: the embedded ViT, any timm name, a local timm folder, or a checkpoint file."""
 
 import difflib
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ from torch import Tensor, nn
 
 from foura.backbones.backbone import Backbone, choose_targets
 from foura.backbones.vit_embedded import EMBEDDED_VIT, INPUT_MEAN, INPUT_STD, WEIGHTS
-from foura.errors import UserError
+from foura.errors import UserError, reason
+from foura.files import find, here, read_weights, regular, unfit
 
 TARGETS = ("qkv", "attn.proj", "fc1", "fc2")
 
@@ -71,44 +75,73 @@ def _embedded(pretrained: bool | str, num_classes: int) -> nn.Module:
     if pretrained is False:
         return model
     path = WEIGHTS if pretrained is True else Path(pretrained)
-    if not path.is_file():
+    if here(str(path)) is None:
         raise UserError(f"the weights of the embedded ViT are not at {path}; `foura pretrain` makes them.")
-    from safetensors.torch import load_file
-
-    state = {key: value.float() for key, value in load_file(path).items() if not key.startswith("head.")}
-    wrong = model.load_state_dict(state, strict=False)
-    if wrong.unexpected_keys or set(wrong.missing_keys) != {"head.weight", "head.bias"}:
-        raise UserError(f"{path} does not hold the weights of the embedded ViT; `foura pretrain` remakes them.")
+    state = {key: value for key, value in read_weights(path).items() if not key.startswith("head.")}
+    wanted = {key: value for key, value in model.state_dict().items() if not key.startswith("head.")}
+    wrong = unfit(state, wanted)
+    if wrong:
+        raise UserError(
+            f"{path} does not hold the weights of the embedded ViT ({wrong}); `foura pretrain` remakes them."
+        )
+    model.load_state_dict(state, strict=False)
     return model
 
 
 def _timm_model(cfg: DictConfig, num_classes: int) -> nn.Module:
     """A model by timm's own loading, so that heads and input channels are adapted as timm does it."""
     name, pretrained, overlay = cfg.name, cfg.pretrained is not False, None
-    if Path(name).is_dir():
-        name = f"local-dir:{name}"
+    folder = here(name)
+    if folder is not None and folder.is_dir():
+        name = f"local-dir:{folder}"
     elif not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name.split(".")[0]):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"backbone.name={name} is neither a timm model nor a folder here.{hint}")
     if isinstance(cfg.pretrained, str):
-        if not Path(cfg.pretrained).is_file():
-            raise UserError(f"backbone.pretrained={cfg.pretrained}: there is no such file.")
-        overlay = {"file": cfg.pretrained}
+        overlay = {"file": str(regular(find(cfg.pretrained, "backbone.pretrained")))}
+    options: dict[str, Any] = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay, "num_classes": num_classes}
     size = {"img_size": cfg.img_size} if cfg.img_size else {}
     try:
-        return timm.create_model(
-            name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=num_classes, **size
-        )
-    except TypeError as error:
-        if size and "img_size" in str(error):  # convolutional models take any size and have no such argument
-            return timm.create_model(
-                name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=num_classes
-            )
-        raise
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
+        with _left_unset() as unset:
+            try:
+                model = timm.create_model(name, **options, **size)
+            except TypeError as error:
+                if not (size and "img_size" in str(error)):
+                    raise
+                model = timm.create_model(name, **options)  # convolutional models take any size, without saying so
+    except Exception as error:  # timm, and what it makes of a config.json, raise many kinds; all say what is wrong
         raise UserError(
-            f"backbone.name={name}: the weights could not be loaded ({reason}). Give a file with "
+            f"backbone.name={name}: the weights could not be loaded ({reason(error)}). Give a file with "
             "backbone.pretrained=PATH, a local folder with backbone.name=PATH, or backbone.pretrained=false."
         ) from error
+    described: Any = model.pretrained_cfg
+    head = described.get("classifier")
+    missing = [key for key in unset if not key.startswith(f"{head}.") and not key.endswith("num_batches_tracked")]
+    if pretrained and missing:
+        raise UserError(
+            f"backbone.name={cfg.name}: the weights are of another model: {len(missing)} that this one has are missing, such "
+            f"as {missing[0]}."
+        )
+    return model
+
+
+@contextmanager
+def _left_unset() -> Iterator[list[str]]:
+    """Names of the weights that timm did not find and left at random: with a new head it tells its log alone."""
+    names: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found = re.match(r"Missing keys \((.*)\) discovered", record.getMessage())
+            names.extend(found.group(1).split(", ") if found else [])
+
+    log, listener = logging.getLogger("timm.models._builder"), Listener()
+    level = log.level
+    log.addHandler(listener)
+    log.setLevel(logging.INFO)
+    try:
+        yield names
+    finally:
+        log.removeHandler(listener)
+        log.setLevel(level)

@@ -5,7 +5,6 @@ has it); or all of its images share one prompt, as in DreamBooth (`dataset.promp
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from foura.datasets.sources import SPLIT_NAMES, existing, read_hub
+from foura.datasets.sources import SPLIT_NAMES, encoded, existing, image_files, read_hub, rows
 from foura.datasets.splits import open_image
+from foura.datasets.text import spellable
 from foura.errors import UserError
+from foura.files import json_lines
 
-SMALLEST = 8  # pixels: what is smaller is no picture
 ENCODED_AT_ONCE = 8
 
 
@@ -92,7 +92,7 @@ def _folders(cfg: DictConfig) -> dict[str, Captioned]:
 def _folder(folder: Path, cfg: DictConfig) -> Captioned:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+    files = image_files(folder, IMG_EXTENSIONS)
     if not files:
         raise UserError(f"{folder} has no images ({', '.join(IMG_EXTENSIONS)}).")
     names = [file.relative_to(folder).as_posix() for file in files]
@@ -117,17 +117,14 @@ def _folder(folder: Path, cfg: DictConfig) -> Captioned:
 
 def _listed(path: Path, column: str) -> dict[str, str]:
     captions = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            captions[row["file_name"]] = str(row[column])
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error.msg}.") from None
-        except (KeyError, TypeError):
-            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"{path}, line {number} needs the fields file_name and {column}; it has: {has}.") from None
+    for line, row in json_lines(path):
+        file, caption = row.get("file_name"), row.get(column)
+        if not isinstance(file, str) or not isinstance(caption, str):
+            has = ", ".join(row)
+            raise UserError(
+                f"{path.parent / line} needs the fields file_name and {column} with texts in them; it has: {has}."
+            )
+        captions[file] = spellable(caption, f"{path.parent / line}: the field {column!r}")
     return captions
 
 
@@ -149,11 +146,14 @@ def _hub(cfg: DictConfig) -> dict[str, Captioned]:
                     )
             if not isinstance(table.features[cfg.columns.image], datasets.Image):
                 raise UserError(f"dataset.columns.image={cfg.columns.image} does not hold images.")
-            pictures = table.cast_column(cfg.columns.image, datasets.Image(decode=False))[cfg.columns.image]
-            images = [item["bytes"] if item["bytes"] is not None else item["path"] for item in pictures]
-            captions = (
-                [cfg.prompt] * len(images) if cfg.prompt is not None else [str(c) for c in table[cfg.columns.text]]
-            )
+            pictures = rows(table.cast_column(cfg.columns.image, datasets.Image(decode=False))[cfg.columns.image])
+            images = encoded(pictures)
+            captions = [cfg.prompt] * len(images) if cfg.prompt is not None else rows(table[cfg.columns.text])
+            without = [
+                number for number, caption in enumerate(captions) if not isinstance(caption, str) or not caption.strip()
+            ]
+            if without:
+                raise UserError(f"dataset.columns.text={cfg.columns.text}: {name} item {without[0]} has no caption.")
             splits[split] = Captioned(images, captions, [f"{name} item {number}" for number in range(len(images))])
     if "train" not in splits:
         raise UserError(f"dataset.path={cfg.path} has no split named train; it has: {', '.join(found)}.")
@@ -213,14 +213,8 @@ def prepare_captioned(
 
 def _square(image: Any, name: str, size: int) -> Tensor:
     """The middle square of an image, (3, size, size) in 0..1; what is transparent becomes white."""
-    opened = open_image(image, name)
-    if min(opened.size) < SMALLEST:
-        raise UserError(f"{name} is {opened.width} x {opened.height} pixels: too small to be a picture; take it out.")
-    opened = ImageOps.exif_transpose(opened)
-    if "A" in opened.getbands() or "transparency" in opened.info:
-        white = Image.new("RGBA", opened.size, "white")
-        opened = Image.alpha_composite(white, opened.convert("RGBA"))
-    square = ImageOps.fit(opened.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    opened = open_image(image, name, "RGB", turned=True)
+    square = ImageOps.fit(opened, (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
 
 

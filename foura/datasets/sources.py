@@ -3,6 +3,7 @@
 Each source gives `Labelled` splits with images still encoded; cutting and decoding is the same for all (`splits`).
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from foura.errors import UserError
+from foura.errors import UserError, reason
+from foura.files import find, here, regular
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
+EXPECTED = "Expected FOLDER/<class>/<image files>, or FOLDER/train/<class>/…."
 
 
 @dataclass
@@ -60,7 +63,7 @@ def _digits(cfg: DictConfig) -> Source:
 
 
 def _folder(cfg: DictConfig) -> Source:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
 
     root = existing(cfg.path)
     if not root.is_dir():
@@ -75,15 +78,15 @@ def _folder(cfg: DictConfig) -> Source:
             extra = set(find_classes(str(folder))[0]) - set(classes)
             if extra:
                 raise UserError(f"{folder} has classes that the training folder lacks: {', '.join(sorted(extra))}.")
-            found = make_dataset(str(folder), index_of, extensions=IMG_EXTENSIONS, allow_empty=split != "train")
-            found = sorted(found)
-            labels = np.array([label for _, label in found], dtype=np.int64)
+            of = {name: image_files(folder / name, IMG_EXTENSIONS) for name in classes}
+            if split == "train" and not all(of.values()):
+                without = ", ".join(name for name in classes if not of[name])
+                raise UserError(f"{folder}: no images for {without} ({', '.join(IMG_EXTENSIONS)}). {EXPECTED}")
+            found = sorted((str(path), index_of[name]) for name in classes for path in of[name])
             paths = [path for path, _ in found]
-            splits[split] = Labelled(paths, labels, paths)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"dataset.path={cfg.path}: {error} Expected FOLDER/<class>/<image files>, or FOLDER/train/<class>/…."
-        ) from None
+            splits[split] = Labelled(paths, np.array([label for _, label in found], dtype=np.int64), paths)
+    except OSError as error:
+        raise UserError(f"dataset.path={cfg.path}: {reason(error)} {EXPECTED}") from None
     return Source(splits, classes)
 
 
@@ -111,7 +114,11 @@ def _hub_split(table: Any, cfg: DictConfig, classes: list[str] | None) -> tuple[
     if not isinstance(table.features[image_column], datasets.Image):
         raise UserError(f"dataset.columns.image={image_column} holds {table.features[image_column]}, not images.")
     table = table.select_columns([image_column, label_column]).cast_column(image_column, datasets.Image(decode=False))
-    feature, values = table.features[label_column], table[label_column][:]
+    feature, values = table.features[label_column], rows(table[label_column])
+    unlabelled = [value for value in values if not isinstance(value, str | int | float) or value != value]
+    if unlabelled or not values:
+        what = f"an item without a label ({unlabelled[0]!r})" if values else "no items"
+        raise UserError(f"dataset.columns.label={label_column} has {what}: classes are texts or numbers.")
     if isinstance(feature, datasets.ClassLabel):
         names = list(feature.names)
         labels = np.array(values, dtype=np.int64)
@@ -124,10 +131,9 @@ def _hub_split(table: Any, cfg: DictConfig, classes: list[str] | None) -> tuple[
         if unknown:
             raise UserError(f"a later split has classes that train lacks: {', '.join(sorted(unknown))}.")
         labels = np.array([index_of[str(value)] for value in values], dtype=np.int64)
-    records = table[image_column][:]
-    images = [record["bytes"] if record["bytes"] is not None else record["path"] for record in records]
-    called = [f"item {index} ({record['path'] or 'no file name'})" for index, record in enumerate(records)]
-    return Labelled(images, labels, called), names
+    records = rows(table[image_column])
+    called = [f"item {index} ({(record or {}).get('path') or 'no file name'})" for index, record in enumerate(records)]
+    return Labelled(encoded(records), labels, called), names
 
 
 def _restrict(source: Source, wanted: list[str]) -> Source:
@@ -153,24 +159,62 @@ def read_hub(path: str) -> Any:
     """
     import datasets
 
-    local = Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if looks_local and not local.exists():
-        raise UserError(f"dataset.path={path}: there is nothing at that place.")
+    local = existing(path) if looks_local else here(path)
     datasets.disable_progress_bars()
     try:
-        if local.is_file():
-            return datasets.load_dataset("parquet", data_files=str(local))
-        return datasets.load_dataset(str(local) if local.exists() else path)
+        if local is not None and not local.is_dir():
+            return datasets.load_dataset("parquet", data_files=str(regular(local)))
+        return datasets.load_dataset(path if local is None else str(local))
+    except UserError:
+        raise
     except Exception as error:  # the library raises many kinds; all of them say why the data cannot be read
-        raise UserError(f"dataset.path={path} could not be loaded: {_first_line(error)}") from error
+        raise UserError(f"dataset.path={path} could not be loaded: {reason(error)}") from error
+
+
+def rows(table: Any) -> list[Any]:
+    """All rows, or all values, of a table of `datasets`.
+
+    Raises:
+        UserError: one that cannot be decoded.
+    """
+    try:
+        return list(table)
+    except Exception as error:  # of the decoders of every kind of column, each with its own
+        raise UserError(
+            f"the data has an item that cannot be read ({reason(error)}); repair it or take it out."
+        ) from error
+
+
+def encoded(records: list[Any]) -> list[Any]:
+    """The bytes or the path of each image of a column that is not decoded.
+
+    Raises:
+        UserError: an item without an image.
+    """
+    images = [record and (record["path"] if record["bytes"] is None else record["bytes"]) for record in records]
+    if not all(images):
+        raise UserError(f"item {[bool(image) for image in images].index(False)} of the data has no image; take it out.")
+    return images
+
+
+def image_files(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
+    """The image files in a folder and the folders in it, in order; linked folders are followed, none is read twice.
+
+    Raises:
+        UserError: one that is no ordinary file.
+    """
+    found, seen = [], set()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above: the same pictures again and again
+            inner.clear()
+            continue
+        seen.add(real)
+        inner.sort()
+        found += [regular(Path(place, name)) for name in names if name.lower().endswith(extensions)]
+    return sorted(found)
 
 
 def existing(path: str) -> Path:
-    if not Path(path).expanduser().exists():
-        raise UserError(f"dataset.path={path}: there is nothing at that place.")
-    return Path(path).expanduser()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return find(path, "dataset.path")

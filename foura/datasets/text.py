@@ -8,8 +8,6 @@ A source gives `Example`s; four formats say what of a record becomes one:
 The last two are multiple choice: trained on the gold answer, judged by which choice is the likeliest.
 """
 
-import json
-import re
 import string
 import sysconfig
 from collections.abc import Iterator
@@ -20,8 +18,9 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from foura.datasets.sources import SPLIT_NAMES, existing, read_hub
+from foura.datasets.sources import SPLIT_NAMES, existing, read_hub, rows
 from foura.errors import UserError
+from foura.files import json_lines, read_text
 
 TEXT_FILES = (
     ".txt",
@@ -40,6 +39,7 @@ TEXT_FILES = (
     ".java",
 )
 CHOICE_FORMATS = ("commonsense", "verbalizer")
+MOST_CHOICES = 100  # of a question: each is a text to read
 # of the standard library: modules that most programmers have met, written by many hands
 STDLIB: tuple[str, ...] = (
     "argparse",
@@ -97,8 +97,8 @@ def open_text(cfg: DictConfig, format: str) -> TextSource:
         format
     ]
     splits = {}
-    for split, rows in records.items():
-        splits[split] = [make(row, name, cfg) for name, row in rows]
+    for split, named in records.items():
+        splits[split] = [make(row, name, cfg) for name, row in named]
         if not splits[split]:
             raise UserError(f"dataset.path={cfg.path}: the {split} split is empty.")
     return TextSource(splits, format)
@@ -109,13 +109,13 @@ def _stdlib() -> Iterator[Example]:
     for module in STDLIB:
         path = folder / f"{module}.py"
         if path.is_file():  # some Pythons keep a module as a package
-            yield Example(f"{module}.py", _read(path))
+            yield Example(f"{module}.py", read_text(path))
 
 
 def _files(path: Path) -> dict[str, list[Example]]:
     """One file or a folder of them, with the folders train, validation and test where the user has them."""
     if path.is_file():
-        return {"train": [Example(path.name, _read(path))]}
+        return {"train": [Example(path.name, read_text(path))]}
     folders = {split: path / name for split, names in SPLIT_NAMES.items() for name in names if (path / name).is_dir()}
     if "train" not in folders:
         folders = {"train": path}
@@ -124,20 +124,8 @@ def _files(path: Path) -> dict[str, list[Example]]:
         found = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix.lower() in TEXT_FILES)
         if not found:
             raise UserError(f"{folder} has no text files ({', '.join(TEXT_FILES)}).")
-        splits[split] = [Example(str(file.relative_to(folder)), _read(file)) for file in found]
+        splits[split] = [Example(str(file.relative_to(folder)), read_text(file)) for file in found]
     return splits
-
-
-def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it or take it out.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    if not text.strip():
-        raise UserError(f"{path} is empty.")
-    return text
 
 
 def _jsonl(path: Path) -> dict[str, list[tuple[str, dict[str, Any]]]]:
@@ -152,21 +140,7 @@ def _jsonl(path: Path) -> dict[str, list[tuple[str, dict[str, Any]]]]:
         }
         if "train" not in files:
             raise UserError(f"{path} has no train.jsonl; it has: {', '.join(sorted(p.name for p in path.iterdir()))}.")
-    splits = {}
-    for split, file in files.items():
-        rows = []
-        for number, line in enumerate(_read(file).splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}, line {number} is not JSON: {error.msg}.") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{file}, line {number} is {type(row).__name__}, not an object with fields.")
-            rows.append((f"{file.name}, line {number}", row))
-        splits[split] = rows
-    return splits
+    return {split: json_lines(file) for split, file in files.items()}
 
 
 def _hub(cfg: DictConfig) -> dict[str, list[tuple[str, dict[str, Any]]]]:
@@ -175,7 +149,7 @@ def _hub(cfg: DictConfig) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     for split, names in SPLIT_NAMES.items():
         present = [name for name in names if name in found]
         if present:
-            splits[split] = [(f"{present[0]} item {number}", row) for number, row in enumerate(found[present[0]])]
+            splits[split] = [(f"{present[0]} item {number}", row) for number, row in enumerate(rows(found[present[0]]))]
     if "train" not in splits:
         raise UserError(f"dataset.path={cfg.path} has no split named train; it has: {', '.join(found)}.")
     return splits
@@ -187,7 +161,20 @@ def _field(row: dict[str, Any], name: str, key: str, column: str | None) -> str:
     value = row[column]
     if not isinstance(value, str):
         raise UserError(f"{name}: the field {column!r} holds {type(value).__name__}, not text.")
-    return value
+    return spellable(value, f"{name}: the field {column!r}")
+
+
+def spellable(text: str, name: str) -> str:
+    """The text, which has bytes: JSON can hold half of a character pair, which no tokenizer takes.
+
+    Raises:
+        UserError: it does.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} holds half a character (at {error.start}), which is no text.") from None
+    return text
 
 
 def _document(row: dict[str, Any], name: str, cfg: DictConfig) -> Example:
@@ -208,10 +195,14 @@ def _completion(row: dict[str, Any], name: str, cfg: DictConfig) -> Example:
 def _commonsense(row: dict[str, Any], name: str, cfg: DictConfig) -> Example:
     instruction = _field(row, name, "the question", "instruction")
     output, answer = _field(row, name, "what is learnt", "output"), _field(row, name, "the gold choice", "answer")
-    found = re.search(r"Answer format:\s*(\S.*?)\s*$", instruction)
-    if found is None:
+    _, asked, listed = instruction.rpartition("Answer format:")
+    names = [choice.strip() for choice in listed.split("/", MOST_CHOICES)]
+    if not asked or not all(names):
         raise UserError(f"{name}: the instruction does not end in 'Answer format: choice/choice/…'.")
-    names = found.group(1).split("/")
+    if not 2 <= len(set(names)) == len(names) <= MOST_CHOICES:
+        raise UserError(
+            f"{name}: there must be 2 to {MOST_CHOICES} choices, each another; it lists {', '.join(names)}."
+        )
     if answer not in names or answer not in output:
         raise UserError(
             f"{name}: the answer {answer!r} is not among the choices {', '.join(names)}, or not in its output."
@@ -227,16 +218,39 @@ def _verbalizer(row: dict[str, Any], name: str, cfg: DictConfig) -> Example:
             "dataset.format=verbalizer needs dataset.template='{sentence} It was' and "
             'dataset.verbalizer=\'[" bad"," good"]\': a prompt of the record\'s fields, and a word for each label.'
         )
-    wanted = [part for _, part, _, _ in string.Formatter().parse(cfg.template) if part]
-    prompt = cfg.template.format(**{part: _field(row, name, "dataset.template", part) for part in wanted})
+    prompt = "".join(
+        said + (_field(row, name, "dataset.template", field) if field else "") for said, field in _pieces(cfg.template)
+    )
     label = row.get(cfg.columns.label)
-    words = tuple(cfg.verbalizer)
+    words = tuple(spellable(word, "dataset.verbalizer") for word in cfg.verbalizer)
+    if len(words) < 2 or not all(words):
+        raise UserError("dataset.verbalizer needs a word for each of at least two labels, and none of them empty.")
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(words):
         raise UserError(
             f"{name}: dataset.columns.label={cfg.columns.label} is {label!r}, and dataset.verbalizer has words for 0 to "
             f"{len(words) - 1}."
         )
     return Example(name, words[label], prompt, words, label)
+
+
+def _pieces(template: str) -> list[tuple[str, str | None]]:
+    """[(what stands before a field, the field), …] of a template; fields are put in as they are, never formatted.
+
+    Raises:
+        UserError: braces that do not name a field, or ask for more than its text.
+    """
+    try:
+        parsed = list(string.Formatter().parse(spellable(template, "dataset.template")))
+    except ValueError as error:
+        raise UserError(
+            f"dataset.template={template} cannot be read ({error}); a brace itself is written twice."
+        ) from None
+    for _, field, spec, conversion in parsed:
+        if field is not None and (not field or spec or conversion):
+            raise UserError(
+                f"dataset.template={template}: braces hold the name of a field and nothing else, as {{sentence}}."
+            )
+    return [(said, field) for said, field, _, _ in parsed]
 
 
 def cut(source: TextSource, cfg: DictConfig) -> dict[str, list[Example]]:

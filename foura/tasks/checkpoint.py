@@ -1,7 +1,6 @@
 """Keeping a run so that it goes on where it left off: after each epoch, now and then within one, and when it is to stop."""
 
 import os
-import pickle
 import signal
 import threading
 import time
@@ -16,6 +15,7 @@ from foura import ranks
 from foura.errors import Interrupted
 
 SAVE_EVERY = 600.0  # seconds between checkpoints within an epoch
+KEYS = {"epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"}  # Lightning's
 
 
 class Checkpoint(Callback):
@@ -120,28 +120,34 @@ class Signals:
         self.asked = signum
 
     def end(self, where: str) -> None:
-        """Stop now, as the scheduler's handler does where it has one (submitit's puts the job into the queue again)."""
+        """Stop now; a scheduler's handler comes first (ours and submitit's put a job of Slurm's into the queue again)."""
         signum = self.asked or signal.SIGTERM  # of another rank, where none came here
         handler = self.before.get(signum)
         self.let_go()
-        if signum in (signal.SIGUSR1, signal.SIGUSR2) and callable(handler):
+        if signum != signal.SIGINT and callable(handler) and handler is not ranks.exit_on_signal:
             handler(signum, None)
         name = signal.Signals(signum).name
         raise Interrupted(f"stopped by {name} after {where}; the same command goes on from there.", signum)
 
 
 def usable(path: Path) -> bool:
-    """Whether there is a checkpoint that can be read; one that was cut short cannot, and is no reason to fail."""
-    if not path.is_file():
-        return False
+    """Whether there is a checkpoint that can be read; one that was cut short cannot, and is no reason to fail.
+
+    Nor can a file that is no checkpoint of a run, or that PyTorch would not have written: nothing of it is executed, and
+    nothing is unpacked that would be larger than the file.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch.load does not look at the checksums
+        if not path.is_file():
+            return False
+        with zipfile.ZipFile(path) as file:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist()):
                 return False
-        torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+            if file.testzip() is not None:  # torch.load does not look at the checksums
+                return False
+        found = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception:  # of a damaged file the parsers of zip, of pickle and of PyTorch raise what they stumble over
         return False
-    return True
+    return isinstance(found, dict) and found.keys() >= KEYS and isinstance(found["epoch"], int)
 
 
 def place(path: Path) -> str:

@@ -43,6 +43,12 @@ def tracking_uri(outputs: Path) -> str:
 def open_store(outputs: Path) -> tuple[MlflowClient, str]:
     """(client, experiment id); the store and the experiment are made where they do not exist."""
     outputs.mkdir(parents=True, exist_ok=True)
+    # processes that make a store, or an experiment in it, at once would get in each other's way
+    with FileLock(outputs / ".store.lock"):
+        return _open_store(outputs)
+
+
+def _open_store(outputs: Path) -> tuple[MlflowClient, str]:
     uri = tracking_uri(outputs)
     _same_file(uri)
     try:
@@ -71,6 +77,13 @@ def parent_run(outputs: Path, sweep: str, command: str = "", tune: Sequence[str]
         command: what was typed to start the sweep, kept as a tag. tune: keys whose best value the report picks.
     """
     client, experiment_id = open_store(outputs)
+    with FileLock(outputs / ".parent.lock"):
+        return _parent_run(client, experiment_id, outputs, sweep, command, tune)
+
+
+def _parent_run(
+    client: MlflowClient, experiment_id: str, outputs: Path, sweep: str, command: str, tune: Sequence[str]
+) -> str:
     query = f"tags.sweep = '{sweep}' and tags.role = 'sweep'"
     found = client.search_runs([experiment_id], filter_string=query, max_results=1)
     path = outputs / "sweeps" / sweep / "sweep.json"

@@ -11,7 +11,6 @@ GRID = ("sweep=s", "adapter=head,lora", "seed=0,1", "rank=4", "dataset.limit=40"
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="several processes that make the store or the parent run at once get in each other's way")
 def test_three_workers_on_one_sweep_do_every_run_once(root, run_env, tmp_path) -> None:
     outputs = tmp_path / "outputs"
     workers = [start(root, run_env, outputs, *GRID) for _ in range(WORKERS)]

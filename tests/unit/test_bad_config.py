@@ -1,14 +1,17 @@
 """Configs that nobody thought of: whatever is typed is accepted or refused in one sentence, never by a traceback."""
 
 import dataclasses
+import math
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from foura import config, schema
 from foura.errors import UserError
-from tests.unit.test_config import composed
+from tests.unit.test_config import CONF, composed
 
 
 def keys(node: type, prefix: str = "") -> list[str]:
@@ -64,3 +67,94 @@ def test_any_command_line_is_accepted_or_refused_in_a_sentence(overrides) -> Non
 def test_a_reference_to_nothing_is_said_by_check() -> None:
     with pytest.raises(UserError, match=r"nothing\.there"):
         config.check(composed("seed=${nothing.there}"))
+
+
+def numbers() -> list[tuple[str, float, bool]]:
+    """(key, a bound, whether the bound itself is legal) of every number in the schema."""
+    found = []
+    for key in KEYS:
+        node, *path = schema.Config, *key.split(".")
+        for part in path[:-1]:
+            node = next(spec.type for spec in dataclasses.fields(node) if spec.name == part)
+        limits = next(spec.metadata for spec in dataclasses.fields(node) if spec.name == path[-1])
+        bounds = {"at_least": True, "above": False, "below": False}
+        found += [
+            (key, limits[name], legal) for name, legal in bounds.items() if math.isfinite(limits.get(name, math.inf))
+        ]
+    return found
+
+
+def changed(cfg, key: str, value):
+    """The config with one value changed, beside what the types of the schema allow."""
+    cfg = cfg.copy()
+    OmegaConf.update(cfg, key, value)
+    return cfg
+
+
+def is_refused(cfg) -> bool:
+    try:
+        config.check(cfg)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return True
+    return False
+
+
+def test_every_number_is_legal_up_to_its_bound_and_not_beyond() -> None:
+    base = composed()
+    assert len(numbers()) > 40
+    for key, bound, legal in numbers():
+        whole = isinstance(OmegaConf.select(base, key), int) or (legal and bound == int(bound))
+        step = 1 if whole else 1e-9
+        below = (key, bound) in [(name, limit) for name, limit, _ in numbers() if limit and not legal]
+        value = int(bound) if whole else bound
+        assert is_refused(changed(base, key, value)) != legal, (key, value)
+        assert is_refused(changed(base, key, value + step if below else value - step)), key
+
+
+def test_every_number_refuses_what_is_none() -> None:
+    base = composed()
+    for key in {key for key, *_ in numbers()}:
+        for value in ("x", "", [1], {"a": 1}, "1.5.2", "1e", math.nan):
+            try:
+                cfg = changed(base, key, value)
+            except OmegaConfBaseException as error:
+                said = config.explain(error)
+                assert key.split(".")[-1] in said and "\n" not in said, said
+            else:
+                assert is_refused(cfg), (key, value)
+
+
+def test_every_choice_refuses_what_is_none_and_lists_what_is() -> None:
+    base = composed()
+    for key in KEYS:
+        node, *path = schema.Config, *key.split(".")
+        for part in path[:-1]:
+            node = next(spec.type for spec in dataclasses.fields(node) if spec.name == part)
+        listed = next(spec.metadata for spec in dataclasses.fields(node) if spec.name == path[-1]).get("choices", ())
+        for value in ("evil", "", "../x", "a\nb") if listed else ():
+            with pytest.raises(UserError) as refused:
+                config.check(changed(base, key, value))
+            assert listed[0] in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_every_group_goes_with_every_backbone_and_trainer_or_is_refused() -> None:
+    conf = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in GROUPS}
+    conf["dataset"] = [name for name in conf["dataset"] if not name.startswith("for_")]  # the same under another name
+    tried = set()
+    for i, adapter in enumerate(conf["adapter"]):
+        for j, backbone in enumerate(conf["backbone"]):
+            dataset = conf["dataset"][(3 * i + j) % len(conf["dataset"])]
+            trainer = conf["trainer"][(i + j) % len(conf["trainer"])]
+            groups = {"adapter": adapter, "dataset": dataset, "backbone": backbone, "trainer": trainer}
+            cfg = composed(*(f"{group}={choice}" for group, choice in groups.items()), "dataset.path=x")
+            fits = cfg.dataset.source in schema.SOURCES[cfg.backbone.family]
+            assert is_refused(cfg) != fits or cfg.dataset.format is not None, groups
+            tried |= {(adapter, backbone), (dataset, backbone), (adapter, trainer), (dataset, trainer)}
+    for one, other in (
+        ("adapter", "backbone"),
+        ("dataset", "backbone"),
+        ("adapter", "trainer"),
+        ("dataset", "trainer"),
+    ):
+        assert {(a, b) for a in conf[one] for b in conf[other]} <= tried, (one, other)

@@ -115,7 +115,7 @@ def test_bad_pictures_end_in_a_sentence(folder, tmp_path) -> None:
     write_captions(folder, range(6))
     refused("captions for 6 of 12 images; none for 06.png, 07.png, 08.png …", path=str(folder))
     (folder / "metadata.jsonl").write_text('{"file_name": "00.png", "caption": "x"}')
-    refused("needs the fields file_name and text; it has: file_name, caption", path=str(folder))
+    refused("needs the fields file_name and text with texts in them; it has: file_name, caption", path=str(folder))
     (folder / "metadata.jsonl").unlink()
     refused("has no captions: add metadata.jsonl", path=str(folder))
     Image.new("RGB", (1, 1)).save(folder / "dot.png")

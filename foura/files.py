@@ -1,0 +1,128 @@
+"""Files that users name: found, and read as text or JSON, before any library is given them.
+
+Nothing here waits for a pipe, follows a path into an exception, or leaves a parser's exception to the user.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from foura.errors import UserError, reason
+
+
+def here(path: str) -> Path | None:
+    """The place that a path names, with ~ expanded, or None where nothing is or can be."""
+    try:
+        place = Path(path).expanduser()
+        return place if place.exists() else None
+    except (OSError, RuntimeError):  # a name that is too long, a folder that may not be entered, ~ of nobody
+        return None
+
+
+def find(path: str, key: str) -> Path:
+    """The place that the config's `key` names.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    place = here(path)
+    if place is None:
+        raise UserError(f"{key}={path}: there is nothing at that place.")
+    return place
+
+
+def regular(path: Path) -> Path:
+    """The path, which is an ordinary file: opening a pipe would wait for ever, and a device may have no end.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        if path.is_file():
+            return path
+    except OSError:
+        pass
+    raise UserError(f"{path} is no file that can be read; take it out or name another.")
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, without the byte order mark that some editors put first.
+
+    Raises:
+        UserError: it is not UTF-8, cannot be read, or holds nothing but blanks.
+    """
+    try:
+        text = regular(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it or take it out.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    if not text.strip():
+        raise UserError(f"{path} is empty.")
+    return text
+
+
+def parse_json(text: str, name: str) -> dict[str, Any]:
+    """The object that a JSON text is.
+
+    Raises:
+        UserError: it is not JSON, or not an object; the message begins with `name`.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name} is not JSON: {error.msg}.") from None
+    except (RecursionError, ValueError):  # nested thousands deep; an integer of thousands of digits
+        raise UserError(f"{name} is JSON that is nested too deep, or has a number that is too long.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{name} is {type(value).__name__}, not an object with fields.")
+    return value
+
+
+def json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """[("FILE, line N", record), …] of a file of JSON lines. A line ends at a line feed: strings may hold other breaks.
+
+    Raises:
+        UserError: a line that is no JSON object.
+    """
+    lines = enumerate(read_text(path).split("\n"), 1)
+    return [(f"{path.name}, line {n}", parse_json(line, f"{path}, line {n}")) for n, line in lines if line.strip()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: there is none.
+    """
+    return parse_json(read_text(path), str(path))
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """{name: tensor} of a safetensors file. No other kind is read: a pickle can run code.
+
+    Raises:
+        UserError: it is none, or damaged.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(regular(path))
+    except UserError:
+        raise
+    except Exception as error:  # the parser raises its own kind, and what names of dtypes and sizes lead to
+        raise UserError(f"{path} cannot be read as safetensors ({reason(error)}).") from None
+
+
+def unfit(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The first difference between tensors that were found and those that are wanted, by name and shape, or None."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in wanted:
+            return f"{name} is in no place of the model"
+        if found[name].shape != wanted[name].shape:
+            return f"{name} is {tuple(found[name].shape)} and should be {tuple(wanted[name].shape)}"
+        if found[name].is_floating_point() != wanted[name].is_floating_point() or found[name].is_complex():
+            return f"{name} holds {found[name].dtype}"
+    return None
