@@ -1,0 +1,105 @@
+"""Processes that are killed, stopped or out of memory in the worst moment: the same command goes on, and nothing is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_sweeps import children, scientific, start, statuses
+
+# kill -9 of itself while the file or folder of that name is being written: what is there of it is half of it
+KILLED_WHILE = """
+import os, pathlib, runpy, signal, sys
+name, left = sys.argv[1], int(sys.argv[2])
+del sys.argv[:3]
+real = os.replace
+def replace(source, target, **more):
+    global left
+    if pathlib.Path(target).name == name:
+        left -= 1
+        if left == 0:
+            files = [source] if os.path.isfile(source) else [one for one in pathlib.Path(source).iterdir()]
+            for one in files:
+                os.truncate(one, os.path.getsize(one) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return real(source, target, **more)
+os.replace = replace
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+SMALL = ("adapter=foura", "rank=4", "dataset.limit=60", "dataset.epochs=4", "sweep=s")
+
+
+@pytest.mark.parametrize(("name", "number"), [("checkpoint.pt", 3), ("adapter", 1), ("status.json", 3)])
+def test_killed_while_it_writes(name, number, train, root, run_env, tmp_path) -> None:
+    outputs = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED_WHILE, name, str(number), str(root / "train.py"), "-m", *SMALL]
+    ran = subprocess.run([*command, f"outputs={outputs}"], env=run_env, cwd=tmp_path, capture_output=True, check=False)
+    assert ran.returncode == -signal.SIGKILL
+    (before,) = statuses(outputs, "s").values()
+    assert before["state"] == "running"
+    again, whole = train("-m", *SMALL, into="killed"), train("-m", *SMALL, into="whole")
+    assert again.code == 0 and "goes on after epoch" in again.out
+    (after,), (expected,) = statuses(outputs, "s").values(), statuses(whole.outputs, "s").values()
+    assert after["state"] == "finished" and after["run_id"] == before["run_id"]
+    assert scientific(after["metrics"]) == pytest.approx(scientific(expected["metrics"]), rel=1e-5)
+    assert len(children(outputs, "s")[1]) == 1
+    (adapter,) = outputs.glob("sweeps/s/*/adapter/adapter_model.safetensors")
+    (intact,) = whole.outputs.glob("sweeps/s/*/adapter/adapter_model.safetensors")
+    assert adapter.stat().st_size == intact.stat().st_size
+
+
+LONG = ("adapter=foura", "adapter.dropout=0.1", "rank=4", "dataset.limit=600", "dataset.batch_size=2", "sweep=s")
+LONG += ("dataset.epochs=2",)
+
+
+def begun(root, run_env, outputs: Path, *arguments: str) -> subprocess.Popen:
+    """A sweep's command, 20 seconds after it made its run: in the middle of its first epoch."""
+    command = [sys.executable, str(root / "train.py"), "-m", *arguments, f"outputs={outputs}"]
+    process = subprocess.Popen(
+        command,
+        env=run_env,
+        cwd=outputs.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests may run where it is ignored
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(outputs.glob("sweeps/s/*/tracking.jsonl")):
+        time.sleep(0.05)
+    time.sleep(3)
+    return process
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_within_an_epoch_goes_on_from_that_step(signum, train, root, run_env, tmp_path) -> None:
+    outputs = tmp_path / "stopped"
+    process = begun(root, run_env, outputs, *LONG)
+    process.send_signal(signum)
+    said, _ = process.communicate(timeout=120)
+    (before,) = statuses(outputs, "s").values()
+    assert before["state"] == "interrupted" and process.returncode == 128 + signum, said
+    assert "in epoch 1; the same command goes on from there" in said
+    again, whole = train("-m", *LONG, into="stopped"), train("-m", *LONG, into="whole")
+    assert again.code == 0 and "goes on after batch " in again.out
+    (after,), (expected,) = statuses(outputs, "s").values(), statuses(whole.outputs, "s").values()
+    assert after["run_id"] == before["run_id"]
+    assert scientific(after["metrics"]) == pytest.approx(scientific(expected["metrics"]), rel=1e-5)
+
+
+def test_a_second_ctrl_c_does_not_wait(root, run_env, tmp_path) -> None:
+    outputs = tmp_path / "stopped"
+    process = begun(root, run_env, outputs, *LONG)
+    os.killpg(process.pid, signal.SIGSTOP)  # so that both come within one step
+    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGCONT)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    (status,) = statuses(outputs, "s").values()
+    assert process.returncode != 0 and status["state"] == "interrupted"
