@@ -37,29 +37,28 @@ def read_config(run: Path) -> DictConfig:
     if not path.is_file():
         raise UserError(f"{run} is no finished run: it has no config.yaml.")
     register()
-    text = read_text(path)
+    cfg = _parsed(path)
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise UserError("it refers to its own parts, which no run writes and which can grow without end.")
-        cfg: Any = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))
         check(cfg)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path} is no run's config: {explain(error)}") from None
     except UserError as error:
         raise UserError(f"{path} is no run's config: {error}") from None
-    except (
-        yaml.YAMLError,
-        RecursionError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-    ) as error:  # the parsers'
-        raise UserError(f"{path} is no run's config: {reason(error)}") from None
     adapter = run / "adapter" / ("model.safetensors" if cfg.adapter.method in BARE else "adapter_config.json")
     if not adapter.is_file():
         raise UserError(f"{run} is no finished run: it has no {adapter.relative_to(run)}.")
     return cfg
+
+
+def _parsed(path: Path) -> Any:
+    """The file merged into the schema, whose types it then has."""
+    text = read_text(path)
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it refers to its own parts, which no run writes and which can grow without end")
+        return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path} is no run's config: {explain(error)}") from None
+    except Exception as error:  # of YAML's and OmegaConf's parsers, which raise what the text leads them to
+        raise UserError(f"{path} is no run's config: {reason(error)}") from None
 
 
 def load_bare(run: Path, parts: Parts, cfg: DictConfig) -> nn.Module:

@@ -44,7 +44,10 @@ class Hangs(BaseException):
 def in_time(seconds: int = SECONDS) -> Iterator[None]:
     """What takes longer fails; what cannot even be interrupted ends the process with its stack printed."""
 
+    fired: list[bool] = []
+
     def late(*_: Any) -> None:
+        fired.append(True)
         raise Hangs(f"still at it after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, late)
@@ -56,6 +59,8 @@ def in_time(seconds: int = SECONDS) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+        if fired:  # also where a library's own clean-up put another error in its place
+            raise Hangs(f"still at it after {seconds} s")
 
 
 def is_a_sentence(said: str) -> None:
