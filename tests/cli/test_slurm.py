@@ -120,25 +120,25 @@ def test_a_run_interrupted_in_every_way_ends_as_if_nothing_had_happened(slurm, e
     assert [point.step for point in history] == list(range(EPOCHS))
 
 
-def test_the_script_without_submitit_makes_room_and_goes_on(slurm, env, root, tmp_path) -> None:
-    outputs = tmp_path / "outputs"
-    text = (root / "docs" / "cluster" / "slurm.sh").read_text().replace(". .venv/bin/activate", "")
+def test_the_script_without_submitit_goes_back_into_the_queue_and_goes_on(slurm, env, root, tmp_path) -> None:
+    outputs, log = tmp_path / "outputs", tmp_path / "log"
+    text = (root / "docs" / "cluster" / "slurm.sh").read_text()
+    text = text.replace(". .venv/bin/activate", "").replace("OMP_NUM_THREADS=2", "OMP_NUM_THREADS=1")
     command = f"python {root / 'train.py'} -m {' '.join(LONG)} outputs={outputs} &"
     (tmp_path / "slurm.sh").write_text(re.sub(r"^python train\.py .* &$", command, text, flags=re.MULTILINE))
-    log = tmp_path / "log"
     options = ("--array=0", "--cpus-per-task=1", "--mem=0", f"--output={log}", "--parsable", f"--chdir={tmp_path}")
     sent = subprocess.run(
         ["sbatch", *options, "slurm.sh"], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    job = f"{sent.stdout.strip()}_0"
-    kept, out_of_time = 0.0, ("scancel", "--batch", "--signal=TERM", job)  # --signal=B:TERM@60
-    for interruption in (INTERRUPTIONS["preempted"], out_of_time):
+    job, kept = f"{sent.stdout.strip()}_0", 0.0
+    # by Slurm itself (so does it preempt a job without steps, once GraceTime is over); by --signal=B:TERM@60
+    for interruption in (("scontrol", "requeue", job), ("scancel", "--batch", "--signal=TERM", job)):
         until(lambda since=kept: epochs_kept(outputs) > since and only(outputs)["state"] == "running")
-        subprocess.Popen(interruption, env=env, stderr=subprocess.DEVNULL)
+        slurm.ask(*interruption)
         until(lambda: slurm.jobs().get(job) == "PENDING")
         assert only(outputs)["state"] == "interrupted"
         kept = epochs_kept(outputs)
-    until(lambda: job not in slurm.jobs())
+    until(lambda: job not in slurm.jobs(), seconds=600)
     said = log.read_text()
     assert only(outputs)["state"] == "finished", said
     assert said.count("goes on after epoch") == 2 and "report: " in said
