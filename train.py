@@ -97,7 +97,7 @@ def _lead(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> None
             OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
             if processes > 1 and not ranks.started():
                 if not status.goes_on(key):
-                    (folder / "checkpoint.pt").unlink(missing_ok=True)
+                    status.checkpoint.unlink(missing_ok=True)
                 ranks.launch(folder, status, processes, sweep)
                 return
             needed = ranks.tell(True)

@@ -86,7 +86,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike whatever the data needed of the generator
     model = attach(parts.backbone, cfg, steps=loaders.steps())
 
-    checkpoint = Path(ranks.tell(str(folder / "checkpoint.pt")))
+    checkpoint = Path(ranks.tell(str(status.checkpoint)))
     tracked, goes_on = _tracked(cfg, status, checkpoint, title, data, sweep) if leads else (Untracked(), False)
     goes_on = ranks.tell(goes_on)
     status.write("running", run_id=tracked.run_id)
@@ -141,8 +141,6 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
                 f"tracking is behind ({tracked.outbox.error}): `foura sync` delivers what is kept in {folder}"
             )
         status.fields |= {"metrics": metrics, "run_id": tracked.run_id}
-        if leads:
-            checkpoint.unlink(missing_ok=True)
     except BaseException as error:
         tracked.close(state_of(error))
         raise

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before anything imports the hub's client, which would otherwise try for half a minute
+)
 
 
 @pytest.fixture(autouse=True)

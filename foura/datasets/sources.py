@@ -159,6 +159,8 @@ def read_hub(path: str) -> Any:
     """
     import datasets
 
+    if not path.strip():  # a library would take it for the folder that it happens to be in
+        raise UserError("dataset.path is empty: say a hub id, a folder or a parquet file.")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     local = existing(path) if looks_local else here(path)
     datasets.disable_progress_bars()

@@ -15,6 +15,7 @@ from foura import ranks
 from foura.errors import Interrupted
 
 SAVE_EVERY = 600.0  # seconds between checkpoints within an epoch
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 KEYS = {"epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"}  # Lightning's
 
 
@@ -95,11 +96,13 @@ class Signals:
     def __init__(self) -> None:
         self.asked: int | None = None
         self.before: dict[int, Any] = {}
+        # of a scheduler's; what is there once training runs is Lightning's
+        self.others = {signum: signal.getsignal(signum) for signum in CAUGHT}
 
     def catch(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return  # signals are not ours to handle
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for signum in CAUGHT:
             handler = signal.getsignal(signum)
             if signum == signal.SIGINT and handler == signal.SIG_IGN:
                 continue  # started in the background of a shell, where Ctrl-C is for others
@@ -122,7 +125,7 @@ class Signals:
     def end(self, where: str) -> None:
         """Stop now; a scheduler's handler comes first (ours and submitit's put a job of Slurm's into the queue again)."""
         signum = self.asked or signal.SIGTERM  # of another rank, where none came here
-        handler = self.before.get(signum)
+        handler = self.others.get(signal.Signals(signum))
         self.let_go()
         if signum != signal.SIGINT and callable(handler) and handler is not ranks.exit_on_signal:
             handler(signum, None)

@@ -34,7 +34,7 @@ class RunStatus:
     """
 
     def __init__(self, folder: Path, held: bool = False) -> None:
-        self.path = folder / "status.json"
+        self.path, self.checkpoint = folder / "status.json", folder / "checkpoint.pt"
         self.previous: dict[str, Any] = {}
         self.fields: dict[str, Any] = {"key": None, "run_id": None, "metrics": {}}
         self.killed = 0
@@ -71,12 +71,13 @@ class RunStatus:
                     self.write(state_of(error), error=said)
             elif self.state is not None:
                 self.write("finished", seconds=round(time.monotonic() - self.began, 1))
+                self.checkpoint.unlink(missing_ok=True)  # only now: until then it is what a killed run goes on from
         finally:
             self.lock.release()
 
     def _kept(self) -> list[int]:
         """What the checkpoint can be told by; a clock that was set does not matter."""
-        path = self.path.with_name("checkpoint.pt")
+        path = self.checkpoint
         return [path.stat().st_mtime_ns, path.stat().st_size] if path.is_file() else []
 
     def goes_on(self, key: str) -> bool:

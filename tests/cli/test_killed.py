@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_sweeps import children, scientific, start, statuses
+from tests.cli.test_sweeps import children, scientific, statuses
 
 # kill -9 of itself while the file or folder of that name is being written: what is there of it is half of it
 KILLED_WHILE = """
@@ -33,7 +33,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 SMALL = ("adapter=foura", "rank=4", "dataset.limit=60", "dataset.epochs=4", "sweep=s")
 
 
-@pytest.mark.parametrize(("name", "number"), [("checkpoint.pt", 3), ("adapter", 1), ("status.json", 3)])
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("checkpoint.pt", 3),
+        pytest.param("adapter", 1, marks=pytest.mark.slow),
+        pytest.param("status.json", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_while_it_writes(name, number, train, root, run_env, tmp_path) -> None:
     outputs = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED_WHILE, name, str(number), str(root / "train.py"), "-m", *SMALL]
@@ -57,7 +64,7 @@ LONG += ("dataset.epochs=2",)
 
 
 def begun(root, run_env, outputs: Path, *arguments: str) -> subprocess.Popen:
-    """A sweep's command, 20 seconds after it made its run: in the middle of its first epoch."""
+    """A sweep's command, a second after its first epoch: in the middle of its second."""
     command = [sys.executable, str(root / "train.py"), "-m", *arguments, f"outputs={outputs}"]
     process = subprocess.Popen(
         command,
@@ -70,13 +77,13 @@ def begun(root, run_env, outputs: Path, *arguments: str) -> subprocess.Popen:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests may run where it is ignored
     )
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(outputs.glob("sweeps/s/*/tracking.jsonl")):
+    while time.monotonic() < deadline and not list(outputs.glob("sweeps/s/*/checkpoint.pt")):
         time.sleep(0.05)
-    time.sleep(3)
+    time.sleep(1)
     return process
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_within_an_epoch_goes_on_from_that_step(signum, train, root, run_env, tmp_path) -> None:
     outputs = tmp_path / "stopped"
     process = begun(root, run_env, outputs, *LONG)
@@ -84,7 +91,7 @@ def test_stopped_within_an_epoch_goes_on_from_that_step(signum, train, root, run
     said, _ = process.communicate(timeout=120)
     (before,) = statuses(outputs, "s").values()
     assert before["state"] == "interrupted" and process.returncode == 128 + signum, said
-    assert "in epoch 1; the same command goes on from there" in said
+    assert "in epoch 2; the same command goes on from there" in said
     again, whole = train("-m", *LONG, into="stopped"), train("-m", *LONG, into="whole")
     assert again.code == 0 and "goes on after batch " in again.out
     (after,), (expected,) = statuses(outputs, "s").values(), statuses(whole.outputs, "s").values()

@@ -143,7 +143,8 @@ def test_every_group_goes_with_every_backbone_and_trainer_or_is_refused() -> Non
     conf["dataset"] = [name for name in conf["dataset"] if not name.startswith("for_")]  # the same under another name
     tried = set()
     for i, adapter in enumerate(conf["adapter"]):
-        for j, backbone in enumerate(conf["backbone"]):
+        for j in range(max(len(conf["backbone"]), len(conf["trainer"]))):
+            backbone = conf["backbone"][j % len(conf["backbone"])]
             dataset = conf["dataset"][(3 * i + j) % len(conf["dataset"])]
             trainer = conf["trainer"][(i + j) % len(conf["trainer"])]
             groups = {"adapter": adapter, "dataset": dataset, "backbone": backbone, "trainer": trainer}

@@ -19,12 +19,16 @@ from foura.tracking.store import open_store, parent_run, start_run
 
 def synthetic(outputs: Path, sweep: str, runs, tune=(), epochs: int = 3) -> None:
     """runs: (adapter, config, seed, test accuracy, validation accuracy, state) of each."""
-    parent = parent_run(outputs, sweep, command="python train.py -m …", tune=tune)
+    parent_run(outputs, sweep, command="python train.py -m …", tune=tune)
     for adapter, config, seed, test, val, state in runs:
         params = {"backbone.family": "vit", "dataset.format": "None", "seed": seed, "adapter.name": adapter, **config}
         tags = {"sweep": sweep, "adapter": adapter, "backbone": "vit", "dataset": "digits", "seed": seed}
         tags |= {"rank": config.get("rank", 4), "data_fingerprint": f"f{seed}"}
-        run = start_run(outputs, f"{adapter} {seed}", params, tags, parent)
+        folder = outputs / "sweeps" / sweep / f"{adapter} {config} {seed}"
+        folder.mkdir(parents=True)
+        run = start_run(
+            outputs, folder, f"{adapter} {seed}", params, {**tags, "key": folder.name.replace("'", "")}, sweep
+        )
         for epoch in range(epochs):
             run.log_metrics({"train_eval/acc": val + 0.05, "val/acc": val, "gap/acc": 0.05}, step=epoch)
         if state == "finished":
