@@ -21,7 +21,8 @@ PATIENCE = 2  # how often a run of a sweep may be killed at the same place befor
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> bool:
+    """Whether there was anything to do; the callback of sweeps asks."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         try:
@@ -31,11 +32,12 @@ def main(cfg: DictConfig) -> None:
             sys.exit(error.code)
         except UserError as error:
             sys.exit(f"error: {error}")
-        return
+        return True
     try:
-        one(cfg, folder, Path(HydraConfig.get().sweep.dir).name, again=cfg.force)
+        return one(cfg, folder, Path(HydraConfig.get().sweep.dir).name, again=cfg.force)
     except Busy as error:
         print(f"left to the other: {error}", flush=True)
+        return False
     except Interrupted as error:
         print(f"interrupted: {folder.name}: {error}", flush=True)
         sys.exit(error.code)  # the sweep ends here, and the same command goes on with it
@@ -47,21 +49,22 @@ def main(cfg: DictConfig) -> None:
         print(
             f"error: {folder.name}: {type(error).__name__}: {said[0]} (all of it: {folder / 'error.txt'})", flush=True
         )
+    return True
 
 
-def one(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> None:
-    """One run; `again` though its result may be there already."""
+def one(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> bool:
+    """One run, `again` though its result may be there already; False where it was there."""
     ranks.heed_sigterm()
     try:
         if not ranks.started():
-            _lead(cfg, folder, sweep, again)
-            return
+            return _lead(cfg, folder, sweep, again)
         ranks.join()
         if ranks.rank() == 0:
-            _lead(cfg, folder, sweep, again)
-        elif ranks.tell():
+            return _lead(cfg, folder, sweep, again)
+        if ranks.tell():
             with ranks.following() as (scratch, status):
                 _run(cfg, scratch, status, sweep)
+        return True
     except UserError:
         raise
     except Exception as error:
@@ -79,7 +82,7 @@ def one(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> None:
         ) from error
 
 
-def _lead(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> None:
+def _lead(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> bool:
     """Hold the folder and run, unless the result is there; other ranks are told whether they are needed."""
     needed = False
     try:
@@ -87,7 +90,7 @@ def _lead(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> None
             check(cfg)
             processes, key = ranks.wanted(cfg), run_key(cfg)
             if status.done(key) and not again:
-                return
+                return False
             if status.killed >= PATIENCE and not again:
                 raise UserError(
                     f"its process was killed {status.killed} times before it got any further, as when memory runs out; the "
@@ -99,9 +102,10 @@ def _lead(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> None
                 if not status.goes_on(key):
                     status.checkpoint.unlink(missing_ok=True)
                 ranks.launch(folder, status, processes, sweep)
-                return
+                return True
             needed = ranks.tell(True)
             _run(cfg, folder, status, sweep)
+            return True
     finally:
         if not needed and ranks.started():
             ranks.tell(False)

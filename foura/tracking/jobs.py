@@ -16,7 +16,7 @@ from omegaconf import DictConfig, flag_override
 
 from foura.config import check, folder_name, run_key
 from foura.errors import UserError
-from foura.tracking.status import DONE, read_json
+from foura.tracking.status import DONE, held, read_json
 
 
 def job_overrides(config: DictConfig) -> list[list[str]]:
@@ -39,8 +39,14 @@ def job_folders(config: DictConfig) -> list[Path]:
 
 
 def states(folders: list[Path]) -> Counter[str]:
-    """How many of these runs are in which state; "waiting" where nothing was begun."""
-    return Counter(read_json(folder / "status.json").get("state", "waiting") for folder in folders)
+    """How many of these runs are in which state; "waiting" where nothing was begun, "interrupted" where nobody is at it."""
+    found = Counter(read_json(folder / "status.json").get("state", "waiting") for folder in folders)
+    dead = [
+        folder for folder in folders if read_json(folder / "status.json").get("state") == "running" and not held(folder)
+    ]
+    found["running"] -= len(dead)
+    found["interrupted"] += len(dead)
+    return +found
 
 
 @dataclass(frozen=True)

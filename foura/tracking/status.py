@@ -95,6 +95,15 @@ class RunStatus:
         write_json(self.path, {"state": state, **self.fields})
 
 
+def held(folder: Path) -> bool:
+    """Whether a living process is at the run of this folder."""
+    try:
+        with FileLock(folder / ".lock").acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def state_of(error: BaseException) -> str:
     """The state that a run ends in because of `error`."""
     if isinstance(error, Ended):
@@ -102,6 +111,8 @@ def state_of(error: BaseException) -> str:
     if isinstance(error, Diverged):
         return "diverged"
     ended_from_outside = isinstance(error, (KeyboardInterrupt, SystemExit, Interrupted)) or cannot_write(error)
+    if type(error).__name__ == "UncompletedJobError":  # submitit's: the job's time is over and it is not queued again
+        return "interrupted"
     return "interrupted" if ended_from_outside else "failed"
 
 

@@ -41,22 +41,25 @@ class SweepCallback(Callback):
 
         told = [text for text in config.hydra.overrides.hydra if text != "hydra.mode=MULTIRUN"]
         command = " ".join(["python train.py -m", *told, *config.hydra.overrides.task])
-        parent_run(self.outputs, self.sweep, command=command, tune=list(config.tune))
-        self.began, self.done_before = time.time(), 0 if config.force else self._count(*DONE)
+        try:
+            parent_run(self.outputs, self.sweep, command=command, tune=list(config.tune))
+        except UserError as error:
+            sys.exit(f"error: {error}")  # of what a callback raises Hydra makes a warning, and goes on
+        self.began, self.done_before = time.monotonic(), 0 if config.force else self._count(*DONE)
         waiting = len(self.folders) - self.done_before
         print(f"sweep {self.sweep}: {len(self.folders)} runs, {self.done_before} done, {waiting} to run", flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if not hasattr(self, "folders"):  # a single run
             return
+        if not job_return._return_value:
+            return  # it had its result before, or another process is at it
         path = Path(config.hydra.runtime.output_dir) / "status.json"
-        if not path.is_file() or path.stat().st_mtime < self.began:
-            return  # it had its result before
         status, now = read_json(path), states(self.folders)
         done = sum(now[state] for state in DONE)
         bad = "".join(f", {now[state]} {state}" for state in ("diverged", "failed", "interrupted") if now[state])
         ended = max(1, done + now["failed"] - self.done_before)
-        left = (time.time() - self.began) / ended * (len(self.folders) - done - now["failed"])
+        left = (time.monotonic() - self.began) / ended * (len(self.folders) - done - now["failed"])
         print(
             f"{_result(status)} {path.parent.name}  [{done} of {len(self.folders)} done{bad}; ETA {left / 60:.0f} min]",
             flush=True,
@@ -67,7 +70,9 @@ class SweepCallback(Callback):
             return
         now = states(self.folders)
         print(f"sweep {self.sweep}: " + ", ".join(f"{count} {state}" for state, count in sorted(now.items())))
-        if now["finished"]:
+        if now["running"]:
+            print(f"{now['running']} runs are at other processes; the last to end makes the report")
+        elif now["finished"]:
             self._report()
         if now["failed"] or now["interrupted"]:
             sys.exit(1)
