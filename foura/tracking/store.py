@@ -32,6 +32,7 @@ EXPERIMENT = "foura"
 PARENT_TAG = "mlflow.parentRunId"
 UNKNOWN = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)  # of a run that the store does not have
 GONE = (UNKNOWN, ErrorCode.Name(INVALID_PARAMETER_VALUE))  # … or that was hidden in it
+_ready: set[str] = set()  # stores that this process has opened
 _files: dict[str, int] = {}  # inode of each SQLite file that this process has opened
 
 
@@ -43,9 +44,14 @@ def tracking_uri(outputs: Path) -> str:
 def open_store(outputs: Path) -> tuple[MlflowClient, str]:
     """(client, experiment id); the store and the experiment are made where they do not exist."""
     outputs.mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri(outputs)
+    if uri in _ready:
+        return _open_store(outputs)
     # processes that make a store, or an experiment in it, at once would get in each other's way
     with FileLock(outputs / ".store.lock"):
-        return _open_store(outputs)
+        found = _open_store(outputs)
+    _ready.add(uri)
+    return found
 
 
 def _open_store(outputs: Path) -> tuple[MlflowClient, str]:
@@ -77,15 +83,25 @@ def parent_run(outputs: Path, sweep: str, command: str = "", tune: Sequence[str]
         command: what was typed to start the sweep, kept as a tag. tune: keys whose best value the report picks.
     """
     client, experiment_id = open_store(outputs)
+    query = f"tags.sweep = '{sweep}' and tags.role = 'sweep'"
+    found = client.search_runs([experiment_id], filter_string=query, max_results=1)
+    if found and not command:
+        return found[0].info.run_id
     with FileLock(outputs / ".parent.lock"):
-        return _parent_run(client, experiment_id, outputs, sweep, command, tune)
+        found = client.search_runs([experiment_id], filter_string=query, max_results=1)
+        return _parent_run(client, experiment_id, found, outputs, sweep, command, tune)
 
 
 def _parent_run(
-    client: MlflowClient, experiment_id: str, outputs: Path, sweep: str, command: str, tune: Sequence[str]
+    client: MlflowClient,
+    experiment_id: str,
+    found: Sequence[Any],
+    outputs: Path,
+    sweep: str,
+    command: str,
+    tune: Sequence[str],
 ) -> str:
-    query = f"tags.sweep = '{sweep}' and tags.role = 'sweep'"
-    found = client.search_runs([experiment_id], filter_string=query, max_results=1)
+    """The parent run, as `found` in the store, or made, with what is told about it."""
     path = outputs / "sweeps" / sweep / "sweep.json"
     told = read_json(path)  # of a store that was lost, this is left
     if command:
