@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from foura import ranks
 from foura.config import check, explain, register, run_key
-from foura.errors import Busy, Interrupted, UserError, cannot_write, out_of_memory
+from foura.errors import Busy, Interrupted, UserError, cannot_write, out_of_memory, reason
 from foura.tracking.status import RunStatus
 
 register()
@@ -65,15 +65,14 @@ def one(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> bool:
             with ranks.following() as (scratch, status):
                 _run(cfg, scratch, status, sweep)
         return True
-    except UserError:
-        raise
     except Exception as error:
-        if out_of_memory(error):
+        cause = error.__cause__ or error  # what loads a model says of any failure that it could not be loaded
+        if out_of_memory(cause):
             raise UserError(
-                f"out of memory ({str(error).strip().splitlines()[0][:200]}). Lower dataset.batch_size or "
+                f"out of memory ({reason(cause)[:200]}). Lower dataset.batch_size or "
                 "dataset.eval_batch_size, or set backbone.gradient_checkpointing=true; trainer=fsdp spreads a model."
             ) from error
-        if not cannot_write(error):
+        if isinstance(error, UserError) or not cannot_write(error):
             raise
         last = [line for line in str(error).strip().splitlines() if line] or [type(error).__name__]
         raise UserError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_sweeps import children, scientific, statuses
+from tests.cli.test_sweeps import children, scientific, start, statuses
 
 # kill -9 of itself while the file or folder of that name is being written: what is there of it is half of it
 KILLED_WHILE = """
@@ -110,3 +110,52 @@ def test_a_second_ctrl_c_does_not_wait(root, run_env, tmp_path) -> None:
     process.communicate(timeout=60)
     (status,) = statuses(outputs, "s").values()
     assert process.returncode != 0 and status["state"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_does_not_end_the_sweep(root, run_env, tmp_path) -> None:
+    """As the system kills the largest process when memory runs out; joblib then gives up its whole pool."""
+    outputs = tmp_path / "outputs"
+    grid = ("adapter=lora", "rank=4", "seed=range(4)", "dataset.limit=200", "dataset.epochs=12", "sweep=s")
+    process = start(root, run_env, outputs, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *grid)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not list(outputs.glob("sweeps/s/*/checkpoint.pt")):
+        time.sleep(0.05)
+    found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "loky"], capture_output=True, text=True, check=True)
+    workers = [
+        int(pid) for pid in found.stdout.split() if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(workers[0], signal.SIGKILL)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert "a worker of the sweep was killed, as when memory runs out; the sweep goes on" in said
+    assert [one["state"] for one in statuses(outputs, "s").values()] == ["finished"] * 4
+    assert len(children(outputs, "s")[1]) == 4
+
+
+# no more than so much beyond what is there once all is imported, as on a machine with little memory
+LITTLE_MEMORY = """
+import resource, runpy, sys
+import foura.run, foura.families, foura.backbones.vit, foura.tasks.classification
+used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 10**9,) * 2)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_run_that_is_out_of_memory_does_not_end_the_sweep(root, run_env, tmp_path) -> None:
+    outputs = tmp_path / "outputs"
+    choice = (
+        "sweep=s",
+        "backbone.name=embedded,vit_giant_patch14_224",
+        "backbone.pretrained=false",
+        "seed=0",
+        "rank=4",
+    )
+    command = [sys.executable, "-c", LITTLE_MEMORY, str(root / "train.py"), "-m", *choice, "dataset.limit=40"]
+    command += ["dataset.epochs=1", "adapter=lora", f"outputs={outputs}"]
+    ran = subprocess.run(command, env=run_env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1 and "1 failed, 1 finished" in ran.stdout, ran.stdout + ran.stderr
+    assert "out of memory (" in ran.stdout and "Lower dataset.batch_size" in ran.stdout
+    assert "Traceback" not in ran.stdout + ran.stderr

@@ -1,4 +1,4 @@
-"""The tracking server that labs run, MLflow on PostgreSQL with an artifact store: eight workers, and a restart in the middle."""
+"""The tracking server that labs run, MLflow on PostgreSQL with an artifact store: eight workers, a restart in the middle."""
 
 import os
 import shutil

@@ -1,6 +1,13 @@
 """A tracking store that fails while a run goes on: the run ends as it would have, and every number arrives."""
 
+import contextlib
 import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -84,3 +91,55 @@ def test_a_store_that_is_not_there_at_the_start_is_said_at_once(train, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     code = train(*QUICK).code
     assert "the tracking store at http://127.0.0.1:9 does not answer" in code and "\n" not in code
+
+
+def in_mid_run(outputs, deed) -> threading.Thread:
+    """Does the deed when a run's first epochs are in the store, while the run goes on in this process."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not list(outputs.glob("runs/*/checkpoint.pt")):
+            time.sleep(0.02)
+        deed()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+SLOWER = ("adapter=lora", "rank=4", "dataset.limit=200", "dataset.epochs=20")
+
+
+def test_a_locked_store_is_told_when_it_is_free(train, tmp_path) -> None:
+    outputs = tmp_path / "outputs"
+
+    def lock() -> None:
+        with contextlib.closing(sqlite3.connect(outputs / "mlflow.db", timeout=30)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            time.sleep(8)
+
+    thread = in_mid_run(outputs, lock)
+    ended = train(*SLOWER)
+    thread.join()
+    assert ended.code == 0 and "behind" not in ended.out
+    (path,) = outputs.glob("runs/*/status.json")
+    steps, metrics, artifacts = arrived(outputs, json.loads(path.read_text())["run_id"])
+    assert steps == list(range(20)) and "test/acc" in metrics and "adapter" in artifacts
+
+
+def test_a_store_that_was_deleted_is_made_again_from_the_runs_folders(train, root, run_env, tmp_path) -> None:
+    outputs = tmp_path / "outputs"
+    thread = in_mid_run(outputs, (outputs / "mlflow.db").unlink)
+    ended = train(*SLOWER)
+    thread.join()
+    assert ended.code == 0
+    assert "was deleted or replaced while it was in use): `foura sync` delivers" in " ".join(ended.out.split())
+    sync = [sys.executable, "-m", "foura", "sync", str(outputs)]
+    assert "made again" in subprocess.run(sync, env=run_env, capture_output=True, text=True, check=True).stdout
+    (path,) = outputs.glob("runs/*/status.json")
+    status = json.loads(path.read_text())
+    (tmp_path / "copy").mkdir()
+    shutil.copy(outputs / "mlflow.db", tmp_path / "copy")  # this process still has the deleted file open under its name
+    steps, metrics, artifacts = arrived(tmp_path / "copy", status["run_id"])
+    assert status["state"] == "finished" and steps == list(range(20)) and "adapter" in artifacts
+    assert metrics["test/acc"] == pytest.approx(status["metrics"]["test/acc"])
