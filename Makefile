@@ -26,10 +26,12 @@ test: $(STAMP)  ## lint and the fast tests (under 10 minutes)
 	$(MAKE) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-all: $(STAMP)  ## everything: slow tests, and PEFT's own test-suite on our tuner (half an hour)
+test-all: $(STAMP)  ## everything: slow tests, and PEFT's own test-suite on our tuner, and the README's table of what was survived (an hour or two)
 	$(MAKE) lint
+	rm -rf outputs/survives
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --ignore tests/peers
 	$(BIN)/python -m pytest tests/peers
+	$(BIN)/python -m tests.survives
 
 bench: $(STAMP)  ## cost of adapters against PEFT's LoRA, and of the framework (15 minutes on a quiet machine)
 	$(BIN)/python experiments/benchmarks/bench.py

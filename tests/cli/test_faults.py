@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_sweeps import children, start, statuses
+from tests.survives import record
 
 SMALL = ("adapter=lora", "rank=4", "dataset.limit=60", "sweep=s")
 
@@ -39,8 +40,10 @@ def test_a_file_that_was_cut_short_costs_the_epochs_and_nothing_else(file, train
     assert status["state"] == "finished"
     parents, runs = children(outputs, "s")
     assert len(parents) == len(runs) == 1 and runs[0].info.run_id == status["run_id"]
+    record("faults", f"{file} cut short", "1 run")
 
 
+@pytest.mark.slow
 def test_two_processes_at_one_run(root, run_env, tmp_path) -> None:
     outputs = tmp_path / "outputs"
     first = start(root, run_env, outputs, *SMALL, "dataset.epochs=60")
@@ -53,8 +56,10 @@ def test_two_processes_at_one_run(root, run_env, tmp_path) -> None:
     assert first.communicate(timeout=300) and first.returncode == 0
     (status,) = statuses(outputs, "s").values()
     assert status["state"] == "finished" and len(children(outputs, "s")[1]) == 1
+    record("faults", "two processes at one run", "1 run, one of them leaves it to the other")
 
 
+@pytest.mark.slow
 def test_a_single_run_that_was_interrupted_goes_on(root, run_env, tmp_path) -> None:
     command = [
         sys.executable,
@@ -78,6 +83,7 @@ def test_a_single_run_that_was_interrupted_goes_on(root, run_env, tmp_path) -> N
     assert "goes on after epoch" in again.stdout
     after = json.loads(path.read_text())
     assert after["state"] == "finished" and after["run_id"] == before["run_id"]
+    record("faults", "kill -9 in training", "1 run")
 
 
 @pytest.fixture
@@ -112,6 +118,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(megabytes, train, smal
     assert again.code == 0, again.out
     (path,) = (disk / "outputs").glob("runs/*/status.json")
     assert json.loads(path.read_text())["state"] == "finished"
+    record("faults", f"disk full after {megabytes} MB", "1 run, goes on when there is room")
 
 
 def test_read_only_outputs_are_said(train, small_disk) -> None:
@@ -119,3 +126,4 @@ def test_read_only_outputs_are_said(train, small_disk) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     code = train("adapter=lora", into="disk/outputs").code
     assert "Read-only file system" in code and "\n" not in code
+    record("faults", "read-only outputs", "said in a sentence")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_sweeps import children, scientific, start, statuses
+from tests.survives import record
 
 # kill -9 of itself while the file or folder of that name is being written: what is there of it is half of it
 KILLED_WHILE = """
@@ -57,6 +58,7 @@ def test_killed_while_it_writes(name, number, train, root, run_env, tmp_path) ->
     (adapter,) = outputs.glob("sweeps/s/*/adapter/adapter_model.safetensors")
     (intact,) = whole.outputs.glob("sweeps/s/*/adapter/adapter_model.safetensors")
     assert adapter.stat().st_size == intact.stat().st_size
+    record("faults", f"kill -9 while {name} is written", "1 run, its numbers those of one never killed")
 
 
 LONG = ("adapter=foura", "adapter.dropout=0.1", "rank=4", "dataset.limit=600", "dataset.batch_size=2", "sweep=s")
@@ -97,8 +99,12 @@ def test_stopped_within_an_epoch_goes_on_from_that_step(signum, train, root, run
     (after,), (expected,) = statuses(outputs, "s").values(), statuses(whole.outputs, "s").values()
     assert after["run_id"] == before["run_id"]
     assert scientific(after["metrics"]) == pytest.approx(scientific(expected["metrics"]), rel=1e-5)
+    record(
+        "faults", f"{signal.Signals(signum).name} within an epoch", "1 run, goes on from that step, the same numbers"
+    )
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(root, run_env, tmp_path) -> None:
     outputs = tmp_path / "stopped"
     process = begun(root, run_env, outputs, *LONG)
@@ -110,6 +116,7 @@ def test_a_second_ctrl_c_does_not_wait(root, run_env, tmp_path) -> None:
     process.communicate(timeout=60)
     (status,) = statuses(outputs, "s").values()
     assert process.returncode != 0 and status["state"] == "interrupted"
+    record("faults", "Ctrl-C twice", "1 run, ends at once, interrupted")
 
 
 @pytest.mark.slow
@@ -131,6 +138,7 @@ def test_a_worker_that_is_killed_does_not_end_the_sweep(root, run_env, tmp_path)
     assert "a worker of the sweep was killed, as when memory runs out; the sweep goes on" in said
     assert [one["state"] for one in statuses(outputs, "s").values()] == ["finished"] * 4
     assert len(children(outputs, "s")[1]) == 4
+    record("faults", "kill -9 of a worker of a sweep", "4 runs")
 
 
 # no more than so much beyond what is there once all is imported, as on a machine with little memory
@@ -159,3 +167,4 @@ def test_a_run_that_is_out_of_memory_does_not_end_the_sweep(root, run_env, tmp_p
     assert ran.returncode == 1 and "1 failed, 1 finished" in ran.stdout, ran.stdout + ran.stderr
     assert "out of memory (" in ran.stdout and "Lower dataset.batch_size" in ran.stdout
     assert "Traceback" not in ran.stdout + ran.stderr
+    record("faults", "out of memory in one run of a sweep", "2 runs, the other goes on")

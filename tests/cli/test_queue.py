@@ -5,6 +5,7 @@ from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
 from tests.cli.test_sweeps import children, start, statuses
+from tests.survives import record
 
 WORKERS = 3
 GRID = ("sweep=s", "adapter=head,lora", "seed=0,1", "rank=4", "dataset.limit=40", "dataset.epochs=2")
@@ -28,3 +29,4 @@ def test_three_workers_on_one_sweep_do_every_run_once(root, run_env, tmp_path) -
     assert (
         sum("sweep s: 4 finished" in text and "report: " in text for text in said) >= 1
     )  # the last one makes the page
+    record("schedulers", f"one command started {WORKERS} times at once (a work queue)", "4 runs, none twice")

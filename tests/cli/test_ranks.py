@@ -12,6 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.cli.test_sweeps import children, start, statuses
+from tests.survives import record
 
 CPU = ("trainer.accelerator=cpu", "trainer.devices=2")
 VIT = ("rank=4", "dataset.limit=65", "dataset.epochs=2")  # the last batch has one item: nothing is left for rank 1
@@ -67,6 +68,7 @@ def test_two_processes_give_what_one_gives(trainer, choice, train) -> None:
     (run,) = tracked(two.outputs)
     history = MlflowClient(f"sqlite:///{two.outputs / 'mlflow.db'}").get_metric_history(run.info.run_id, "val/loss")
     assert run.info.status == "FINISHED" and [point.step for point in history] == [0, 1]
+    record("processes", f"{trainer}: {' '.join(choice[:2])}", f"2 processes against 1, equal to {ROUNDING:g}")
 
 
 @pytest.mark.slow
@@ -93,6 +95,7 @@ def test_torchrun_starts_a_run_and_a_sweep_starts_its_own(root, run_env, tmp_pat
     assert sweep.code == 0, sweep.out
     assert [status["state"] for status in statuses(sweep.outputs, "s").values()] == ["finished"] * 2
     assert len(children(sweep.outputs, "s")[0]) == 1
+    record("processes", "torchrun, and ddp in a sweep", "3 runs of 2 processes")
 
 
 @pytest.mark.parametrize("trainer", [pytest.param(one, marks=pytest.mark.slow) for one in ("ddp", "fsdp")])
@@ -130,6 +133,9 @@ def test_stopped_or_killed_processes_go_on_by_the_same_command(trainer, how, roo
         if not key.startswith("cost/"):
             assert status["metrics"][key] == pytest.approx(value, rel=ROUNDING, abs=ROUNDING), key
     assert len(children(outputs, "s")[1]) == 1
+    record(
+        "processes", f"{trainer}: {how.name} to {'the command' if how == signal.SIGTERM else 'rank 1'}", "1 run goes on"
+    )
 
 
 def test_what_processes_cannot_have_is_said_at_once(train) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cli.test_sweeps import children, statuses
+from tests.survives import record
 
 pytestmark = pytest.mark.slow
 
@@ -58,3 +59,4 @@ def test_ray_runs_a_sweep_and_it_ends_in_a_report(python_with_ray, ray_env, root
     parents, runs = children(outputs, "s")
     assert len(parents) == 1 and len(runs) == 2
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parents[0].info.run_id}
+    record("schedulers", "a sweep on Ray", "2 runs")

@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from tests.cli.test_sweeps import start, statuses
 from tests.cli.test_ui import free_port
+from tests.survives import record
 
 pytestmark = pytest.mark.slow
 WORKERS = 8
@@ -155,3 +156,4 @@ def test_eight_workers_lose_nothing_when_the_server_and_its_database_restart(
         metrics = told[run.info.run_id]
         assert {key: run.data.metrics[key] for key in metrics} == pytest.approx(metrics)
         assert {"adapter", "config.yaml", "curves.png"} <= {item.path for item in store.list_artifacts(run.info.run_id)}
+    record("tracking", f"PostgreSQL and MLflow's server killed for {DOWN:g} s under {WORKERS} workers", f"{RUNS} runs")

@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from tests.cli.slurm_cluster import Slurm, missing
 from tests.cli.test_sweeps import children, scientific, start, statuses
+from tests.survives import record
 
 pytestmark = pytest.mark.slow
 
@@ -118,6 +119,7 @@ def test_a_run_interrupted_in_every_way_ends_as_if_nothing_had_happened(slurm, e
     assert len(parents) == 1 and [run.info.status for run in runs] == ["FINISHED"]
     history = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}").get_metric_history(ended["run_id"], "val/loss")
     assert [point.step for point in history] == list(range(EPOCHS))
+    record("schedulers", "Slurm of one node: cancelled, requeued, preempted, USR2, TERM", "1 run, 5 interruptions")
 
 
 def test_the_script_without_submitit_goes_back_into_the_queue_and_goes_on(slurm, env, root, tmp_path) -> None:
@@ -141,4 +143,5 @@ def test_the_script_without_submitit_goes_back_into_the_queue_and_goes_on(slurm,
     until(lambda: job not in slurm.jobs(), seconds=600)
     said = log.read_text()
     assert only(outputs)["state"] == "finished", said
-    assert said.count("goes on after epoch") == 2 and "report: " in said
+    assert said.count("goes on after ") == 2 and "report: " in said
+    record("schedulers", "Slurm of one node: an sbatch array requeued, and out of time", "1 run, 2 interruptions")

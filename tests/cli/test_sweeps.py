@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from tests.survives import record
+
 SMALL = ("dataset.limit=60", "trainer.max_epochs=6", "rank=4")
 
 
@@ -118,11 +120,23 @@ def test_a_plan_names_the_runs_of_the_folders_and_starts_nothing(train) -> None:
 def test_a_diverged_run_is_a_result_and_is_counted(train) -> None:
     command = ("-m", "sweep=s", "adapter=lora", "optimizer.lr=1e-3,1e30", "rank=4", "dataset.limit=40", "seed=0,1")
     ended = train(*command, "dataset.epochs=2")
-    assert ended.code == 0
+    assert ended.code == 0 and "loss became nan" in ended.out
     assert "2 diverged, 2 finished" in ended.out
     page = (ended.outputs / "sweeps" / "s" / "report" / "report.html").read_text()
     assert "4 runs: 2 finished, 2 diverged" in page or "4 runs: 2 diverged, 2 finished" in page
     assert "4 runs, 4 done, 0 to run" in train(*command, "dataset.epochs=2").out
+    record("faults", "NaN loss", "2 of 4 runs, counted as diverged")
+
+
+def test_an_infinite_loss_is_a_diverged_run_too(train, monkeypatch) -> None:
+    import torch
+
+    infinite = torch.tensor(float("inf"), requires_grad=True)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda *_, **__: infinite)
+    ended = train("adapter=lora", "rank=4", "dataset.limit=40", "dataset.epochs=1")
+    assert "the training loss became inf in epoch 0, step 0" in ended.code
+    assert json.loads((ended.folder() / "status.json").read_text())["state"] == "diverged"
+    record("faults", "infinite loss", "1 run, counted as diverged")
 
 
 def test_four_workers_on_a_fresh_store_lose_nothing(root, run_env, tmp_path) -> None:
@@ -175,6 +189,7 @@ def test_a_sweep_killed_in_the_middle_finishes_by_the_same_command(root, run_env
     parents, runs = children(outputs, "rank_sweep")
     assert len(parents) == 1
     assert len(runs) == len({run.data.tags["key"] for run in runs}) == 16
+    record("faults", "kill -9 of a sweep in its middle", "16 runs, none twice")
     assert {run.info.run_id for run in runs} == {status["run_id"] for status in after.values()}
 
 

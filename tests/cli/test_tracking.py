@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from foura.cli import main
 from foura.tracking import outbox
+from tests.survives import record
 
 QUICK = ("adapter=lora", "rank=4", "dataset.limit=40", "dataset.epochs=5")
 
@@ -125,6 +126,7 @@ def test_a_locked_store_is_told_when_it_is_free(train, tmp_path) -> None:
     (path,) = outputs.glob("runs/*/status.json")
     steps, metrics, artifacts = arrived(outputs, json.loads(path.read_text())["run_id"])
     assert steps == list(range(20)) and "test/acc" in metrics and "adapter" in artifacts
+    record("tracking", "SQLite locked by another process for 8 s", "1 run of 20 epochs")
 
 
 def test_a_store_that_was_deleted_is_made_again_from_the_runs_folders(train, root, run_env, tmp_path) -> None:
@@ -143,3 +145,4 @@ def test_a_store_that_was_deleted_is_made_again_from_the_runs_folders(train, roo
     steps, metrics, artifacts = arrived(tmp_path / "copy", status["run_id"])
     assert status["state"] == "finished" and steps == list(range(20)) and "adapter" in artifacts
     assert metrics["test/acc"] == pytest.approx(status["metrics"]["test/acc"])
+    record("tracking", "SQLite deleted in mid-run, made again by foura sync", "1 run of 20 epochs")
