@@ -3,6 +3,7 @@
 Nothing here waits for a pipe, follows a path into an exception, or leaves a parser's exception to the user.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -102,16 +103,45 @@ def read_weights(path: Path) -> dict[str, Any]:
     """{name: tensor} of a safetensors file. No other kind is read: a pickle can run code.
 
     Raises:
-        UserError: it is none, or damaged.
+        UserError: it is none, or damaged: also where only its checksum tells.
     """
     from safetensors.torch import load_file
 
+    check_seal(path)
     try:
         return load_file(regular(path))
     except UserError:
         raise
     except Exception as error:  # the parser raises its own kind, and what names of dtypes and sizes lead to
         raise UserError(f"{path} cannot be read as safetensors ({reason(error)}).") from None
+
+
+def seal(path: Path) -> None:
+    """Write a file's checksum beside it, as sha256sum does: safetensors have none, and a flipped bit is still a number."""
+    _beside(path).write_text(f"{_checksum(path)}  {path.name}\n", encoding="utf-8")
+
+
+def check_seal(path: Path) -> None:
+    """Nothing, for a file that is as it was sealed, or that was not.
+
+    Raises:
+        UserError: it has changed.
+    """
+    kept = _beside(path)
+    if kept.is_file() and read_text(kept).split()[0] != _checksum(regular(path)):
+        raise UserError(
+            f"{path} is damaged: it is not the file whose checksum is in {kept.name}. Make it again (a run's adapter by its "
+            "command with force=true, an embedded backbone by `foura pretrain`)."
+        )
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unfit(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:

@@ -23,6 +23,7 @@ from foura.attach import adapter_parameters, attach, target_layers
 from foura.config import outputs_dir, run_key, scientific
 from foura.errors import Interrupted, UserError
 from foura.families import build
+from foura.files import seal
 from foura.report.figures import METRIC_NAMES, draw_curves, draw_layers
 from foura.report.layers import (
     layer_table,
@@ -200,6 +201,8 @@ def _save_adapter(selected: SelectedEpoch, task: Task, folder: Path) -> None:
         task.model.save_pretrained(str(scratch), save_embedding_layers=False, **whole)
     else:
         save_file(state, scratch / "model.safetensors", metadata={"format": "pt"})
+    for written in scratch.glob("*.safetensors"):
+        seal(written)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(scratch, target)
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from foura.backbones.backbone import Backbone, check_layers, choose_targets
 from foura.backbones.llama_embedded import FOLDER
 from foura.errors import UserError, reason
-from foura.files import here
+from foura.files import check_seal, here
 
 # the paper names no layers for language; these are all of a LLaMA block, then other families' names for them
 TARGETS: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -45,6 +45,8 @@ def build_llama(cfg: DictConfig) -> LanguageBackbone:
         raise UserError(
             "backbone.pretrained is true or false here; name a directory of weights with backbone.name=PATH."
         )
+    if cfg.name == "embedded" and cfg.pretrained:
+        check_seal(FOLDER / "model.safetensors")
     tokenizer = _load("tokenizer", AutoTokenizer.from_pretrained, place, cfg)
     model: Any = _model(place, cfg)
     last = max(tokenizer.get_vocab().values(), default=-1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from foura.backbones.llama_embedded import EMBEDDED_LLAMA, END, FOLDER, PAD
+from foura.files import seal
 
 EPOCHS = 2  # what the committed weights were made with
 PACKAGES = ("numpy", "scipy", "sklearn")
@@ -133,6 +134,7 @@ def pretrain_llama(folder: Path, *, epochs: int, seed: int, report: Callable[[st
     bits = measured / math.log(2) * held.numel() / len(str(tokenizer.decode(held.flatten())).encode())
     report(f"held-out texts: {bits:.3f} bits per byte")
     model.half().save_pretrained(folder)
+    seal(folder / "model.safetensors")
     tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner only: no good in a package
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from foura.backbones.unet_embedded import EMBEDDED_NOISE, EMBEDDED_UNET, FOLDER
+from foura.files import seal
 
 STEPS = 4000  # what the committed weights were made with
 BATCH = 64
@@ -80,6 +81,7 @@ def pretrain_unet(folder: Path, *, steps: int, seed: int, report: Callable[[str]
             save_file({name: tensor.half().contiguous() for name, tensor in average.items()}, temporary, metadata=about)
             temporary.chmod(0o644)
             os.replace(temporary, target)
+            seal(target)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foura.backbones.vit_embedded import EMBEDDED_VIT, INPUT_MEAN, INPUT_STD, WEIGHTS
+from foura.files import seal
 
 IMAGES, EPOCHS = 40_960, 16  # what the committed weights were made with
 BATCH = 128
@@ -132,6 +133,7 @@ def pretrain_vit(
         save_file(state, temporary, metadata=metadata)
         temporary.chmod(0o644)  # safetensors makes it readable by its owner only: no good in a package
         os.replace(temporary, path)
+        seal(path)
     finally:
         temporary.unlink(missing_ok=True)
     report(f"held-out accuracy {exact:.4f}, stored as float16 {stored:.4f}")

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from foura.errors import UserError
+from foura.files import read_weights
 
 ITEMS = 512  # glyphs, or letters over noise levels; blocks of text are an eighth of it
 
@@ -38,15 +39,13 @@ def own_loss(family: str, parts: Any, model: nn.Module, cfg: DictConfig) -> floa
 
 def _glyphs(model: Any) -> float:
     """Cross-entropy of the head that the ViT was pretrained with, on features of today."""
-    from safetensors.torch import load_file
-
     from foura.backbones.vit_embedded import INPUT_MEAN, INPUT_STD, WEIGHTS
     from foura.datasets.glyphs import render_glyphs
 
     pixels, labels = render_glyphs(ITEMS, seed=10_000_019)
     images = (torch.from_numpy(pixels).unsqueeze(1).float() / 255 - INPUT_MEAN[0]) / INPUT_STD[0]
     features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
-    head = load_file(WEIGHTS)
+    head = read_weights(WEIGHTS)
     logits = nn.functional.linear(features, head["head.weight"].float(), head["head.bias"].float())
     return float(nn.functional.cross_entropy(logits, torch.from_numpy(labels)))
 

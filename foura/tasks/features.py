@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foura.errors import UserError
+from foura.files import read_weights
 
 
 def feature_space(name: str) -> nn.Module:
@@ -80,13 +81,14 @@ def letters_read(pictures: Tensor, captions: list[str]) -> float:
 
 
 def _embedded_vit(classes: int) -> nn.Module:
-    from safetensors.torch import load_file
     from timm.models.vision_transformer import VisionTransformer
 
     from foura.backbones.vit_embedded import EMBEDDED_VIT, WEIGHTS
 
     vit = VisionTransformer(**EMBEDDED_VIT, num_classes=classes)
-    state = {key: value.float() for key, value in load_file(WEIGHTS).items() if classes or not key.startswith("head.")}
+    state = {
+        key: value.float() for key, value in read_weights(WEIGHTS).items() if classes or not key.startswith("head.")
+    }
     vit.load_state_dict(state)
     return vit
 
