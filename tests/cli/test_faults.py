@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,3 +128,50 @@ def test_read_only_outputs_are_said(train, small_disk) -> None:
     code = train("adapter=lora", into="disk/outputs").code
     assert "Read-only file system" in code and "\n" not in code
     record("faults", "read-only outputs", "said in a sentence")
+
+
+def clock_library() -> Path:
+    """libfaketime, which gives a process another clock; Debian's package is installed where it is missing and may be."""
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    if not found and os.geteuid() == 0 and shutil.which("apt-get"):
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+        subprocess.run(["apt-get", "install", "-y", "-qq", "libfaketime"], check=True, stdout=subprocess.DEVNULL)
+        found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    if not found:
+        pytest.skip("no libfaketime here, and no right to install it: apt install libfaketime")
+    return found[0]
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_does_no_harm(root, run_env, tmp_path) -> None:
+    """Three days back after the first run of a sweep, a year on in the second; killed, and repeated a year before."""
+    outputs, clock = tmp_path / "outputs", tmp_path / "clock"
+    clock.write_text("+0\n")
+    environment = {**run_env, "LD_PRELOAD": str(clock_library()), "FAKETIME_TIMESTAMP_FILE": str(clock)}
+    environment |= {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    grid = ("sweep=s", "adapter=lora", "rank=4", "seed=range(3)", "dataset.limit=200", "dataset.epochs=10")
+
+    def until(count: int, state: str) -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            if [one["state"] for one in statuses(outputs, "s").values()].count(state) >= count:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"not {count} {state}")
+
+    process = start(root, environment, outputs, *grid)
+    until(1, "finished")
+    clock.write_text("-3d\n")
+    until(2, "finished")
+    clock.write_text("+365d\n")
+    while not list(outputs.glob("sweeps/s/*/checkpoint.pt")):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    clock.write_text("-365d\n")
+    again = start(root, environment, outputs, *grid)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0 and "3 runs, 2 done, 1 to run" in said and "sweep s: 3 finished" in said, said
+    parents, runs = children(outputs, "s")
+    assert len(parents) == 1 and len(runs) == 3
+    record("faults", "the clock jumps 3 days back, a year on, two years back", "3 runs")
