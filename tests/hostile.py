@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from foura.errors import UserError
+from tests.survives import record
 
 MORE = int(os.environ.get("FOURA_EXAMPLES", "1"))  # times as many examples in every test
 # a test with this parameter runs once with few examples, and among the slow ones with twenty times as many
@@ -80,15 +81,24 @@ def refused(call: Callable[[], Any]) -> bool:
 
 def try_all(strategy: st.SearchStrategy[Any], check: Callable[[Any], Any], examples: int) -> None:
     """`check` on so many examples, the same ones every time."""
+    tried = 0
 
     @settings(
         max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(strategy)
     def run(value: Any) -> None:
+        nonlocal tried
+        tried += 1
         check(value)
 
     run()
+    name, _, parameter = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].removesuffix(" (call)").partition("[")
+    subject, _, times = parameter.removesuffix("]").rpartition("-")
+    if times == str(MORE):
+        return  # the longer of the two tells
+    what = name.removeprefix("test_").replace("_", " ") + (f" ({subject})" if subject else "")
+    record("bad input", what, f"{tried:,} inputs by generation")
 
 
 class Payload:
