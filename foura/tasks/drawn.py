@@ -14,6 +14,7 @@ from foura.errors import UserError
 from foura.tasks.features import feature_space, letters_read
 
 AT_ONCE = 64  # pictures
+ALONE: Any = {"sync_on_compute": False}  # of several ranks, each judges all that was drawn
 
 
 class Judge:
@@ -56,7 +57,7 @@ class Judge:
         return torch.cat([self.space(part.to(self.device)).cpu() for part in pictures.split(AT_ONCE)])
 
     def _frechet(self, features: Tensor) -> float:
-        metric = FrechetInceptionDistance(_Given(features.shape[1]), normalize=True).set_dtype(torch.float64)
+        metric = FrechetInceptionDistance(_Given(features.shape[1]), normalize=True, **ALONE).set_dtype(torch.float64)
         metric.update(self.held_out.double(), real=True)
         metric.update(features.double(), real=False)
         return float(metric.compute())
@@ -65,7 +66,8 @@ class Judge:
         size = min(len(features), len(self.held_out))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # it draws subsets
-            metric = KernelInceptionDistance(_Given(features.shape[1]), subsets=20, subset_size=max(2, size // 2))
+            subsets: Any = {"subsets": 20, "subset_size": max(2, size // 2)}
+            metric = KernelInceptionDistance(_Given(features.shape[1]), **subsets, **ALONE)
             metric.update(self.held_out, real=True)
             metric.update(features, real=False)
             return float(metric.compute()[0])
@@ -74,7 +76,7 @@ class Judge:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         try:
-            metric = LearnedPerceptualImagePatchSimilarity("alex", normalize=True).to(self.device)
+            metric = LearnedPerceptualImagePatchSimilarity("alex", normalize=True, **ALONE).to(self.device)
         except Exception as error:  # no network, or a package that is missing
             raise UserError(
                 f"evaluation.lpips=true needs torchvision's AlexNet weights in torch's cache, and they are not to be had: "
@@ -90,7 +92,7 @@ class Judge:
         from torchmetrics.multimodal.clip_score import CLIPScore
 
         try:
-            metric = CLIPScore(self.evaluation.clip).to(self.device)
+            metric = CLIPScore(self.evaluation.clip, **ALONE).to(self.device)
         except Exception as error:
             raise UserError(
                 f"evaluation.clip={self.evaluation.clip}: no CLIP model could be loaded from there "
