@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from foura import ranks
@@ -23,8 +24,9 @@ class Batches:
     Their union over ranks is what one process would train on, so `dataset.batch_size` is the batch of all ranks together.
 
     Attributes:
-        began: the generator's state when the current epoch's order was drawn. resume: {"order": that state, "batches":
-            how many of the epoch are done} of an epoch to be finished, {} for none.
+        began: the generator's state when the current epoch's order was drawn. resume: {"order": the generator's state,
+            "batches": how many of the epoch are done} of an epoch to be gone on with, {} for none; where none are done,
+            the state is that before the epoch.
     """
 
     def __init__(self, items: Any, batch_size: int, generator: torch.Generator, shuffled: bool) -> None:
@@ -40,6 +42,10 @@ class Batches:
         resume, self.resume = self.resume, {}
         if resume:
             self.generator.set_state(resume["order"])
+            if not resume[
+                "batches"
+            ]:  # as a DataLoader does at the start of an epoch, which can be before a checkpoint is read
+                torch.empty((), dtype=torch.int64).random_(generator=self.generator)
         self.began = self.generator.get_state()
         for number, batch in enumerate(self.whole):
             if number >= resume.get("batches", 0):
@@ -114,6 +120,12 @@ class FullyShard(ModelParallelStrategy):
         super().__init__(data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
+        # after an evaluation the outermost weights are still whole, and whole ones are not those that the optimizer knows:
+        # its state of them would be left out of a checkpoint
+        assert self.model is not None
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         return {}  # nothing is gathered here: a task's checkpoint holds what it trains, and no frozen weight
 
 

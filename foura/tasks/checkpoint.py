@@ -75,7 +75,10 @@ class Checkpoint(Callback):
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "generators": [generator.get_state() for generator in self.generators],
-            "within": {"batches": self.within, "order": self.batches.began} if self.within else {},
+            "within": {
+                "batches": self.within,
+                "order": self.batches.began if self.within else self.batches.generator.get_state(),
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -156,8 +159,6 @@ def usable(path: Path) -> bool:
 def place(path: Path) -> str:
     """Where a checkpoint was written, in words."""
     kept = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    batches: Any = next(
-        (state["within"] for key, state in kept["callbacks"].items() if key.startswith("Checkpoint")), {}
-    )
+    batches: Any = next(state["within"] for key, state in kept["callbacks"].items() if key.startswith("Checkpoint"))
     epoch = f"epoch {kept['epoch'] + 1}"
-    return f"batch {batches['batches']} of {epoch}" if batches else epoch
+    return f"batch {batches['batches']} of {epoch}" if batches["batches"] else epoch
