@@ -28,7 +28,7 @@ test: $(STAMP)  ## lint and the fast tests (under 10 minutes)
 
 test-all: $(STAMP)  ## everything: slow tests, and PEFT's own test-suite on our tuner, and the README's table of what was survived (an hour or two)
 	$(MAKE) lint
-	rm -rf outputs/survives
+	rm -rf .pytest_cache/survives
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --ignore tests/peers
 	$(BIN)/python -m pytest tests/peers
 	$(BIN)/python -m tests.survives

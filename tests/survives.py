@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "outputs" / "survives"
+FOLDER = ROOT / ".pytest_cache" / "survives"
 BEGIN, END = "<!-- survives: made by make test-all -->\n", "<!-- /survives -->\n"
 GROUPS = ("processes", "schedulers", "tracking", "faults", "bad input", "load")
 

@@ -63,7 +63,8 @@ class Postgres:
         command = [str(self.programs / program), *arguments]
         if os.geteuid() == 0:
             command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=self.folder)
+        ended = subprocess.run(command, stdout=subprocess.DEVNULL, cwd=self.folder, check=False)
+        assert ended.returncode == 0, (self.folder / "log").read_text()
 
 
 class Server:
