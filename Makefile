@@ -22,7 +22,7 @@ demo: $(STAMP)  ## the main job: FouRA on the embedded ViT, then LoRA beside it
 	$(BIN)/python train.py adapter=foura rank=64
 	$(BIN)/python train.py adapter=lora rank=64
 
-test: $(STAMP)  ## lint and the fast tests (under 10 minutes)
+test: $(STAMP)  ## lint and the fast tests (about 10 minutes)
 	$(MAKE) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 

@@ -111,6 +111,7 @@ def in_mid_run(outputs, deed) -> threading.Thread:
 SLOWER = ("adapter=lora", "rank=4", "dataset.limit=200", "dataset.epochs=20")
 
 
+@pytest.mark.slow
 def test_a_locked_store_is_told_when_it_is_free(train, tmp_path) -> None:
     outputs = tmp_path / "outputs"
 
@@ -129,6 +130,7 @@ def test_a_locked_store_is_told_when_it_is_free(train, tmp_path) -> None:
     record("tracking", "SQLite locked by another process for 8 s", "1 run of 20 epochs")
 
 
+@pytest.mark.slow
 def test_a_store_that_was_deleted_is_made_again_from_the_runs_folders(train, root, run_env, tmp_path) -> None:
     outputs = tmp_path / "outputs"
     thread = in_mid_run(outputs, (outputs / "mlflow.db").unlink)
