@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,6 +97,27 @@ def test_torchrun_starts_a_run_and_a_sweep_starts_its_own(root, run_env, tmp_pat
     assert [status["state"] for status in statuses(sweep.outputs, "s").values()] == ["finished"] * 2
     assert len(children(sweep.outputs, "s")[0]) == 1
     record("processes", "torchrun, and ddp in a sweep", "3 runs of 2 processes")
+
+
+@pytest.mark.slow
+def test_two_launchers_of_one_process_each_meet_at_one_run(root, run_env, tmp_path, train) -> None:
+    """As on two nodes with a shared disk: a torchrun on each, which knows of the other by its address alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "--rdzv-id=two", "--local-addr=127.0.0.1"]
+    command = [*torchrun, str(root / "train.py"), "adapter=foura", *VIT, "trainer=ddp", "trainer.accelerator=cpu"]
+    command += ["trainer.devices=1", "trainer.num_nodes=2", f"outputs={tmp_path}/two"]
+    options = {"env": run_env, "cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    nodes = [subprocess.Popen(command, **options) for _ in range(2)]
+    said = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert "".join(said).count("accuracy of the selected epoch") == 1
+    expected = metrics(train("adapter=foura", *VIT, into="one").outputs)
+    assert metrics(tmp_path / "two") == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING)
+    assert len(tracked(tmp_path / "two")) == 1
+    record("processes", "ddp: two launchers of one process each, as on two nodes", "1 run of 2 processes")
 
 
 @pytest.mark.parametrize("trainer", [pytest.param(one, marks=pytest.mark.slow) for one in ("ddp", "fsdp")])

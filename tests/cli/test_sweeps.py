@@ -150,6 +150,7 @@ def test_four_workers_on_a_fresh_store_lose_nothing(root, run_env, tmp_path) -> 
     assert len(parents) == 1 and len(runs) == 8
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parents[0].info.run_id}
     assert {run.info.status for run in runs} == {"FINISHED"}
+    record("schedulers", "a sweep by joblib, 4 workers at a store that is not there yet", "8 runs")
 
 
 @pytest.mark.slow
@@ -161,6 +162,7 @@ def test_submitit_runs_a_sweep_in_processes_of_its_own(root, run_env, tmp_path) 
     assert process.returncode == 0, said
     assert [status["state"] for status in statuses(outputs, "s").values()] == ["finished"] * 2
     assert "report: " in said and len(children(outputs, "s")[0]) == 1
+    record("schedulers", "a sweep by submitit_local", "2 runs")
 
 
 @pytest.mark.slow
