@@ -123,18 +123,11 @@ def check_adapter(folder: Path, method: str) -> dict[str, Any]:
     for field in RANKS:
         value = described.get(field)
         for rank in value.values() if isinstance(value, dict) else [] if value is None else [value]:
-            sizes = (
-                [rank] if not isinstance(rank, list) else [len(rank)]
-            )  # AdaLoRA's pattern says yes or no to each rank
+            sizes = [len(rank)] if isinstance(rank, list) else [rank]  # AdaLoRA's pattern says yes or no to each rank
             if any(not isinstance(size, int) or not 0 <= size <= largest for size in sizes):
                 raise UserError(f"{path}: {field}={value} is no rank that its weights have.")
     try:
         check_patterns(PEFT_TYPE_TO_CONFIG_MAPPING[described["peft_type"]].from_pretrained(str(folder)))
-    except (
-        TypeError,
-        ValueError,
-        AttributeError,
-        KeyError,
-    ) as error:  # of config classes that take what is in the file
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # of classes that take what is in the file
         raise UserError(f"{path} is no config of an adapter: {reason(error)}") from None
     return state

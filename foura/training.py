@@ -42,9 +42,8 @@ class Batches:
         resume, self.resume = self.resume, {}
         if resume:
             self.generator.set_state(resume["order"])
-            if not resume[
-                "batches"
-            ]:  # as a DataLoader does at the start of an epoch, which can be before a checkpoint is read
+            if not resume["batches"]:
+                # as a DataLoader does at the start of an epoch, which can be before a checkpoint is read
                 torch.empty((), dtype=torch.int64).random_(generator=self.generator)
         self.began = self.generator.get_state()
         for number, batch in enumerate(self.whole):

@@ -103,7 +103,7 @@ def _timm_model(cfg: DictConfig, num_classes: int) -> nn.Module:
     options: dict[str, Any] = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay, "num_classes": num_classes}
     size = {"img_size": cfg.img_size} if cfg.img_size else {}
     try:
-        with _left_unset() as unset:
+        with left_unset() as unset:
             try:
                 model = timm.create_model(name, **options, **size)
             except TypeError as error:
@@ -127,7 +127,7 @@ def _timm_model(cfg: DictConfig, num_classes: int) -> nn.Module:
 
 
 @contextmanager
-def _left_unset() -> Iterator[list[str]]:
+def left_unset() -> Iterator[list[str]]:
     """Names of the weights that timm did not find and left at random: with a new head it tells its log alone."""
     names: list[str] = []
 

@@ -16,7 +16,8 @@ from foura.errors import Interrupted
 
 SAVE_EVERY = 600.0  # seconds between checkpoints within an epoch
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-KEYS = {"epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"}  # Lightning's
+# Lightning's, and what our tasks add
+KEYS = {"epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "task"}
 
 
 class Checkpoint(Callback):

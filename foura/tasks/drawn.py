@@ -10,7 +10,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from foura.analysis.pictures import copy_distance, diversity
 from foura.datasets.captioned import DiffusionData
-from foura.errors import UserError
+from foura.errors import UserError, reason
 from foura.tasks.features import feature_space, letters_read
 
 AT_ONCE = 64  # pictures
@@ -80,7 +80,7 @@ class Judge:
         except Exception as error:  # no network, or a package that is missing
             raise UserError(
                 f"evaluation.lpips=true needs torchvision's AlexNet weights in torch's cache, and they are not to be had: "
-                f"{str(error).splitlines()[0][:200]}"
+                f"{reason(error)}"
             ) from error
         for one in prompt.unique():
             first, second = torch.combinations(torch.nonzero(prompt == one)[:, 0]).T
@@ -96,7 +96,7 @@ class Judge:
         except Exception as error:
             raise UserError(
                 f"evaluation.clip={self.evaluation.clip}: no CLIP model could be loaded from there "
-                f"({str(error).splitlines()[0][:200]}); a local directory works without a network."
+                f"({reason(error)}); a local directory works without a network."
             ) from error
         metric.update((drawn * 255).byte().to(self.device), captions)
         return float(metric.compute())

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foura.errors import UserError
-from foura.files import read_weights
+from foura.errors import UserError, reason
+from foura.files import here, read_weights
 
 
 def feature_space(name: str) -> nn.Module:
@@ -37,30 +37,39 @@ class Glyphs(nn.Module):
 
 
 class Timm(nn.Module):
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str) -> None:
         super().__init__()
-        from pathlib import Path
-
         import timm
 
-        place = f"local-dir:{name}" if Path(name).is_dir() else name
+        from foura.backbones.vit import left_unset
+
+        folder = here(name)
+        place = f"local-dir:{folder}" if folder is not None and folder.is_dir() else name
         try:
-            self.model = timm.create_model(place, pretrained=True, num_classes=0)
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            with left_unset() as unset:
+                self.model = timm.create_model(place, pretrained=True, num_classes=0)
+            data = timm.data.resolve_model_data_config(self.model)
+            self.size = tuple(data["input_size"][1:])
+            self.register_buffer("mean", torch.tensor(data["mean"]).view(1, -1, 1, 1))
+            self.register_buffer("std", torch.tensor(data["std"]).view(1, -1, 1, 1))
+            with torch.no_grad():
+                found = self.eval()(torch.zeros(1, 3, 8, 8))
+            if found.dim() != 2 or not found.isfinite().all():
+                raise ValueError(f"of a picture it makes {tuple(found.shape)}, not finite numbers (1, d)")
+        except Exception as error:  # timm, and what it makes of a config.json, raise many kinds
             raise UserError(
-                f"evaluation.features={name}: no such feature space ({reason}). Choose colours, glyphs, a timm model or a "
-                "local timm folder."
+                f"evaluation.features={name}: no such feature space ({reason(error)}). Choose colours, glyphs, a timm model "
+                "or a local timm folder."
             ) from error
-        data = timm.data.resolve_model_data_config(self.model)
-        self.size = data["input_size"][1:]
-        self.mean: Tensor
-        self.std: Tensor
-        for name_of in ("mean", "std"):
-            self.register_buffer(name_of, torch.tensor(data[name_of]).view(1, -1, 1, 1))
+        missing = [key for key in unset if not key.endswith("num_batches_tracked")]
+        if missing:
+            raise UserError(f"evaluation.features={name}: weights are missing from it, such as {missing[0]}.")
 
     def forward(self, pictures: Tensor) -> Tensor:
-        resized = functional.interpolate(pictures, tuple(self.size), mode="bilinear", antialias=True)
+        resized = functional.interpolate(pictures, self.size, mode="bilinear", antialias=True)
         return self.model((resized - self.mean) / self.std)
 
 

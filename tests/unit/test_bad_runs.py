@@ -6,6 +6,7 @@ import pickle
 import shutil
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -125,6 +126,22 @@ def test_a_run_over_a_checkpoint_of_somebody_else_starts_anew(train, tmp_path) -
     again = train(*quick)
     assert again.code == 0 and "goes on" not in again.out and not mark.exists()
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_checkpoint_of_another_model_is_refused(train, monkeypatch) -> None:
+    quick = ("adapter=lora", "rank=4", "dataset.limit=20", "trainer.max_epochs=1")
+    with monkeypatch.context() as patch:
+        patch.setattr("foura.tasks.callbacks.SelectedEpoch.restore", Mock(side_effect=SystemExit(143)))
+        stopped = train(*quick)
+    assert stopped.code == 143
+    path = stopped.folder() / "checkpoint.pt"
+    kept = torch.load(path, weights_only=True)
+    name = next(iter(kept["state_dict"]))
+    kept["state_dict"][name] = torch.ones(3)
+    torch.save(kept, path)
+    said = train(*quick).code
+    assert f"another model ({name} is (3,) and should be" in said and "force=true" in said
+    assert train(*quick, "force=true").code == 0
 
 
 @TIMES

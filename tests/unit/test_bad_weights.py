@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from foura.backbones import vit_embedded
 from foura.backbones.vit import build_vit
 from foura.schema import BackboneConfig
+from foura.tasks.features import feature_space
 from tests.hostile import BYTES, TIMES, damaged, mutated, payload, refused, try_all
 
 FILES, FOLDERS = 40, 15  # examples tried
@@ -141,11 +142,17 @@ def test_any_timm_folder(times, tmp_path) -> None:
     def check(changed: dict) -> None:
         (tmp_path / "config.json").write_text(json.dumps(changed))
         refused(lambda: build_vit(config("vit", name=str(tmp_path)), 10))
+        refused(lambda: feature_space(str(tmp_path)))
 
     (tmp_path / "config.json").write_text(json.dumps(described))
     assert not refused(lambda: build_vit(config("vit", name=str(tmp_path)), 10))
+    assert not refused(lambda: feature_space(str(tmp_path)))
     try_all(mutated(described, likely), check, FOLDERS // 2 * times)
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    whole = load_file(tmp_path / "model.safetensors")
+    save_file({name: whole[name] for name in whole if "blocks.3" not in name}, tmp_path / "model.safetensors")
+    assert refused(lambda: feature_space(str(tmp_path)))
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(payload(mark))
-    (tmp_path / "config.json").write_text(json.dumps(described))
-    assert refused(lambda: build_vit(config("vit", name=str(tmp_path)), 10)) and not mark.exists()
+    assert refused(lambda: build_vit(config("vit", name=str(tmp_path)), 10))
+    assert refused(lambda: feature_space(str(tmp_path))) and not mark.exists()
