@@ -34,7 +34,8 @@ class Diffusion(Task):
 
     def __init__(self, model: nn.Module, backbone: DiffusionBackbone, data: DiffusionData, cfg: DictConfig) -> None:
         super().__init__(model, cfg)
-        self.backbone, self.data, self.evaluation, self.source = backbone, data, cfg.evaluation, cfg.dataset.source
+        self.backbone, self.data, self.evaluation = backbone, data, cfg.evaluation
+        self.judge = Judge(cfg.evaluation, data, cfg.dataset.source)
         self.chance = torch.Generator().manual_seed(cfg.seed)
         self.generators.append(self.chance)
         self.levels = int(backbone.scheduler.config.num_train_timesteps)
@@ -85,14 +86,13 @@ class Diffusion(Task):
             return {}
         prompts, seeds = self._prompts(), self.evaluation.seeds_per_prompt
         captions = [prompt for prompt in prompts for _ in range(seeds)]
-        judge = Judge(self.evaluation, self.data, self.source, self.device, held_out="validation")
-        measured = judge(self._sample(captions, list(range(seeds)) * len(prompts)), captions)
+        drawn = self._sample(captions, list(range(seeds)) * len(prompts))
+        measured = self.judge(drawn, captions, "validation", self.device)
         return {f"val/{key}": measured[key] for key in ("kernel", "diversity", "copy_distance")}
 
     def final_measures(self, data: DiffusionData, folder: Path) -> dict[str, float]:
         """test/frechet, test/kernel, test/diversity, test/copy_distance, and the same by strength in strengths.csv."""
         prompts, seeds = self._prompts(), self.evaluation.seeds_per_prompt
-        judge = Judge(self.evaluation, data, self.source, self.device, held_out="test")
         rows, grid, names = [], [data.pictures["test"][:GRID]], ["held out"]
         with strength(self.model, 0.0):
             grid.append(self._draw(prompts[:GRID], 0))
@@ -101,7 +101,7 @@ class Diffusion(Task):
             captions = [prompt for prompt in prompts for _ in range(seeds)]
             with strength(self.model, alpha):
                 drawn = self._sample(captions, list(range(seeds)) * len(prompts))
-            rows.append({"strength": alpha, **judge(drawn, captions)})
+            rows.append({"strength": alpha, **self.judge(drawn, captions, "test", self.device)})
             grid.append(drawn[::seeds][:GRID])
             names.append(f"strength {alpha:g}")
         write_rows(rows, folder / "strengths.csv")

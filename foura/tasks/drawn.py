@@ -11,9 +11,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from foura.analysis.pictures import copy_distance, diversity
 from foura.datasets.captioned import DiffusionData
 from foura.errors import UserError, reason
-from foura.tasks.features import feature_space, letters_read
+from foura.tasks.features import AT_ONCE, Clip, feature_space, letters_read
 
-AT_ONCE = 64  # pictures
 ALONE: Any = {"sync_on_compute": False}  # of several ranks, each judges all that was drawn
 
 
@@ -24,82 +23,90 @@ class Judge:
     compare it at equal numbers only). diversity: between seeds of a prompt. copy_distance: to the nearest training picture,
     in units of what held-out pictures have. legible, for the embedded letters: the share that our classifier reads as the
     letter asked for. lpips (diversity) and clip (alignment) where the user has the weights.
+
+    Raises:
+        UserError: when it is made, so before anything is trained: a model that cannot be loaded.
     """
 
-    def __init__(
-        self, evaluation: DictConfig, data: DiffusionData, source: str, device: torch.device, held_out: str
-    ) -> None:
-        self.evaluation, self.device, self.reads = evaluation, device, source == "letters"
-        self.space = feature_space(evaluation.features).to(device)
-        self.training, self.held_out = (self._features(data.pictures[name]) for name in ("train", held_out))
+    def __init__(self, evaluation: DictConfig, data: DiffusionData, source: str) -> None:
+        self.data, self.reads = data, source == "letters"
+        self.seen: dict[str, Tensor] = {}  # features of the data, by split
+        with torch.random.fork_rng(devices=[]):  # new models draw weights; a run's own chances stay what they are
+            self.space = feature_space(evaluation.features)
+            self.lpips = _lpips_metric() if evaluation.lpips else None
+            self.clip = None if evaluation.clip is None else Clip(evaluation.clip).eval()
 
-    def __call__(self, drawn: Tensor, captions: list[str]) -> dict[str, float]:
-        """Measures of drawn pictures (n, 3, H, W) and their captions."""
-        features = self._features(drawn)
+    def __call__(self, drawn: Tensor, captions: list[str], held_out: str, device: torch.device) -> dict[str, float]:
+        """Measures of drawn pictures (n, 3, H, W) and their captions.
+
+        Args:
+            held_out: "validation" or "test". device: where features are computed.
+        """
+        for split in ("train", held_out):
+            if split not in self.seen:
+                self.seen[split] = self._features(self.data.pictures[split], device)
+        features, training, other = self._features(drawn, device), self.seen["train"], self.seen[held_out]
         order = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         prompt = torch.tensor([order[caption] for caption in captions])
         measures = {
-            "frechet": self._frechet(features),
-            "kernel": self._kernel(features),
+            "frechet": _frechet(features, other),
+            "kernel": _kernel(features, other),
             "diversity": diversity(features, prompt),
-            "copy_distance": copy_distance(features, self.training, self.held_out),
+            "copy_distance": copy_distance(features, training, other),
         }
         if self.reads:
             measures["legible"] = letters_read(drawn, captions)
-        if self.evaluation.lpips:
-            measures["lpips"] = self._lpips(drawn, prompt)
-        if self.evaluation.clip is not None:
-            measures["clip"] = self._clip(drawn, captions)
+        if self.lpips is not None:
+            measures["lpips"] = _lpips(self.lpips.to(device), drawn.to(device), prompt)
+        if self.clip is not None:
+            measures["clip"] = self.clip.to(device)(drawn, captions)
         return measures
 
     @torch.no_grad()
-    def _features(self, pictures: Tensor) -> Tensor:
-        return torch.cat([self.space(part.to(self.device)).cpu() for part in pictures.split(AT_ONCE)])
+    def _features(self, pictures: Tensor, device: torch.device) -> Tensor:
+        self.space.to(device)
+        return torch.cat([self.space(part.to(device)).cpu() for part in pictures.split(AT_ONCE)])
 
-    def _frechet(self, features: Tensor) -> float:
-        metric = FrechetInceptionDistance(_Given(features.shape[1]), normalize=True, **ALONE).set_dtype(torch.float64)
-        metric.update(self.held_out.double(), real=True)
-        metric.update(features.double(), real=False)
-        return float(metric.compute())
 
-    def _kernel(self, features: Tensor) -> float:
-        size = min(len(features), len(self.held_out))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # it draws subsets
-            subsets: Any = {"subsets": 20, "subset_size": max(2, size // 2)}
-            metric = KernelInceptionDistance(_Given(features.shape[1]), **subsets, **ALONE)
-            metric.update(self.held_out, real=True)
-            metric.update(features, real=False)
-            return float(metric.compute()[0])
+def _frechet(features: Tensor, held_out: Tensor) -> float:
+    metric = FrechetInceptionDistance(_Given(features.shape[1]), normalize=True, **ALONE).set_dtype(torch.float64)
+    metric.update(held_out.double(), real=True)
+    metric.update(features.double(), real=False)
+    return float(metric.compute())
 
-    def _lpips(self, drawn: Tensor, prompt: Tensor) -> float:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-        try:
-            metric = LearnedPerceptualImagePatchSimilarity("alex", normalize=True, **ALONE).to(self.device)
-        except Exception as error:  # no network, or a package that is missing
-            raise UserError(
-                f"evaluation.lpips=true needs torchvision's AlexNet weights in torch's cache, and they are not to be had: "
-                f"{reason(error)}"
-            ) from error
-        for one in prompt.unique():
-            first, second = torch.combinations(torch.nonzero(prompt == one)[:, 0]).T
-            large = nn.functional.interpolate(drawn, (64, 64)) if drawn.shape[-1] < 64 else drawn
-            metric.update(large[first].to(self.device), large[second].to(self.device))
-        return float(metric.compute())
+def _kernel(features: Tensor, held_out: Tensor) -> float:
+    size = min(len(features), len(held_out))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # it draws subsets
+        subsets: Any = {"subsets": 20, "subset_size": max(2, size // 2)}
+        metric = KernelInceptionDistance(_Given(features.shape[1]), **subsets, **ALONE)
+        metric.update(held_out, real=True)
+        metric.update(features, real=False)
+        return float(metric.compute()[0])
 
-    def _clip(self, drawn: Tensor, captions: list[str]) -> float:
-        from torchmetrics.multimodal.clip_score import CLIPScore
 
-        try:
-            metric = CLIPScore(self.evaluation.clip, **ALONE).to(self.device)
-        except Exception as error:
-            raise UserError(
-                f"evaluation.clip={self.evaluation.clip}: no CLIP model could be loaded from there "
-                f"({reason(error)}); a local directory works without a network."
-            ) from error
-        metric.update((drawn * 255).byte().to(self.device), captions)
-        return float(metric.compute())
+def _lpips(metric: Any, drawn: Tensor, prompt: Tensor) -> float:
+    """Mean LPIPS between pictures of one prompt."""
+    large = nn.functional.interpolate(drawn, (64, 64)) if drawn.shape[-1] < 64 else drawn
+    for one in prompt.unique():
+        first, second = torch.combinations(torch.nonzero(prompt == one)[:, 0]).T
+        metric.update(large[first], large[second])
+    value = float(metric.compute())
+    metric.reset()
+    return value
+
+
+def _lpips_metric() -> Any:
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    try:
+        return LearnedPerceptualImagePatchSimilarity("alex", normalize=True, **ALONE)
+    except Exception as error:  # no network, or a package that is missing
+        raise UserError(
+            f"evaluation.lpips=true needs torchvision's AlexNet weights in torch's cache, and they are not to be had: "
+            f"{reason(error)}"
+        ) from error
 
 
 class _Given(nn.Module):

@@ -1,4 +1,6 @@
-"""Feature spaces in which pictures are compared: colours by place, the embedded ViT, or any timm model."""
+"""What pictures are compared by: colours by place, the embedded ViT, any timm model; and CLIP, with their captions."""
+
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -6,6 +8,8 @@ from torch.nn import functional
 
 from foura.errors import UserError, reason
 from foura.files import here, read_weights
+
+AT_ONCE = 64  # pictures
 
 
 def feature_space(name: str) -> nn.Module:
@@ -71,6 +75,49 @@ class Timm(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         resized = functional.interpolate(pictures, self.size, mode="bilinear", antialias=True)
         return self.model((resized - self.mean) / self.std)
+
+
+class Clip(nn.Module):
+    """CLIPScore (Hessel et al., 2021) of pictures and their captions: 100 times the cosine of their features, a mean.
+
+    torchmetrics' own takes few models by name, runs code that comes with some of them, and does not go with this
+    transformers.
+
+    Args:
+        name: hub id or local folder of a CLIP model in safetensors.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        import transformers
+
+        folder, clip = here(name), cast(Any, transformers.CLIPModel)
+        place = name if folder is None else str(folder)
+        try:
+            self.model, found = clip.from_pretrained(place, use_safetensors=True, output_loading_info=True)
+            self.processor = transformers.CLIPProcessor.from_pretrained(place, trust_remote_code=False)
+            missing = found["missing_keys"]
+            self(torch.zeros(1, 3, 8, 8), ["a"])
+        except Exception as error:  # transformers and the hub raise many kinds
+            raise UserError(
+                f"evaluation.clip={name}: no CLIP model could be loaded from there ({reason(error)}); a local directory works "
+                "without a network."
+            ) from error
+        if missing:
+            raise UserError(f"evaluation.clip={name}: weights are missing from it, such as {min(missing)}.")
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor, captions: list[str]) -> float:
+        total = 0.0
+        for start in range(0, len(captions), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            images = list((pictures[some] * 255).byte().cpu())
+            given = self.processor(
+                text=captions[some], images=images, padding=True, truncation=True, return_tensors="pt"
+            )
+            found = self.model(**given.to(self.model.device))
+            total += float((found.image_embeds * found.text_embeds).sum())  # both of length 1
+        return max(0.0, 100 * total / len(captions))
 
 
 @torch.no_grad()
