@@ -88,7 +88,10 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     model = attach(parts.backbone, cfg, steps=loaders.steps())
 
     checkpoint = Path(ranks.tell(str(status.checkpoint)))
-    tracked, goes_on = _tracked(cfg, status, checkpoint, title, data, sweep) if leads else (Untracked(), False)
+    tracked: Any = Untracked()
+    goes_on = leads and _goes_on(cfg, status, checkpoint, model, console)
+    if leads:
+        tracked, goes_on = _tracked(cfg, status, checkpoint, title, data, sweep, goes_on)
     goes_on = ranks.tell(goes_on)
     status.write("running", run_id=tracked.run_id)
     try:
@@ -150,15 +153,25 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     return metrics
 
 
+def _goes_on(cfg: DictConfig, status: RunStatus, checkpoint: Path, model: Any, console: Console) -> bool:
+    """Whether this experiment was interrupted and left a checkpoint of this model."""
+    if cfg.force or not status.goes_on(run_key(cfg)) or not checkpoint.exists():
+        return False
+    found = usable(checkpoint, adapter_parameters(model))
+    if not found:
+        console.print(f"{checkpoint.name} of before is damaged, or of another model: the run starts anew")
+    return found
+
+
 def _tracked(
-    cfg: DictConfig, status: RunStatus, checkpoint: Path, title: str, data: Any, sweep: str | None
+    cfg: DictConfig, status: RunStatus, checkpoint: Path, title: str, data: Any, sweep: str | None, goes_on: bool
 ) -> tuple[TrackedRun, bool]:
-    """(the run in MLflow, whether it goes on): that of the same experiment, where it was interrupted and left a checkpoint.
+    """(the run in MLflow, whether it goes on there): the same one as before, where the store still has it.
 
     Otherwise the run starts anew, and in a sweep whatever its folder or its key left in the store is hidden.
     """
-    key, outputs, folder = run_key(cfg), outputs_dir(cfg), checkpoint.parent
-    if status.goes_on(key) and not cfg.force and usable(checkpoint):
+    outputs, folder = outputs_dir(cfg), checkpoint.parent
+    if goes_on:
         tracked = continue_run(outputs, folder)
         if tracked is not None:
             return tracked, True

@@ -13,6 +13,7 @@ from pytorch_lightning import Callback, Trainer
 
 from foura import ranks
 from foura.errors import Interrupted
+from foura.files import unfit
 
 SAVE_EVERY = 600.0  # seconds between checkpoints within an epoch
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -137,11 +138,14 @@ class Signals:
         raise Interrupted(f"stopped by {name} after {where}; the same command goes on from there.", signum)
 
 
-def usable(path: Path) -> bool:
-    """Whether there is a checkpoint that can be read; one that was cut short cannot, and is no reason to fail.
+def usable(path: Path, trained: dict[str, Any]) -> bool:
+    """Whether there is a checkpoint to go on from; one that was cut short is none, and is no reason to fail.
 
-    Nor can a file that is no checkpoint of a run, or that PyTorch would not have written: nothing of it is executed, and
+    Nor is a file that is no checkpoint of a run, or that PyTorch would not have written: nothing of it is executed, and
     nothing is unpacked that would be larger than the file.
+
+    Args:
+        trained: what `attach.adapter_parameters` has of the run's model, which the checkpoint's has to be like.
     """
     try:
         if not path.is_file():
@@ -152,9 +156,11 @@ def usable(path: Path) -> bool:
             if file.testzip() is not None:  # torch.load does not look at the checksums
                 return False
         found = torch.load(path, weights_only=True, map_location="cpu")
+        if not found.keys() >= KEYS or not isinstance(found["epoch"], int):
+            return False
+        return unfit(found["state_dict"], {f"model.{name}": value for name, value in trained.items()}) is None
     except Exception:  # of a damaged file the parsers of zip, of pickle and of PyTorch raise what they stumble over
         return False
-    return isinstance(found, dict) and found.keys() >= KEYS and isinstance(found["epoch"], int)
 
 
 def place(path: Path) -> str:

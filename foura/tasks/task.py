@@ -15,8 +15,7 @@ from torchmetrics import MeanMetric
 from foura import ranks
 from foura.adapter import param_groups
 from foura.attach import adapter_parameters, after_step, load_method_state, method_state, regularisation
-from foura.errors import Diverged, UserError
-from foura.files import unfit
+from foura.errors import Diverged
 
 LOOK_EVERY = 50  # steps between looks at the loss on a GPU
 EVALUATIONS = ("train_eval", "val")  # the order of the validation dataloaders
@@ -163,10 +162,6 @@ class Task(LightningModule):
         checkpoint["task"] = {"history": self.history, "method": method_state(self.model), "train_loss": so_far}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = {f"model.{name}": value for name, value in adapter_parameters(self.model).items()}
-        wrong = unfit(checkpoint["state_dict"], trained)
-        if wrong:
-            raise UserError(f"the run's checkpoint.pt is of another model ({wrong}); force=true starts the run anew.")
         self.history = checkpoint["task"]["history"]
         for name, value in checkpoint["task"]["train_loss"].items():
             setattr(self.train_loss, name, value)
