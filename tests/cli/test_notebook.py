@@ -1,5 +1,7 @@
 """The quickstart runs as a newcomer would run it, and prints what it is committed with."""
 
+import re
+
 import pytest
 
 
@@ -17,5 +19,9 @@ def test_the_quickstart_runs(root, tmp_path) -> None:
         "".join(o.get("text", "") for o in cell.get("outputs", []) if o.get("name") != "stderr")
         for cell in notebook.cells
     ]
-    assert [text[:20] for text in again] == [text[:20] for text in printed]
+    number = re.compile(r"\d+\.\d+")
+    assert [number.sub("", text)[:20] for text in again] == [number.sub("", text)[:20] for text in printed]
+    # other processors add up in another order, and 300 steps later that is an image or two
+    (first, here), (second, there) = (map(float, number.findall("".join(texts))[:2]) for texts in (printed, again))
+    assert second == pytest.approx(first, abs=0.02) and there == pytest.approx(here, abs=0.02)
     assert "LoraConfig ['adapter_config.json', 'adapter_model.safetensors']" in "".join(again)

@@ -294,7 +294,13 @@ def test_killed_by_ctrl_c_keeps_what_was_earned(root, run_env, tmp_path) -> None
 
     command = [sys.executable, str(root / "train.py"), "adapter=lora", "rank=4", "trainer.max_epochs=2000"]
     process = subprocess.Popen(
-        command, env=run_env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=run_env,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests may run where it is ignored
     )
     folder = tmp_path / "outputs" / "runs" / "adapter=lora,rank=4,trainer.max_epochs=2000"
     store = f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}"
