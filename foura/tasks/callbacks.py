@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -97,7 +98,8 @@ class EpochMeasures(Callback):
             opened = [sum(counts) / len(counts) for counts in self.open.values()]
             row["adapter/open_ranks"] = ranks.total(sum(opened) / len(opened))[0] / ranks.world()
         if trainer.state.fn == "fit":
-            row |= task.epoch_measures()
+            with torch.random.fork_rng(devices=[]):  # whether something is measured must not change the training
+                row |= task.epoch_measures()
 
     def _count(self, name: str, gate: Any, inputs: Any, gates: Tensor) -> None:
         mask = gate.mask_for(gates)

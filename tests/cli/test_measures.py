@@ -47,7 +47,10 @@ def test_open_ranks_are_there_by_epoch(train) -> None:
 
 def test_pictures_are_measured_by_epoch_against_validation(train) -> None:
     few = ("dataset.limit=4", "dataset.repeats=1", "evaluation.sampling_steps=1", "evaluation.max_prompts=2")
-    ended = train("backbone=unet", "adapter=lora", "rank=4", "dataset.epochs=4", "evaluation.judge_every=2", *few)
+    few += ("backbone=unet", "adapter=lora", "rank=4", "adapter.dropout=0.5", "dataset.epochs=4")
+    ended = train(*few, "evaluation.judge_every=2", "evaluation.features=glyphs")
     store, run_id = client(ended.outputs), status(ended)["run_id"]
     for measure in ("kernel", "diversity", "copy_distance"):
         assert [point.step for point in store.get_metric_history(run_id, f"val/{measure}")] == [1, 3]
+    unmeasured = status(train(*few, into="unmeasured"))["metrics"]
+    assert status(ended)["metrics"]["final/loss"] == unmeasured["final/loss"]
