@@ -20,6 +20,7 @@ from foura.saved import load_adapter, load_bare, read_config
 from foura.served import export
 from foura.sora import fold
 from tests.hostile import BYTES, TIMES, damaged, in_time, mutated, payload, refused, try_all
+from tests.survives import record
 from tests.unit.test_bad_weights import HEADERS
 from tests.unit.test_config import composed
 
@@ -200,3 +201,5 @@ def test_any_weights_of_an_adapter(times, run, parts) -> None:
     with pytest.raises(UserError, match="is a pickle"):
         load_adapter(fresh(parts), run, "foura")
     assert not mark.exists()
+    files = f"{len(HEADERS) + 2} files, all refused, nothing executed"
+    record("bad input", "pickles, and headers that lie, as an adapter's weights", files)

@@ -4,14 +4,17 @@ import dataclasses
 import math
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from foura import config, schema
 from foura.errors import UserError
+from tests.hostile import TIMES, try_all
+from tests.survives import record
 from tests.unit.test_config import CONF, composed
+
+COMMANDS = 150  # examples tried
 
 
 def keys(node: type, prefix: str = "") -> list[str]:
@@ -46,9 +49,12 @@ OVERRIDES = st.one_of(
 )
 
 
-@given(st.lists(OVERRIDES, min_size=1, max_size=3))
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-def test_any_command_line_is_accepted_or_refused_in_a_sentence(overrides) -> None:
+@TIMES
+def test_any_command_line_is_accepted_or_refused_in_a_sentence(times) -> None:
+    try_all(st.lists(OVERRIDES, min_size=1, max_size=3), accepted_or_refused, COMMANDS * times)
+
+
+def accepted_or_refused(overrides: list[str]) -> None:
     try:
         cfg = composed(*overrides)
     except Exception as error:  # of Hydra, OmegaConf or their parser: train.py explains all of them
@@ -110,12 +116,14 @@ def test_every_number_is_legal_up_to_its_bound_and_not_beyond() -> None:
         value = int(bound) if whole else bound
         assert is_refused(changed(base, key, value)) != legal, (key, value)
         assert is_refused(changed(base, key, value + step if below else value - step)), key
+    record("bad input", "every number of a config at its bound and beyond", f"{2 * len(numbers())} values")
 
 
 def test_every_number_refuses_what_is_none() -> None:
-    base = composed()
-    for key in {key for key, *_ in numbers()}:
-        for value in ("x", "", [1], {"a": 1}, "1.5.2", "1e", math.nan):
+    base, wrong = composed(), ("x", "", [1], {"a": 1}, "1.5.2", "1e", math.nan)
+    keys_of_numbers = {key for key, *_ in numbers()}
+    for key in keys_of_numbers:
+        for value in wrong:
             try:
                 cfg = changed(base, key, value)
             except OmegaConfBaseException as error:
@@ -123,6 +131,9 @@ def test_every_number_refuses_what_is_none() -> None:
                 assert key.split(".")[-1] in said and "\n" not in said, said
             else:
                 assert is_refused(cfg), (key, value)
+    record(
+        "bad input", "what is no number, for every number of a config", f"{len(keys_of_numbers) * len(wrong)} values"
+    )
 
 
 def test_every_choice_refuses_what_is_none_and_lists_what_is() -> None:
@@ -141,7 +152,7 @@ def test_every_choice_refuses_what_is_none_and_lists_what_is() -> None:
 def test_every_group_goes_with_every_backbone_and_trainer_or_is_refused() -> None:
     conf = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in GROUPS}
     conf["dataset"] = [name for name in conf["dataset"] if not name.startswith("for_")]  # the same under another name
-    tried = set()
+    tried, count = set(), 0
     for i, adapter in enumerate(conf["adapter"]):
         for j in range(max(len(conf["backbone"]), len(conf["trainer"]))):
             backbone = conf["backbone"][j % len(conf["backbone"])]
@@ -149,9 +160,11 @@ def test_every_group_goes_with_every_backbone_and_trainer_or_is_refused() -> Non
             trainer = conf["trainer"][(i + j) % len(conf["trainer"])]
             groups = {"adapter": adapter, "dataset": dataset, "backbone": backbone, "trainer": trainer}
             cfg = composed(*(f"{group}={choice}" for group, choice in groups.items()), "dataset.path=x")
+            count += 1
             fits = cfg.dataset.source in schema.SOURCES[cfg.backbone.family]
             assert is_refused(cfg) != fits or cfg.dataset.format is not None, groups
             tried |= {(adapter, backbone), (dataset, backbone), (adapter, trainer), (dataset, trainer)}
+    record("bad input", "groups of a config together: those that do not go together are refused", f"{count} configs")
     for one, other in (
         ("adapter", "backbone"),
         ("dataset", "backbone"),

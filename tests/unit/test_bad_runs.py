@@ -19,6 +19,7 @@ from foura.saved import read_config
 from foura.served import export
 from foura.tasks.checkpoint import KEYS, usable
 from tests.hostile import BYTES, TIMES, damaged, in_time, is_a_sentence, mutated, payload, refused, try_all
+from tests.survives import record
 from tests.unit.test_bad_adapters import LIKELY, run_folder
 from tests.unit.test_bad_weights import HEADERS
 
@@ -115,6 +116,7 @@ def test_any_checkpoint_is_usable_or_not_and_runs_nothing(times, tmp_path) -> No
         assert not is_usable(content), number
     try_all(BYTES | damaged(whole), is_usable, CHECKPOINTS * times)
     assert not mark.exists() and not usable(tmp_path, {}) and not usable(tmp_path / "absent", {})
+    record("bad input", "pickles, paths and bombs as a checkpoint", f"{len(bad)} files, none used, nothing executed")
 
 
 def test_a_run_over_a_checkpoint_of_somebody_else_starts_anew(train, tmp_path) -> None:
