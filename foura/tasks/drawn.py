@@ -69,6 +69,7 @@ class Judge:
 
 
 def _frechet(features: Tensor, held_out: Tensor) -> float:
+    """Fréchet distance of features (n, d) to those of held-out pictures (m, d)."""
     metric = FrechetInceptionDistance(_Given(features.shape[1]), normalize=True, **ALONE).set_dtype(torch.float64)
     metric.update(held_out.double(), real=True)
     metric.update(features.double(), real=False)
@@ -76,6 +77,7 @@ def _frechet(features: Tensor, held_out: Tensor) -> float:
 
 
 def _kernel(features: Tensor, held_out: Tensor) -> float:
+    """Kernel distance (unbiased) of features (n, d) to those of held-out pictures (m, d)."""
     size = min(len(features), len(held_out))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # it draws subsets
@@ -87,7 +89,7 @@ def _kernel(features: Tensor, held_out: Tensor) -> float:
 
 
 def _lpips(metric: Any, drawn: Tensor, prompt: Tensor) -> float:
-    """Mean LPIPS between pictures of one prompt."""
+    """Mean LPIPS between pictures (n, 3, H, W) of one prompt; prompt: the number of each picture's, (n,)."""
     large = nn.functional.interpolate(drawn, (64, 64)) if drawn.shape[-1] < 64 else drawn
     for one in prompt.unique():
         first, second = torch.combinations(torch.nonzero(prompt == one)[:, 0]).T

@@ -85,6 +85,9 @@ class Clip(nn.Module):
 
     Args:
         name: hub id or local folder of a CLIP model in safetensors.
+
+    Raises:
+        UserError: none can be loaded from there, or weights are missing from it.
     """
 
     def __init__(self, name: str) -> None:
@@ -108,6 +111,7 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Tensor, captions: list[str]) -> float:
+        """The score, 0 to 100, of pictures (n, 3, H, W) in 0..1 and their n captions."""
         total = 0.0
         for start in range(0, len(captions), AT_ONCE):
             some = slice(start, start + AT_ONCE)
