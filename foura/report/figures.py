@@ -23,7 +23,8 @@ def draw_curves(history: list[dict[str, float]], metrics: list[str], selected: i
     axes[0].legend(frameon=False)
     axes[-1].plot(epochs, [row[f"gap/{metrics[-1]}"] for row in history], color=GREY)
     axes[-1].axhline(0, color="black", linewidth=0.5)
-    axes[-1].set_title(f"gap in {METRIC_NAMES.get(metrics[-1], metrics[-1])} (larger: more overfitting)")
+    axes[-1].set_title(f"gap in {METRIC_NAMES.get(metrics[-1], metrics[-1])}")
+    axes[-1].set_ylabel("larger: more overfitting")
     for axis in axes:
         axis.axvline(selected + 1, color=GREY, linestyle=":", linewidth=1)
         axis.set_xlabel("epoch")
