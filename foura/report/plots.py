@@ -15,7 +15,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 
 from foura.report.compare import Measure, Study, intervals
 
-COLOURS = ("#3b6ea8", "#c8553d", "#4c956c", "#8e5aa8", "#d6a13a", "#5a5a5a", "#3aa6a0", "#b0486f")
+COLOURS: tuple[str, ...] = ("#3b6ea8", "#c8553d", "#4c956c", "#8e5aa8", "#d6a13a", "#5a5a5a", "#3aa6a0", "#b0486f")
+COLOURS += ("#7fb2e5", "#f0a58f", "#95d5a6", "#c9a3de", "#7a5c1e", "#a8a8a8", "#1f5f5b", "#e39bb8", "#1c1c1c")
 MARKERS = "osD^vPX*"
 PANELS = 6  # of a figure at most
 LAYERS = 80  # of a heat map at most
@@ -267,11 +268,15 @@ def _clean(axis: Any) -> None:
 
 def _legend(fig: Any, axis: Any) -> None:
     handles, names = axis.get_legend_handles_labels()
+    columns = max(1, min(len(names), int(fig.get_figwidth() / 1.7)))
+    fig.set_figheight(
+        fig.get_figheight() + 0.2 * max(0, -(-len(names) // columns) - 1)
+    )  # its lines take none of a panel's
     fig.legend(
         handles,
         names,
         loc="outside upper center",
-        ncols=max(1, min(len(names), int(fig.get_figwidth() / 1.7))),
+        ncols=columns,
         frameon=False,
         fontsize=9,
     )
