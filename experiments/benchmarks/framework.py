@@ -63,12 +63,12 @@ def _parts(cfg: Any) -> tuple[nn.Module, Loaders, Parts]:
 
 def _framework(cfg: Any, folder: Path) -> float:
     model, loaders, parts = _parts(cfg)
-    tracked = start_run(folder, "bench", {}, {}, None)
+    tracked = start_run(folder, folder, "bench", {}, {}, None)
     task = parts.task(model)
     train = loaders.train()
     progress = ProgressLines(Console(quiet=True), "bench", bar=False, lines=True)
-    keeping = Checkpoint(folder / "checkpoint.pt", [train.generator])
-    metrics = EpochMetrics(tracked, continued=False)
+    keeping = Checkpoint(folder / "checkpoint.pt", [train.generator], train.batch_sampler)
+    metrics = EpochMetrics(tracked)
     callbacks = [SelectedEpoch(cfg.select), Cost(), EpochMeasures(), metrics, progress, keeping]
     start = time.perf_counter()
     trainer_of(cfg, folder, callbacks).fit(task, train, loaders.evaluation())
