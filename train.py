@@ -112,7 +112,7 @@ def _lead(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> bool
 
 def _run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it speaks
-    from foura.run import run  # torch and Lightning only once the config is known to be sound
+    from foura.run.run import run  # torch and Lightning only once the config is known to be sound
 
     run(cfg, folder, status, sweep)
 

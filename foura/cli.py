@@ -84,13 +84,13 @@ def _store(outputs: Path) -> str:
 
 def _report(arguments: argparse.Namespace) -> None:
     _store(arguments.outputs)
-    from foura.report.sweep import report
+    from foura.report.page import report
 
     print(report(arguments.outputs.absolute(), arguments.sweep, arguments.into))
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from foura.tracking.jobs import sweep_folder, sweep_status
+    from foura.sweep.plan import sweep_folder, sweep_status
 
     runs = sweep_status(sweep_folder(arguments.outputs, arguments.sweep))
     for name, status in runs:
@@ -110,7 +110,7 @@ def _sync(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from foura.served import export
+    from foura.run.export import export
 
     export(arguments.run, arguments.to, arguments.out, arguments.freeze)
     print(arguments.out)
@@ -118,16 +118,18 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _pretrain(arguments: argparse.Namespace) -> None:
     if arguments.backbone == "vit":
-        from foura.backbones.pretrain_vit import EPOCHS, IMAGES, pretrain_vit
-        from foura.backbones.vit_embedded import WEIGHTS
+        from foura.bundled.pretrain_vit import EPOCHS, IMAGES, pretrain_vit
+        from foura.bundled.vit import WEIGHTS
 
         pretrain_vit(arguments.out or WEIGHTS, images=IMAGES, epochs=EPOCHS, seed=0)
     elif arguments.backbone == "llama_small":
-        from foura.backbones import llama_embedded, pretrain_llama
+        from foura.bundled import llama as llama_embedded
+        from foura.bundled import pretrain_llama
 
         pretrain_llama.pretrain_llama(arguments.out or llama_embedded.FOLDER, epochs=pretrain_llama.EPOCHS, seed=0)
     else:
-        from foura.backbones import pretrain_unet, unet_embedded
+        from foura.bundled import pretrain_unet
+        from foura.bundled import unet as unet_embedded
 
         pretrain_unet.pretrain_unet(arguments.out or unet_embedded.FOLDER, steps=pretrain_unet.STEPS, seed=0)
 
@@ -138,7 +140,7 @@ def _merge(arguments: argparse.Namespace) -> None:
     strengths = arguments.strengths or [1.0] * len(arguments.runs)
     if len(strengths) != len(arguments.runs):
         raise UserError(f"--strengths has {len(strengths)} values for {len(arguments.runs)} runs.")
-    from foura.merge import merge_evaluate
+    from foura.run.merge import merge_evaluate
 
     for row in merge_evaluate(arguments.runs, strengths, arguments.out):
         values = "  ".join(

@@ -204,7 +204,7 @@ def main() -> None:
     heed_sigterm()
     join()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from foura.run import run
+    from foura.run.run import run
 
     try:
         if rank() > 0:

@@ -14,15 +14,15 @@ from timing import Row, row
 from torch import Tensor, nn
 
 import foura
-from foura.attach import attach
 from foura.config import register
-from foura.families import Parts, build
-from foura.run import quiet
-from foura.tasks.callbacks import EpochMeasures, EpochMetrics, ProgressLines, SelectedEpoch
-from foura.tasks.checkpoint import Checkpoint
-from foura.tasks.cost import Cost
+from foura.families.family import Parts, build
+from foura.methods.attach import attach
+from foura.run.checkpoint import Checkpoint
+from foura.run.cost import Cost
+from foura.run.loop import Loaders, trainer_of
+from foura.run.recorder import EpochMeasures, EpochMetrics, ProgressLines, SelectedEpoch
+from foura.run.run import quiet
 from foura.tracking.store import start_run
-from foura.training import Loaders, trainer_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

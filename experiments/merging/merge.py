@@ -15,9 +15,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from foura.analysis.statistics import compare, correct
-from foura.merge import merge_evaluate
 from foura.report.plots import COLOURS
-from foura.tracking.jobs import sweep_folder
+from foura.run.merge import merge_evaluate
+from foura.sweep.plan import sweep_folder
 
 HERE = Path(__file__).resolve().parent
 STRENGTHS = (0.5, 1.0)  # of both adapters

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from peft import PeftConfig
 
 from foura.adapter.checks import check_patterns, check_types
-from foura.adapter.gate import GATE_SCOPES, GATES
+from foura.adapter.gates import GATE_SCOPES, GATES
 from foura.adapter.peft_type import foura_peft_type
 from foura.adapter.transforms import TRANSFORMS
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foura.adapter.gate import OPEN
+from foura.adapter.gates import OPEN
 from foura.adapter.layer import FouraLayer
 from foura.adapter.model import attention_mask
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foura.adapter.config import FouraConfig
 from foura.adapter.delta import Gate, delta_weight, masked, plain_fold
-from foura.adapter.gate import RankGate
+from foura.adapter.gates import RankGate
 from foura.adapter.transforms import Transform
 
 Factors = tuple[Tensor, Tensor]  # (down, up)

@@ -22,7 +22,7 @@ from foura.adapter.combine import combine_layer, combined_config
 from foura.adapter.config import FouraConfig
 from foura.adapter.conv import CONVOLUTIONS, Conv
 from foura.adapter.embedding import Embedding
-from foura.adapter.gate import RankGate
+from foura.adapter.gates import RankGate
 from foura.adapter.layer import FouraLayer
 from foura.adapter.linear import Linear
 

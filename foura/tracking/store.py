@@ -23,7 +23,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 from mlflow.tracking import MlflowClient
 
 from foura.errors import UserError
-from foura.tracking.outbox import PATIENCE, Outbox
+from foura.tracking.journal import PATIENCE, Outbox
 from foura.tracking.status import read_json, write_json
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)  # that it makes its tables is no news

@@ -92,9 +92,9 @@ def test_the_saved_language_adapter_is_the_tested_one(train, adapter) -> None:
     import torch
     from peft import PeftModel
 
-    from foura.backbones.llama import build_llama
-    from foura.datasets.text import open_text
-    from foura.datasets.tokens import prepare_text
+    from foura.families.language.backbone import build_llama
+    from foura.families.language.data import prepare_text
+    from foura.families.language.text import open_text
 
     ended = train("backbone=llama_small", f"adapter={adapter}", *FAMILIES["llama_small"], *QUICK, "optimizer.lr=1e-2")
     cfg = OmegaConf.load(ended.folder() / "config.yaml")
@@ -143,7 +143,7 @@ def test_own_json_lines(train, tmp_path, form) -> None:
 def test_own_language_model_from_a_directory(train, tmp_path) -> None:
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    from foura.backbones.llama_embedded import FOLDER
+    from foura.bundled.llama import FOLDER
 
     shape = {"n_positions": 128, "n_embd": 32, "n_layer": 1, "n_head": 2}
     GPT2LMHeadModel(GPT2Config(vocab_size=1024, **shape)).save_pretrained(tmp_path / "gpt")

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from foura.cli import main
 from foura.errors import UserError
-from foura.families import build
-from foura.served import export
+from foura.families.family import build
+from foura.run.export import export
 
 QUICK = ("rank=4", "dataset.epochs=1", "trainer.max_steps=4", "optimizer.lr=1e-2")
 LANGUAGE = ("backbone=llama_small", *QUICK, "dataset.limit=32", "dataset.eval_limit=8", "evaluation.passages=1")

@@ -144,7 +144,7 @@ def test_a_worker_that_is_killed_does_not_end_the_sweep(root, run_env, tmp_path)
 # no more than so much beyond what is there once all is imported, as on a machine with little memory
 LITTLE_MEMORY = """
 import resource, runpy, sys
-import foura.run, foura.families, foura.backbones.vit, foura.tasks.classification
+import foura.run, foura.families, foura.families.images.backbone, foura.families.images.task
 used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
 resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 10**9,) * 2)
 del sys.argv[0]

@@ -7,8 +7,8 @@ from tests.cli.test_train import client, status
 
 @pytest.mark.parametrize("adapter", ["lora", "foura_dct", "foura_dft", "foura", "dora", "adalora", "sora"])
 def test_equal_parameters_are_as_near_below_loras_as_a_rank_can_be(adapter) -> None:
-    from foura.attach import attach
-    from foura.families import build
+    from foura.families.family import build
+    from foura.methods.attach import attach
     from tests.unit.test_config import composed
 
     def count(*overrides: str) -> tuple[int, int]:

@@ -78,9 +78,9 @@ def test_the_saved_adapter_is_the_tested_one(train) -> None:
     from omegaconf import OmegaConf
     from peft import PeftModel
 
-    from foura.backbones.vit import build_vit
-    from foura.datasets.sources import open_source
-    from foura.datasets.splits import prepare
+    from foura.families.images.backbone import build_vit
+    from foura.families.images.data import prepare
+    from foura.families.images.sources import open_source
 
     ended = train("adapter=foura_dft_gated", *QUICK)
     cfg = OmegaConf.load(ended.folder() / "config.yaml")
@@ -159,7 +159,7 @@ def test_a_checkpoint_file_goes_through_timms_loading(train, images, tmp_path) -
     assert ended.code == 0, ended.out
     from omegaconf import OmegaConf
 
-    from foura.backbones.vit import build_vit
+    from foura.families.images.backbone import build_vit
 
     rebuilt = build_vit(OmegaConf.load(ended.folder() / "config.yaml").backbone, 2).model
     assert torch.equal(rebuilt.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
@@ -338,7 +338,7 @@ def test_the_gate_of_the_default_run_selects(train) -> None:
 def test_soras_gates_close_and_become_part_of_an_ordinary_lora(train) -> None:
     from peft import PeftModel
 
-    from foura.backbones.vit import build_vit
+    from foura.families.images.backbone import build_vit
 
     ended = train("adapter=sora", "adapter.sparsity=200", *QUICK)
     assert ended.code == 0, ended.out

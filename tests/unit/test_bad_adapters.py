@@ -12,13 +12,13 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from foura import FouraConfig
-from foura.attach import adapter_parameters, attach
 from foura.config import check
 from foura.errors import UserError
-from foura.families import build
-from foura.saved import load_adapter, load_bare, read_config
-from foura.served import export
-from foura.sora import fold
+from foura.families.family import build
+from foura.methods.attach import adapter_parameters, attach
+from foura.methods.sora import fold
+from foura.run.export import export
+from foura.run.load import load_adapter, load_bare, read_config
 from tests.hostile import BYTES, TIMES, damaged, in_time, mutated, payload, refused, try_all
 from tests.survives import record
 from tests.unit.test_bad_weights import HEADERS

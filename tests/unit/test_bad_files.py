@@ -8,11 +8,11 @@ import pytest
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from foura.backbones.unet import caption_bytes
-from foura.datasets.captioned import open_captioned
-from foura.datasets.text import open_text
-from foura.datasets.tokens import prepare_text
 from foura.errors import UserError
+from foura.families.diffusion.backbone import caption_bytes
+from foura.families.diffusion.data import open_captioned
+from foura.families.language.data import prepare_text
+from foura.families.language.text import open_text
 from foura.schema import DatasetConfig
 from tests.hostile import BYTES, TIMES, VALUES, mutated, refused, try_all
 

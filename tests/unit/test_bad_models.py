@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from foura.backbones import llama_embedded
-from foura.backbones.llama import build_llama
-from foura.backbones.unet import build_unet
+from foura.bundled import llama as llama_embedded
+from foura.families.diffusion.backbone import build_unet
+from foura.families.language.backbone import build_llama
 from tests.hostile import TIMES, mutated, payload, refused, try_all
 from tests.unit.test_bad_weights import FOLDERS, HEADERS, config
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 
-from foura.datasets.captioned import open_captioned
-from foura.datasets.captioned import prepare_captioned as prepare_pictures
-from foura.datasets.sources import image_files, open_source
-from foura.datasets.splits import open_image, prepare
+from foura.families.diffusion.data import open_captioned
+from foura.families.diffusion.data import prepare_captioned as prepare_pictures
+from foura.families.images.data import open_image, prepare
+from foura.families.images.sources import image_files, open_source
 from foura.schema import ColumnsConfig, DatasetConfig
 from tests.hostile import TIMES, damaged, refused, try_all
 

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 from foura import schema
 from foura.cli import main
-from foura.saved import read_config
-from foura.served import export
-from foura.tasks.checkpoint import KEYS, usable
+from foura.run.checkpoint import KEYS, usable
+from foura.run.export import export
+from foura.run.load import read_config
 from tests.hostile import BYTES, TIMES, damaged, in_time, is_a_sentence, mutated, payload, refused, try_all
 from tests.survives import record
 from tests.unit.test_bad_adapters import LIKELY, run_folder
@@ -133,7 +133,7 @@ def test_a_run_over_a_checkpoint_of_somebody_else_starts_anew(train, tmp_path) -
 def test_a_checkpoint_of_another_model_is_not_gone_on_from(train, monkeypatch) -> None:
     quick = ("adapter=lora", "rank=4", "dataset.limit=20", "trainer.max_epochs=1")
     with monkeypatch.context() as patch:
-        patch.setattr("foura.tasks.callbacks.SelectedEpoch.restore", Mock(side_effect=SystemExit(143)))
+        patch.setattr("foura.run.recorder.SelectedEpoch.restore", Mock(side_effect=SystemExit(143)))
         stopped = train(*quick)
     assert stopped.code == 143
     path = stopped.folder() / "checkpoint.pt"

@@ -8,10 +8,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from foura.backbones import vit_embedded
-from foura.backbones.vit import build_vit
+from foura.bundled import vit as vit_embedded
+from foura.families.diffusion.features import feature_space
+from foura.families.images.backbone import build_vit
 from foura.schema import BackboneConfig
-from foura.tasks.features import feature_space
 from tests.hostile import BYTES, TIMES, damaged, mutated, payload, refused, try_all
 
 FILES, FOLDERS = 40, 15  # examples tried

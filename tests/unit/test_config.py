@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from foura import config, schema
-from foura.adapter.gate import GATE_SCOPES, GATES
+from foura.adapter.gates import GATE_SCOPES, GATES
 from foura.adapter.transforms import TRANSFORMS
 from foura.errors import UserError
 

@@ -8,9 +8,9 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from foura.datasets.sources import Labelled, Source, open_source
-from foura.datasets.splits import prepare
 from foura.errors import UserError
+from foura.families.images.data import prepare
+from foura.families.images.sources import Labelled, Source, open_source
 from foura.schema import ColumnsConfig, DatasetConfig
 
 
@@ -179,7 +179,7 @@ def test_hub_data_that_cannot_work(parquet, tmp_path) -> None:
 
 
 def test_the_items_with_a_wrong_label_are_those_whose_label_changed() -> None:
-    from foura.datasets.sources import open_source
+    from foura.families.images.sources import open_source
     from foura.schema import DatasetConfig
 
     cfg = OmegaConf.structured(DatasetConfig(name="digits", source="digits", limit=50))

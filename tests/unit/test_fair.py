@@ -4,9 +4,9 @@ import pytest
 import torch
 from pytorch_lightning import seed_everything
 
-from foura.attach import attach
-from foura.families import build
-from foura.training import Loaders
+from foura.families.family import build
+from foura.methods.attach import attach
+from foura.run.loop import Loaders
 from tests.unit.test_config import composed
 
 

@@ -14,16 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from foura import FouraConfig
-from foura.analysis.pictures import copy_distance, diversity
-from foura.backbones.unet import build_unet, caption_bytes
-from foura.datasets.captioned import open_captioned, prepare_captioned
-from foura.datasets.letters import LETTERS, caption, render_letters
+from foura.analysis.images import copy_distance, diversity
+from foura.bundled.letters import LETTERS, caption, render_letters
 from foura.errors import UserError
+from foura.families.diffusion.backbone import build_unet, caption_bytes
+from foura.families.diffusion.data import open_captioned, prepare_captioned
+from foura.families.diffusion.features import Clip, feature_space, letters_read
+from foura.families.diffusion.image_metrics import Judge
+from foura.families.diffusion.sampling import sample, strength
+from foura.families.diffusion.task import Diffusion
 from foura.schema import BackboneConfig, Config, DatasetConfig, EvaluationConfig
-from foura.tasks.diffusion import Diffusion
-from foura.tasks.drawn import Judge
-from foura.tasks.features import Clip, feature_space, letters_read
-from foura.tasks.sampling import sample, strength
 from tests.hostile import payload
 
 CPU = torch.device("cpu")

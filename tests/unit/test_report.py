@@ -13,7 +13,7 @@ import pytest
 from foura.errors import UserError
 from foura.report import compare
 from foura.report.collect import load_sweep
-from foura.report.sweep import report
+from foura.report.page import report
 from foura.tracking.store import open_store, parent_run, start_run
 
 

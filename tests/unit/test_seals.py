@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from foura.backbones import llama, unet, vit
 from foura.errors import UserError
+from foura.families.diffusion import backbone as unet
+from foura.families.images import backbone as vit
+from foura.families.language import backbone as llama
 from foura.files import read_weights, seal
 from foura.schema import BackboneConfig
 from tests.survives import record

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from foura.slurm import RequeueCallback, requeue
+from foura.sweep.requeue import RequeueCallback, requeue
 
 
 @pytest.fixture

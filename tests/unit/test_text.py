@@ -8,12 +8,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from foura.backbones.llama import build_llama
-from foura.datasets.text import Example, TextSource, cut, mislabel, open_text
-from foura.datasets.tokens import IGNORED, collate, prepare_text
 from foura.errors import UserError
+from foura.families.language.backbone import build_llama
+from foura.families.language.data import IGNORED, collate, prepare_text
+from foura.families.language.task import Language
+from foura.families.language.text import Example, TextSource, cut, mislabel, open_text
 from foura.schema import BackboneConfig, Config, DatasetConfig
-from foura.tasks.language import Language
 
 
 def config(**fields):

@@ -1,0 +1,146 @@
+"""Pretrain the embedded LLaMA on English that comes with Python, and write it with its tokenizer.
+
+`python -m foura.bundled.pretrain_llama` remakes the folder that the package carries.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from foura.bundled.llama import EMBEDDED_LLAMA, END, FOLDER, PAD
+from foura.files import seal
+
+EPOCHS = 2  # what the committed weights were made with
+PACKAGES = ("numpy", "scipy", "sklearn")
+SHORTEST = 400  # characters of a docstring that is taken
+BLOCK = 256  # tokens
+BATCH = 16  # blocks
+PEAK_LR = 3e-3
+WARMUP = 0.05  # share of all steps
+WEIGHT_DECAY = 0.1
+HELD_OUT = 50  # every fiftieth text is measured and not trained on
+
+
+def english() -> tuple[list[str], list[str]]:
+    """(training texts, held-out texts): reference English that is installed anyway.
+
+    The topics of Python's own help system, and what numpy, scipy and scikit-learn say of their functions (examples in
+    code left out). None of it is the source of the standard library, which is what the model is adapted to.
+    """
+    from pydoc_data.topics import topics
+
+    texts = [topics[name] for name in sorted(topics)]
+    for package in PACKAGES:
+        for file in sorted(Path(str(files(package))).rglob("*.py")):
+            if "tests" not in file.parts:
+                texts += docstrings(file.read_text(encoding="utf-8"))
+    texts = sorted(set(texts))
+    return [text for i, text in enumerate(texts) if i % HELD_OUT], texts[::HELD_OUT]
+
+
+def docstrings(source: str) -> list[str]:
+    """The longer docstrings of a module, without their examples in code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            lines = (ast.get_docstring(node) or "").splitlines()
+            kept, code = [], False
+            for line in lines:
+                code = line.lstrip().startswith((">>>", "...")) or (code and bool(line.strip()))
+                if not code:
+                    kept.append(line)
+            text = "\n".join(kept).strip()
+            if len(text) >= SHORTEST:
+                found.append(text)
+    return found
+
+
+def pretrain_llama(folder: Path, *, epochs: int, seed: int, report: Callable[[str], object] = print) -> None:
+    """Train a byte-level BPE tokenizer and a LLaMA on it, and write both as transformers does, in float16.
+
+    Args:
+        folder: what transformers' `from_pretrained` will be given.
+        report: called with a line of text per epoch and one at the end.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    train, held_out = english()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all bytes: any text can be read
+    size = EMBEDDED_LLAMA["vocab_size"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[END, PAD], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(train, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, bos_token=END, pad_token=PAD)
+
+    def blocks(texts: list[str]) -> torch.Tensor:
+        ids = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+        return torch.tensor(ids[: len(ids) // BLOCK * BLOCK]).view(-1, BLOCK)
+
+    def loss_of(ids: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=ids, labels=ids).loss
+
+    train_ids = torch.tensor([t for text in train for t in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+    held = blocks(held_out)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(**EMBEDDED_LLAMA, **ends, pad_token_id=tokenizer.pad_token_id))
+    generator = torch.Generator().manual_seed(seed)
+    kernels = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
+    steps = len(train_ids) // (BLOCK * BATCH)
+    total = steps * epochs
+
+    def rate(step: int) -> float:
+        if step < WARMUP * total:
+            return (step + 1) / (WARMUP * total + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step / total - WARMUP) / (1 - WARMUP)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    began = time.monotonic()
+    for epoch in range(epochs):
+        model.train()
+        losses = 0.0
+        for _ in range(steps):  # blocks start anywhere: an epoch is as many tokens as there are, not each of them once
+            starts = torch.randint(len(train_ids) - BLOCK, (BATCH,), generator=generator)
+            loss = loss_of(torch.stack([train_ids[start : start + BLOCK] for start in starts.tolist()]))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            losses += loss.item()
+        model.eval()
+        with torch.no_grad():
+            measured = sum(float(loss_of(part)) * len(part) for part in held.split(BATCH)) / len(held)
+        minutes = (time.monotonic() - began) / 60
+        report(
+            f"epoch {epoch + 1}/{epochs} train {losses / steps:.3f} held-out {measured:.3f} nats a token {minutes:.1f} min"
+        )
+    bits = measured / math.log(2) * held.numel() / len(str(tokenizer.decode(held.flatten())).encode())
+    report(f"held-out texts: {bits:.3f} bits per byte")
+    model.half().save_pretrained(folder)
+    seal(folder / "model.safetensors")
+    tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner only: no good in a package
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    pretrain_llama(FOLDER, epochs=EPOCHS, seed=0)

@@ -1,0 +1,91 @@
+"""Drawing pictures with an adapted diffusion model, at any strength of its adapter."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from foura.families.diffusion.backbone import DiffusionBackbone
+
+AT_ONCE = 32  # pictures
+
+Watch = Callable[[int, dict[str, Tensor]], None]
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    backbone: DiffusionBackbone,
+    captions: list[str],
+    seeds: list[int],
+    steps: int,
+    guidance: float,
+    device: torch.device,
+    watch: Watch | None = None,
+) -> Tensor:
+    """Pictures (n, 3, H, W) in 0..1, on the CPU, by deterministic DDIM; a picture depends on its caption and seed alone.
+
+    Args:
+        captions, seeds: one of each a picture.
+        guidance: of classifier-free guidance; 1 is none.
+        watch: told each step (from 0) and what the model was called with.
+    """
+    scheduler = DDIMScheduler.from_config(backbone.scheduler.config)
+    scheduler.set_timesteps(steps, device=device)
+    unet: Any = _unet(model)
+    shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    if backbone.vae is not None:
+        side = backbone.size // 2 ** (len(backbone.vae.config.block_out_channels) - 1)
+        shape = (shape[0], side, side)
+    made = []
+    for start in range(0, len(captions), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds[part]]
+        latents = torch.stack(noise).to(device) * scheduler.init_noise_sigma
+        tokens = backbone.tokenize(captions[part]).to(device)
+        empty = backbone.tokenize([""]).to(device).expand_as(tokens)
+        for number, timestep in enumerate(scheduler.timesteps):
+            inputs = {"noisy": scheduler.scale_model_input(latents, timestep), "captions": tokens}
+            inputs["timestep"] = timestep.expand(len(latents))
+            if watch is not None:
+                watch(number, inputs)
+            if guidance == 1.0:
+                predicted = model(**inputs)
+            else:
+                both = {key: torch.cat([value, value]) for key, value in inputs.items()} | {
+                    "captions": torch.cat([empty, tokens])
+                }
+                without, predicted = model(**both).chunk(2)
+                predicted = without + guidance * (predicted - without)
+            latents = scheduler.step(predicted.float(), timestep, latents).prev_sample
+        made.append(backbone.decode(latents).cpu())
+    return torch.cat(made)
+
+
+@contextmanager
+def strength(model: nn.Module, alpha: float) -> Iterator[None]:
+    """Within the context every adapted layer gives base + alpha · (adapted - base): the paper's blending (sec. 3.1).
+
+    The same for every method; for FouRA and LoRA it is what `set_scale` does, as no gate looks at alpha.
+    """
+
+    def blend(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        return torch.lerp(layer.base_layer(*inputs), output, alpha)
+
+    handles = []
+    if alpha != 1.0:
+        layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        handles = [layer.register_forward_hook(blend) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _unet(model: nn.Module) -> nn.Module:
+    return next(module for name, module in model.named_modules() if name.rpartition(".")[2] == "unet")

@@ -1,0 +1,100 @@
+"""Two adapters at once at inference (paper sec. 3.5): no joint training, their updates are added, each at its strength."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from foura.adapter.layer import FouraLayer
+from foura.analysis.spectrum import overlap
+from foura.errors import UserError
+from foura.families.diffusion.figures import write_rows
+from foura.families.family import build
+from foura.run.load import BARE, load_adapter, read_config
+from foura.run.loop import Loaders, trainer_of
+from foura.run.run import quiet
+
+
+def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> list[dict[str, Any]]:
+    """Test measures of each run's data with its own adapter alone, and with all adapters at their strengths.
+
+    Args:
+        runs: folders of finished runs on one backbone, each with config.yaml and adapter/.
+        strengths: one a run.
+        folder: pictures and tables of each evaluation go to a folder in it.
+
+    Returns:
+        rows {"data": "run1", "adapters": "run1+run2", metric: value, …}, which merged.csv in `folder` has too. "overlap"
+        is how much of this run's update lies where the others' do (paper Table B.2), a mean over layers.
+
+    Raises:
+        UserError: folders without an adapter, different backbones, or a method whose strength cannot be set.
+    """
+    quiet()
+    configs = [read_config(run) for run in runs]
+    if len({repr(OmegaConf.to_container(cfg.backbone)) for cfg in configs}) > 1:
+        raise UserError("the runs have different backbones: adapters add up on the same frozen model only.")
+    methods = {cfg.adapter.method for cfg in configs}
+    if len(methods) > 1:
+        raise UserError(f"PEFT holds adapters of one method in a model, and these are of {', '.join(sorted(methods))}.")
+    if methods & set(BARE):
+        raise UserError("adapter=full and adapter=head leave no adapter that could be added to another.")
+    names = [f"run{number}" for number in range(1, len(runs) + 1)]
+    rows: list[dict[str, Any]] = []
+    for own, cfg in zip(names, configs, strict=True):
+        parts = build(cfg)
+        if parts.backbone.new_head:
+            raise UserError("each of these runs has a classifier of its own, and classifiers do not add up.")
+        model: Any = parts.backbone.model
+        for name, run in zip(names, runs, strict=True):
+            model = load_adapter(model, run, cfg.adapter.method, name)
+        others = [name for name in names if name != own]
+        shared = sum(_overlap(model, own, other) for other in others) / len(others)
+        for active in ([own], names):
+            tuner: Any = model.base_model
+            tuner.set_adapter(active)
+            for name, alpha in zip(names, strengths, strict=True):
+                _set_strength(model, name, alpha if len(active) > 1 else 1.0)
+            into = folder / f"{own}-with-{'-'.join(active)}"
+            into.mkdir(parents=True, exist_ok=True)
+            measured = _test(parts, model, cfg, into)
+            rows.append({"data": own, "adapters": "+".join(active), "overlap": shared, **measured})
+    write_rows(rows, folder / "merged.csv")
+    return rows
+
+
+def _overlap(model: PeftModel, first: str, second: str) -> float:
+    """Mean over layers of `spectrum.overlap`; the updates of an adaptive gate are taken with all ranks open."""
+    found = []
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        pair: list[torch.Tensor] = []
+        for name in (first, second):
+            gated = isinstance(layer, FouraLayer) and name in layer.foura_gate
+            fixed: dict[str, Any] = {"gate": torch.ones(layer.r[name])} if gated else {}
+            pair.append(layer.get_delta_weight(name, **fixed).detach().cpu())
+        found.append(overlap(pair[0], pair[1], layer.r[second]))
+    return sum(found) / len(found)
+
+
+def _set_strength(model: PeftModel, adapter: str, alpha: float) -> None:
+    layer: Any
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            if not hasattr(layer, "set_scale"):
+                raise UserError(
+                    f"{type(layer).__module__} has no strength that can be set, so its adapters cannot be mixed."
+                )
+            layer.set_scale(adapter, alpha)
+
+
+def _test(parts: Any, model: PeftModel, cfg: DictConfig, folder: Path) -> dict[str, float]:
+    cfg.evaluation.strengths = [1.0]  # each adapter has its own already
+    task = parts.task(model)
+    task.at_the_end = lambda: task.final_measures(parts.data, folder)
+    with torch.no_grad():
+        trainer_of(cfg, folder, []).test(task, Loaders(parts.data, cfg).test(), verbose=False)
+    return task.tested
