@@ -14,8 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from foura import ranks
 from foura.config import check, explain, register, run_key
 from foura.errors import Busy, Interrupted, UserError, cannot_write, out_of_memory, reason
+from foura.threads import wait_without_spinning
 from foura.tracking.status import RunStatus
 
+wait_without_spinning()
 register()
 PATIENCE = 2  # how often a run of a sweep may be killed at the same place before the sweep goes on without it
 

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 from foura.errors import UserError, cannot_write, reason
+from foura.threads import wait_without_spinning
 
 
 def main() -> None:
     """Entry point of `foura` and `python -m foura`."""
+    wait_without_spinning()
     parser = argparse.ArgumentParser(
         prog="foura", description="Beside `python train.py`: looking at runs, remaking weights."
     )

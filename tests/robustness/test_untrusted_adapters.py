@@ -15,11 +15,11 @@ from foura.errors import UserError
 from foura.families.family import build
 from foura.run.export import export
 from foura.run.load import load_adapter, load_bare, read_config
-from tests.helpers.hostile import BYTES, TIMES, damaged, in_time, mutated, payload, refused, try_all
+from tests.helpers.hostile import BYTES, damaged, few, in_time, mutated, payload, refused, try_all
 from tests.helpers.survives import record
 from tests.helpers.untrusted import HEADERS, LIKELY, run_folder
 
-CONFIGS = 20  # examples tried
+CONFIGS, WEIGHTS = 400, 200  # examples of make test-all
 ADAPTERS = (
     "foura_dct",
     "foura",
@@ -79,8 +79,7 @@ def library(call) -> None:
             assert str(error) and len(str(error)) < 20_000  # noqa: PT017 (all of them or none may be raised)
 
 
-@TIMES
-def test_any_config_of_an_adapter(times, run, parts) -> None:
+def test_any_config_of_an_adapter(run, parts) -> None:
     path = run / "adapter" / "adapter_config.json"
     described = json.loads(path.read_text())
 
@@ -95,9 +94,9 @@ def test_any_config_of_an_adapter(times, run, parts) -> None:
             assert "\n" not in str(error)  # noqa: PT017
 
     for name, values in LIKELY.items():
-        for value in values[: 4 * times]:
+        for value in few(values):
             check({**described, name: value})
-    try_all(mutated(described, LIKELY), check, CONFIGS * times)
+    try_all(mutated(described, LIKELY), check, CONFIGS)
     for text in ("", "[]", "3", "[" * 100_000, '{"r": ' + "9" * 5000 + "}", "\ufeff{}", "{"):
         path.write_text(text)
         assert refused(lambda: load_adapter(fresh(parts), run, "foura"))
@@ -118,14 +117,13 @@ def test_any_config_of_a_peer(adapter, tmp_path, parts, monkeypatch) -> None:
         return refused(lambda: load_adapter(fresh(parts), run, adapter))
 
     for name, values in likely.items():
-        for value in values[:3]:
+        for value in few(values):
             check({**described, name: value})
     assert check({**described, "megatron_config": {"a": 1}, "megatron_core": "evil"})
     assert "evil" not in sys.modules and not (tmp_path / "executed").exists()
 
 
-@TIMES
-def test_any_weights_of_an_adapter(times, run, parts) -> None:
+def test_any_weights_of_an_adapter(run, parts) -> None:
     path, mark = run / "adapter" / "adapter_model.safetensors", run / "executed"
     whole, state = path.read_bytes(), load_file(path)
     name = min(state)
@@ -146,7 +144,7 @@ def test_any_weights_of_an_adapter(times, run, parts) -> None:
     ):
         save_file(changed, path)
         assert refused(lambda: load_adapter(fresh(parts), run, "foura")), list(changed)
-    try_all(BYTES | damaged(whole), check, CONFIGS // 2 * times)
+    try_all(BYTES | damaged(whole), check, WEIGHTS)
     path.unlink()
     path.with_name("adapter_model.bin").write_bytes(payload(mark))
     with pytest.raises(UserError, match="is a pickle"):
