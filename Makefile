@@ -31,7 +31,7 @@ test-all: $(STAMP)  ## everything: slow tests, and PEFT's own test-suite on our 
 	rm -rf .pytest_cache/survives
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --ignore tests/peers
 	$(BIN)/python -m pytest tests/peers
-	$(BIN)/python -m tests.survives
+	$(BIN)/python -m tests.helpers.survives
 
 bench: $(STAMP)  ## cost of adapters against PEFT's LoRA, and of the framework (15 minutes on a quiet machine)
 	$(BIN)/python experiments/benchmarks/bench.py

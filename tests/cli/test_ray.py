@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cli.test_sweeps import children, statuses
-from tests.survives import record
+from tests.helpers.runs import children, statuses
+from tests.helpers.survives import record
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.cli.slurm_cluster import Slurm, missing
-from tests.cli.test_sweeps import children, scientific, start, statuses
-from tests.survives import record
+from tests.helpers.runs import children, scientific, start, statuses
+from tests.helpers.slurm_cluster import Slurm, missing
+from tests.helpers.survives import record
 
 pytestmark = pytest.mark.slow
 

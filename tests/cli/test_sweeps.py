@@ -6,43 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.survives import record
+from tests.helpers.runs import children, scientific, start, statuses
+from tests.helpers.survives import record
 
 SMALL = ("dataset.limit=60", "trainer.max_epochs=6", "rank=4")
-
-
-def children(outputs: Path, sweep: str):
-    store = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
-    experiment = store.get_experiment_by_name("foura").experiment_id
-    runs = store.search_runs([experiment], filter_string=f"tags.sweep = '{sweep}'", max_results=1000)
-    parents = [run for run in runs if run.data.tags["role"] == "sweep"]
-    return parents, [run for run in runs if run.data.tags["role"] == "run"]
-
-
-def statuses(outputs: Path, sweep: str) -> dict[str, dict]:
-    return {path.parent.name: json.loads(path.read_text()) for path in outputs.glob(f"sweeps/{sweep}/*/status.json")}
-
-
-def start(root, run_env, where: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, str(root / "train.py"), "-m", *arguments, f"outputs={where}"]
-    return subprocess.Popen(
-        command,
-        env=run_env,
-        cwd=where.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def scientific(metrics: dict) -> dict:
-    return {key: value for key, value in metrics.items() if not key.startswith("cost/")}
 
 
 @pytest.mark.parametrize(

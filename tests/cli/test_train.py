@@ -13,6 +13,8 @@ import torch
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from tests.helpers.runs import client, status
+
 QUICK = ("rank=4", "dataset.limit=40", "trainer.max_epochs=2")
 METRICS = {
     *("train/loss", "train_eval/loss", "train_eval/acc", "val/loss", "val/acc", "gap/loss", "gap/acc"),
@@ -21,14 +23,6 @@ METRICS = {
     *("adapter/effective_rank", "adapter/delta_norm"),
 }
 TAGS = {"sweep", "adapter", "transform", "gate", "backbone", "dataset", "rank", "alpha", "seed", "data_fingerprint"}
-
-
-def client(outputs: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
-
-
-def status(ended) -> dict:
-    return json.loads((ended.folder() / "status.json").read_text())
 
 
 @pytest.fixture

@@ -3,26 +3,15 @@
 import dataclasses
 import importlib.util
 import inspect
-from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from foura import config, schema
 from foura.adapter.gates import GATE_SCOPES, GATES
 from foura.adapter.transforms import TRANSFORMS
 from foura.errors import UserError
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
-
-
-def composed(*overrides: str):
-    config.register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+from tests.helpers.config import CONF, composed
 
 
 def choices(schema: type, name: str) -> tuple[str, ...]:

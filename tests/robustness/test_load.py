@@ -1,0 +1,104 @@
+"""Many workers, many runs, many steps."""
+
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+from foura.tracking.store import open_store
+from tests.helpers.runs import children, start, statuses
+from tests.helpers.survives import record
+
+pytestmark = pytest.mark.slow
+WORKERS = 8
+FINISHED = 1000
+ROUNDS = 5
+STARTUP = 1.3  # of the time on an empty store, at most
+STEPS = 10_000
+GROWTH = 20.0  # MB, at most
+
+
+def test_eight_workers_write_to_one_sqlite_store(root, run_env, tmp_path) -> None:
+    outputs = tmp_path / "outputs"
+    grid = ("sweep=s", "adapter=head,lora", "seed=range(8)", "rank=4", "dataset.limit=40", "dataset.epochs=8")
+    process = start(root, run_env, outputs, "hydra/launcher=joblib", f"hydra.launcher.n_jobs={WORKERS}", *grid)
+    said, _ = process.communicate(timeout=900)
+    assert process.returncode == 0 and "behind" not in said, said
+    after = statuses(outputs, "s")
+    assert [one["state"] for one in after.values()] == ["finished"] * 16
+    parents, runs = children(outputs, "s")
+    assert len(parents) == 1 and {run.info.run_id for run in runs} == {one["run_id"] for one in after.values()}
+    store = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+    for run in runs:
+        steps = [point.step for point in store.get_metric_history(run.info.run_id, "val/loss")]
+        assert run.info.status == "FINISHED" and steps == list(range(8))
+    record("load", f"{WORKERS} workers write to one SQLite store", f"{len(runs)} runs")
+
+
+def test_a_thousand_finished_runs_do_not_slow_the_start(root, run_env, tmp_path) -> None:
+    full = tmp_path / "full"
+    client, experiment = open_store(full)
+    for number in range(FINISHED):
+        tags = [RunTag("sweep", f"s{number % 10}"), RunTag("role", "run"), RunTag("key", f"{number:016x}")]
+        run_id = client.create_run(experiment, run_name=f"run {number}").info.run_id
+        points = [Metric(f"val/m{m}", 0.5, 0, step) for m in range(20) for step in range(10)]
+        client.log_batch(run_id, metrics=points, params=[Param(f"p{p}", "x") for p in range(60)], tags=tags)
+        client.set_terminated(run_id)
+
+    def seconds(outputs: Path, seed: int) -> float:
+        """From the command to its first epoch in the store."""
+        choice = (
+            "adapter=head",
+            "dataset.limit=40",
+            "dataset.epochs=1",
+            f"seed={seed}",
+            f"outputs={outputs}",
+            "sweep=s1",
+        )
+        began = time.perf_counter()
+        command = [sys.executable, str(root / "train.py"), *choice]
+        subprocess.run(command, env=run_env, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - began
+
+    open_store(tmp_path / "empty")
+    ratios = [seconds(full, seed) / seconds(tmp_path / "empty", seed) for seed in range(ROUNDS)]
+    ratio = statistics.median(ratios)
+    assert ratio < STARTUP, ratios
+    record(
+        "load", f"start of a run with {FINISHED:,} finished ones in the store", f"{ratio:.2f} of that on an empty one"
+    )
+
+
+def test_memory_is_flat_over_ten_thousand_steps(root, run_env, tmp_path) -> None:
+    choice = ("adapter=foura", "rank=4", "dataset.limit=50", "dataset.batch_size=5", f"dataset.repeats={STEPS // 100}")
+    command = [sys.executable, str(root / "train.py"), *choice, "dataset.epochs=10", f"outputs={tmp_path}/outputs"]
+    process = subprocess.Popen(command, env=run_env, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    samples: list[tuple[int, float]] = []
+
+    def watch() -> None:
+        seen = psutil.Process(process.pid)
+        while process.poll() is None:
+            time.sleep(0.2)
+            try:
+                samples.append((len(epochs), seen.memory_info().rss / 1e6))
+            except psutil.NoSuchProcess:
+                return
+
+    epochs: list[str] = []
+    threading.Thread(target=watch, daemon=True).start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        if ": epoch " in line:
+            epochs.append(line)
+    assert process.wait() == 0 and len(epochs) == 10
+    # after the first 2,000 steps and evaluations everything has been allocated once
+    early, late = (statistics.median(mb for epoch, mb in samples if epoch == at) for at in (2, 9))
+    assert late - early < GROWTH, (early, late)
+    record("load", f"memory over {STEPS:,} steps", f"{late - early:+.0f} MB from step 2,000 to 10,000")
