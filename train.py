@@ -11,20 +11,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from foura import ranks
+from foura import distributed
 from foura.config import check, explain, register, run_key
 from foura.errors import Busy, Interrupted, UserError, cannot_write, out_of_memory, reason
+from foura.run import resume, worker
+from foura.run.signals import handle_sigterm
 from foura.threads import wait_without_spinning
 from foura.tracking.status import RunStatus
 
 wait_without_spinning()
 register()
-PATIENCE = 2  # how often a run of a sweep may be killed at the same place before the sweep goes on without it
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> bool:
-    """Whether there was anything to do; the callback of sweeps asks."""
+    """One job of Hydra's; returns true if the run was executed, which the callback of sweeps asks."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         try:
@@ -42,33 +43,35 @@ def main(cfg: DictConfig) -> bool:
         return False
     except Interrupted as error:
         print(f"interrupted: {folder.name}: {error}", flush=True)
-        sys.exit(error.code)  # the sweep ends here, and the same command goes on with it
+        sys.exit(error.code)  # the sweep ends here, and the same command resumes it
     except UserError as error:
         print(f"error: {folder.name}: {error}", flush=True)  # the other runs go on; the sweep's last line counts them
     except Exception as error:
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         said = str(error).strip().splitlines() or [""]
         print(
-            f"error: {folder.name}: {type(error).__name__}: {said[0]} (all of it: {folder / 'error.txt'})", flush=True
+            f"error: {folder.name}: {type(error).__name__}: {said[0]} (traceback: {folder / 'error.txt'})", flush=True
         )
     return True
 
 
 def one(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> bool:
-    """One run, `again` though its result may be there already; False where it was there."""
-    ranks.heed_sigterm()
+    """Execute one run; false if its result was there already. `again`: execute it whatever there is.
+
+    Raises:
+        UserError: also for what stops any run: no memory, no place to write.
+    """
+    handle_sigterm()
     try:
-        if not ranks.started():
-            return _lead(cfg, folder, sweep, again)
-        ranks.join()
-        if ranks.rank() == 0:
-            return _lead(cfg, folder, sweep, again)
-        if ranks.tell():
-            with ranks.following() as (scratch, status):
+        distributed.init_process_group()
+        if distributed.is_main():
+            return _main_process(cfg, folder, sweep, again)
+        if distributed.broadcast():
+            with worker.scratch_run() as (scratch, status):
                 _run(cfg, scratch, status, sweep)
         return True
     except Exception as error:
-        cause = error.__cause__ or error  # what loads a model says of any failure that it could not be loaded
+        cause = error.__cause__ or error  # loading a model turns any failure into "could not be loaded"
         if out_of_memory(cause):
             raise UserError(
                 f"out of memory ({reason(cause)[:200]}). Lower dataset.batch_size or "
@@ -79,37 +82,31 @@ def one(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> bool:
         last = [line for line in str(error).strip().splitlines() if line] or [type(error).__name__]
         raise UserError(
             f"cannot write to {folder} ({last[0][:200]}). Make room, or choose another place with outputs=…; the same "
-            "command then goes on from the last epoch that was kept."
+            "command then resumes from the last checkpoint."
         ) from error
 
 
-def _lead(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> bool:
-    """Hold the folder and run, unless the result is there; other ranks are told whether they are needed."""
+def _main_process(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> bool:
+    """Lock the folder and run, unless the result is there; tells the other processes whether they are needed."""
     needed = False
     try:
         with RunStatus(folder) as status:
             check(cfg)
-            processes, key = ranks.wanted(cfg), run_key(cfg)
-            if status.done(key) and not again:
+            processes, key = worker.process_count(cfg), run_key(cfg)
+            if not resume.needed(status, key, again):
                 return False
-            if status.killed >= PATIENCE and not again:
-                raise UserError(
-                    f"its process was killed {status.killed} times before it got any further, as when memory runs out; the "
-                    "same command tries it again."
-                )
+            resume.clear(status, key, force=cfg.force)
             status.write("running", key=key, run_id=status.previous.get("run_id"))
             OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-            if processes > 1 and not ranks.started():
-                if not status.goes_on(key):
-                    status.checkpoint.unlink(missing_ok=True)
-                ranks.launch(folder, status, processes, sweep)
+            if processes > 1 and not distributed.started():
+                worker.launch(folder, status, processes, sweep)
                 return True
-            needed = ranks.tell(True)
+            needed = distributed.broadcast(True)
             _run(cfg, folder, status, sweep)
             return True
     finally:
-        if not needed and ranks.started():
-            ranks.tell(False)
+        if not needed and distributed.started():
+            distributed.broadcast(False)
 
 
 def _run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> None:
@@ -127,7 +124,7 @@ if __name__ == "__main__":
         sys.exit(f"error: {error}")
     except Exception as error:
         if type(error).__name__ == "TerminatedWorkerError":  # joblib's: one worker was killed and took the pool with it
-            print("a worker of the sweep was killed, as when memory runs out; the sweep goes on", flush=True)
+            print("a worker of the sweep was killed, as when memory runs out; the sweep continues", flush=True)
             os.execv(sys.executable, [sys.executable, *sys.argv])
         if any(frame.name == one.__name__ for frame in traceback.extract_tb(error.__traceback__)):
             raise  # not of the command line: a bug

@@ -1,4 +1,4 @@
-"""What every backbone has in common, whatever it reads: a frozen model, and where adapters go on it."""
+"""A frozen model and the places where adapters go on it, for every family and every method."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ LINEAR = (nn.Linear, Conv1D)  # Conv1D is GPT-2's name for a linear layer with i
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen model and what has to be known to adapt it.
+    """A frozen model and where to adapt it.
 
     Attributes:
         model: all parameters frozen.
@@ -34,7 +34,7 @@ class Backbone:
 
 
 def choose_targets(model: nn.Module, wanted: list[str] | None, usual: tuple[str, ...], head: str) -> list[str]:
-    """The target modules: those wanted, else the usual ones that this model has, else every linear layer but the head.
+    """The target modules: those wanted, else the usual ones that this model has, else all linear layers except the head.
 
     Raises:
         UserError: a wanted target that matches no linear layer.
@@ -55,6 +55,15 @@ def choose_targets(model: nn.Module, wanted: list[str] | None, usual: tuple[str,
     return [target for target in usual if matches(target)] or [name for name in linear if name != head]
 
 
+def target_layers(model: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
+    """{name: layer} of the linear layers whose name is, or ends in, one of the targets."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LINEAR) and any(name == t or name.endswith(f".{t}") for t in targets)
+    }
+
+
 def layer_size(layer: nn.Module) -> tuple[int, int]:
     """(in_features, out_features) of a linear layer."""
     if isinstance(layer, Conv1D):
@@ -71,10 +80,10 @@ def describe_linear_layers(model: nn.Module) -> str:
 
 
 def check_layers(described: Any, name: str, key: str = "") -> None:
-    """That what a config.json says of numbers of layers, in any depth of it, can be.
+    """Check the numbers of layers in a config.json, at any depth of it, before a model is built from it.
 
     Raises:
-        UserError: it cannot.
+        UserError: more layers than any model has.
     """
     if isinstance(described, dict):
         for inner, value in described.items():

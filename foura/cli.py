@@ -1,4 +1,4 @@
-"""The `foura` command: what is done beside runs. Runs themselves are `python train.py`."""
+"""The `foura` command: looking at runs, exporting adapters. Runs themselves are `python train.py`."""
 
 import argparse
 import collections
@@ -14,7 +14,7 @@ def main() -> None:
     """Entry point of `foura` and `python -m foura`."""
     wait_without_spinning()
     parser = argparse.ArgumentParser(
-        prog="foura", description="Beside `python train.py`: looking at runs, remaking weights."
+        prog="foura", description="Look at runs, export adapters, remake weights. Runs are `python train.py`."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     ui = commands.add_parser("ui", help="open the MLflow UI over the runs in a folder")
@@ -22,7 +22,7 @@ def main() -> None:
         "outputs", nargs="?", default="outputs", type=Path, help="the folder of the runs (default: outputs)"
     )
     ui.add_argument("--port", type=int, default=5000)
-    ui.add_argument("--host", default="127.0.0.1", help="127.0.0.1 unless others are to see it")
+    ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     page = commands.add_parser("report", help="make a sweep's page again, from the tracking store alone")
     page.add_argument("sweep")
     page.add_argument("--outputs", default="outputs", type=Path, help="the folder of the runs (default: outputs)")
@@ -30,19 +30,17 @@ def main() -> None:
     state = commands.add_parser("status", help="how far a sweep is")
     state.add_argument("sweep")
     state.add_argument("--outputs", default="outputs", type=Path, help="the folder of the runs (default: outputs)")
-    sync = commands.add_parser("sync", help="deliver what the tracking store did not take, or has lost")
+    sync = commands.add_parser("sync", help="send the tracking store what it did not take, or has lost")
     sync.add_argument(
         "outputs", nargs="?", default="outputs", type=Path, help="the folder of the runs (default: outputs)"
     )
-    export = commands.add_parser("export", help="write a run's adapter in the form that another stack serves")
+    export = commands.add_parser("export", help="write a run's adapter in the form that another stack loads")
     export.add_argument("run", type=Path, help="the folder of a finished run")
     export.add_argument("--to", required=True, choices=["peft", "lora", "kohya", "merged"])
     export.add_argument("out", type=Path, help="a folder that does not exist yet")
     export.add_argument("--freeze", action="store_true", help="fix an adaptive gate first, on the run's training data")
-    pretrain = commands.add_parser(
-        "pretrain", help="remake an embedded backbone's weights (5 to 25 minutes on 2 cores)"
-    )
-    pretrain.add_argument("backbone", nargs="?", default="vit", choices=["vit", "llama_small", "unet"])
+    pretrain = commands.add_parser("pretrain", help="remake a bundled backbone's weights (5 to 25 minutes on 2 cores)")
+    pretrain.add_argument("backbone", nargs="?", default="vit", help="a choice of backbone= (default: vit)")
     pretrain.add_argument("--out", type=Path, default=None, help="where to write (default: into the package)")
     merge = commands.add_parser("merge-eval", help="score two runs' adapters together, each at its strength")
     merge.add_argument("runs", nargs="+", type=Path, help="folders of finished runs on one backbone")
@@ -77,7 +75,7 @@ def _ui(arguments: argparse.Namespace) -> None:
 
 
 def _store(outputs: Path) -> str:
-    """Where the runs are tracked; never a store that would have to be made for it."""
+    """The address of an existing tracking store; none is created."""
     database = outputs.absolute() / "mlflow.db"
     if "MLFLOW_TRACKING_URI" not in os.environ and not database.is_file():
         raise UserError(f"there are no runs at {database}; `python train.py` makes some, or name another folder.")
@@ -98,7 +96,7 @@ def _status(arguments: argparse.Namespace) -> None:
     for name, status in runs:
         print(f"{status.get('state', 'unreadable'):<12} {name}  {status.get('error', '')}".rstrip())
     counts = collections.Counter(status.get("state", "unreadable") for _, status in runs)
-    print(f"{len(runs)} begun: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    print(f"{len(runs)} started: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
 
 
 def _sync(arguments: argparse.Namespace) -> None:
@@ -108,7 +106,7 @@ def _sync(arguments: argparse.Namespace) -> None:
     for name, what in done:
         print(f"{what}: {name}")
     if not done:
-        print("nothing waits")
+        print("nothing to send")
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -119,21 +117,11 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    if arguments.backbone == "vit":
-        from foura.bundled.pretrain_vit import EPOCHS, IMAGES, pretrain_vit
-        from foura.bundled.vit import WEIGHTS
+    from foura.families import FAMILIES
 
-        pretrain_vit(arguments.out or WEIGHTS, images=IMAGES, epochs=EPOCHS, seed=0)
-    elif arguments.backbone == "llama_small":
-        from foura.bundled import llama as llama_embedded
-        from foura.bundled import pretrain_llama
-
-        pretrain_llama.pretrain_llama(arguments.out or llama_embedded.FOLDER, epochs=pretrain_llama.EPOCHS, seed=0)
-    else:
-        from foura.bundled import pretrain_unet
-        from foura.bundled import unet as unet_embedded
-
-        pretrain_unet.pretrain_unet(arguments.out or unet_embedded.FOLDER, steps=pretrain_unet.STEPS, seed=0)
+    if arguments.backbone not in FAMILIES:
+        raise UserError(f"backbone {arguments.backbone} is not known; choose one of {', '.join(FAMILIES)}.")
+    FAMILIES[arguments.backbone].pretrain(arguments.out)
 
 
 def _merge(arguments: argparse.Namespace) -> None:

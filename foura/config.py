@@ -1,4 +1,4 @@
-"""Reading a config: what is legal beyond types, what makes two runs the same experiment, and what to say of a mistake.
+"""Reading a config: checks beyond types, the key that identifies an experiment, and messages for mistakes.
 
 Light on purpose: no torch in here. A wrong key, choice or type ends the program before anything heavy is imported.
 Types are checked by OmegaConf, choices and ranges by `check`, from each field's metadata in `foura/schema.py`.
@@ -17,7 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from foura.errors import UserError
-from foura.schema import EMBEDDED, FORMATS, METRICS, SOURCES, Config
+from foura.families import family_of
+from foura.methods import method_of
+from foura.schema import Config
 
 # Keys that say where and under which name a run is kept, not what it computes.
 UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "force", "plan", "outputs")
@@ -35,10 +37,10 @@ def register() -> None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Choices and ranges of every field of `Config`; that nothing is missing, and nothing there that nobody reads.
+    """Check every field of `Config` against its choices and range, and backbone, data and method against each other.
 
     Raises:
-        UserError: the first value that is not legal, with the choices or the range.
+        UserError: the first key that is missing or unknown, or value that is not allowed, with the choices or the range.
     """
     try:
         OmegaConf.to_container(cfg, resolve=True)
@@ -46,38 +48,30 @@ def check(cfg: DictConfig) -> None:
         raise UserError(explain(error)) from error
     _check_node(cfg, Config, "")
     _check_family(cfg)
-    if cfg.dataset.source not in EMBEDDED and cfg.dataset.path is None:
-        raise UserError(
-            f"dataset.path is not set: dataset={cfg.dataset.name} needs dataset.path=… to say where the data is."
-        )
+    method_of(cfg).check(cfg, causal=family_of(cfg).causal)
     name = cfg.sweep
     if name is not None and not re.fullmatch(r"[\w.+-]{1,100}", name):
         raise UserError(f"sweep={name!r} must be 1 to 100 letters, digits, '.', '_', '+' or '-': it names a folder.")
 
 
 def _check_family(cfg: DictConfig) -> None:
-    """That backbone, data and gate go together."""
-    family, data = cfg.backbone.family, cfg.dataset
-    if data.source not in SOURCES[family]:
+    """Refuse data, formats and metrics that the backbone's family does not have."""
+    family, data = family_of(cfg), cfg.dataset
+    if data.source not in family.sources:
         raise UserError(
-            f"dataset={data.name} does not go with backbone={family}. Its data: {', '.join(SOURCES[family])}."
+            f"dataset={data.name} does not go with backbone={family.name}. Its data: {', '.join(family.sources)}."
         )
-    if data.format is not None and data.format not in FORMATS[family]:
+    if data.format is not None and data.format not in family.formats:
         raise UserError(
-            f"dataset.format={data.format} does not go with backbone={family}; choose one of {', '.join(FORMATS[family])}."
+            f"dataset.format={data.format} does not go with backbone={family.name}; choose one of "
+            f"{', '.join(family.formats)}."
         )
-    if cfg.select not in METRICS[family]:
-        raise UserError(f"select={cfg.select} is no metric of backbone={family}; choose {', '.join(METRICS[family])}.")
-    gated = cfg.adapter.method == "foura" and cfg.adapter.gate != "none"
-    if family == "llama_small" and gated and cfg.adapter.gate_scope == "sequence":
+    if cfg.select not in family.selectable:
         raise UserError(
-            "adapter.gate_scope=sequence looks at later tokens, which a causal language model must not: use token."
+            f"select={cfg.select} is not a metric of backbone={family.name}; choose {', '.join(family.selectable)}."
         )
-
-
-def data_format(cfg: DictConfig) -> str:
-    """The form of the data's records: as said, or what the family usually has."""
-    return cfg.dataset.format or FORMATS[cfg.backbone.family][0]
+    if data.source not in family.bundled and data.path is None:
+        raise UserError(f"dataset.path is not set: dataset={data.name} needs dataset.path=… to say where the data is.")
 
 
 def _check_node(node: DictConfig, schema: type, prefix: str) -> None:
@@ -93,9 +87,11 @@ def _check_node(node: DictConfig, schema: type, prefix: str) -> None:
         if isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type):
             _check_node(value, spec.type, key + ".")
         elif (
-            "choices" in spec.metadata and value not in spec.metadata["choices"] and not (value is spec.default is None)
+            "choices" in spec.metadata
+            and value not in spec.metadata["choices"]()
+            and not (value is spec.default is None)
         ):
-            raise UserError(f"{key}={value} is not known. {_suggest(str(value), spec.metadata['choices'])}")
+            raise UserError(f"{key}={value} is not known. {_suggest(str(value), spec.metadata['choices']())}")
         elif "at_least" in spec.metadata and value is not None:
             limits = spec.metadata
             if not (value >= limits["at_least"] and limits["above"] < value < limits["below"]):

@@ -3,8 +3,10 @@
 Nothing here waits for a pipe, follows a path into an exception, or leaves a parser's exception to the user.
 """
 
+import csv
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +158,11 @@ def unfit(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
         if found[name].is_floating_point() != wanted[name].is_floating_point() or found[name].is_complex():
             return f"{name} holds {found[name].dtype}"
     return None
+
+
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write rows with the same keys as a CSV file with a header."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

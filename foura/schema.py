@@ -1,30 +1,32 @@
-"""The schema of a run: every key that a user may set, its type, its choices and its range. `conf/*.yaml` holds the values."""
+"""The schema of a run: every key that a user may set, its type, its default, its choices and its range.
+
+Choices that are records (families, methods, transforms, gates) are read from their registries when a config is checked.
+"""
 
 import math
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Union
 
 from omegaconf import MISSING
 
-FAMILIES = ("vit", "llama_small", "unet")
-# what each family can be adapted to: where data comes from, and what form its records have (the first is the default)
-SOURCES = {
-    "vit": ("digits", "imagefolder", "hf"),
-    "llama_small": ("stdlib", "text", "jsonl", "hf"),
-    "unet": ("letters", "imagefolder", "hf"),
-}
-FORMATS = {
-    "vit": ("classes",),
-    "llama_small": ("text", "completion", "commonsense", "verbalizer"),
-    "unet": ("captions",),
-}
-METRICS = {"vit": ("loss", "acc"), "llama_small": ("loss", "acc"), "unet": ("loss",)}
-EMBEDDED = ("digits", "stdlib", "letters")  # sources that need no path
-METHODS = ("foura", "lora", "dora", "adalora", "sora", "vera", "fourierft", "full", "head")
+from foura.families import FAMILIES
+from foura.methods import METHODS
 
 
 def _choice(default: Any, *choices: str) -> Any:
-    return field(default=default, metadata={"choices": choices})
+    return field(default=default, metadata={"choices": lambda: choices})
+
+
+def _choice_of(default: Any, registry: Callable[[], Iterable[str]]) -> Any:
+    return field(default=default, metadata={"choices": lambda: tuple(dict.fromkeys(registry()))})
+
+
+def _names(registry: str, *shipped: str) -> Callable[[], Iterable[str]]:
+    """The keys of a registry of the adapter, which needs torch: those that ship, until it is imported (by a plug-in, say)."""
+    module, _, name = registry.partition(":")
+    return lambda: getattr(sys.modules[module], name) if module in sys.modules else shipped
 
 
 def _number(default: Any, at_least: float = -math.inf, above: float = -math.inf, below: float = math.inf) -> Any:
@@ -33,19 +35,22 @@ def _number(default: Any, at_least: float = -math.inf, above: float = -math.inf,
 
 @dataclass
 class AdapterConfig:
-    """How the backbone is changed. Keys that a method has no use for are ignored by it."""
+    """The adapter. A method ignores the keys that it has no use for."""
 
     name: str = MISSING
-    method: str = _choice(MISSING, *METHODS)
-    transform: str = _choice("dct", "dct", "dft", "identity", "random")
+    method: str = _choice_of(MISSING, lambda: METHODS)
+    transform: str = _choice_of(
+        "dct", _names("foura.adapter.transforms:TRANSFORMS", "dct", "dft", "identity", "random")
+    )
     transform_seed: int = _number(0, at_least=0)
-    gate: str = _choice("none", "none", "adaptive", "frozen")  # frozen: adaptive in training, frozen after it
+    # frozen: adaptive in training, frozen after it
+    gate: str = _choice_of("none", _names("foura.adapter.gates:GATES", "none", "adaptive", "frozen"))
     gate_scope: str = _choice(MISSING, "sequence", "token")
     dropout: float = _number(0.0, at_least=0.0, below=1.0)
     use_rslora: bool = False
-    sparsity: float = _number(10.0, at_least=0.0)  # sora: how fast gates close
+    sparsity: float = _number(10.0, at_least=0.0)  # sora: λ, how fast gates close
 
-    options: dict[str, Any] = field(default_factory=dict)  # further fields of a peer's own PEFT config
+    options: dict[str, Any] = field(default_factory=dict)  # further fields of the method's own PEFT config
     lr: float = _number(1e-3, above=0.0)
     gate_lr: float = _number(2e-2, above=0.0)  # a gate at the adapter's rate stays where it starts
 
@@ -54,7 +59,7 @@ class AdapterConfig:
 class BackboneConfig:
     """The frozen model."""
 
-    family: str = _choice(MISSING, *FAMILIES)
+    family: str = _choice_of(MISSING, lambda: FAMILIES)
     name: str = "embedded"
     pretrained: Union[bool, str] = True  # noqa: UP007  (OmegaConf reads this form)
     img_size: int | None = _number(None, at_least=1)  # None: the size that the model was made for
@@ -79,12 +84,13 @@ class ColumnsConfig:
 
 @dataclass
 class DatasetConfig:
-    """What the backbone is adapted to, and how it is cut."""
+    """The data, and how it is split."""
 
     name: str = MISSING
-    source: str = _choice(MISSING, *dict.fromkeys(source for sources in SOURCES.values() for source in sources))
+    source: str = _choice_of(MISSING, lambda: (source for family in FAMILIES.values() for source in family.sources))
     path: str | None = None
-    format: str | None = _choice(None, *(form for forms in FORMATS.values() for form in forms))  # None: the family's
+    # None: the family's default
+    format: str | None = _choice_of(None, lambda: (form for family in FAMILIES.values() for form in family.formats))
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     classes: list[str] | None = None  # None: all
     limit: int | None = _number(None, at_least=1)  # training items, drawn by class with the run's seed
@@ -121,9 +127,9 @@ class OptimizerConfig:
 
 @dataclass
 class EvaluationConfig:
-    """What is measured once, at the end, beside loss and accuracy."""
+    """Measurements at the end of a run, beside loss and accuracy."""
 
-    drift: bool = False  # loss on the embedded backbone's pretraining data, after minus before
+    drift: bool = False  # forgetting: loss on the bundled backbone's pretraining data, after minus before
     passages: int = _number(32, at_least=1)  # llama_small: passages to complete, for memorisation
     passage_tokens: int = _number(16, at_least=1)  # … and how much of them
     prompts: list[str] | None = None  # unet: None: the captions of the validation data
@@ -187,7 +193,9 @@ class Config:
     rank: int = _number(16, at_least=1)
     alpha: float = _number(1.0, above=0.0)
     seed: int = _number(0, at_least=0)
-    select: str = _choice("loss", "loss", "acc")  # the validation metric that picks the epoch
+    select: str = _choice_of(
+        "loss", lambda: (key for family in FAMILIES.values() for key in family.selectable)
+    )  # the validation metric that picks the epoch
     iso_parameters: bool = False  # the largest rank with no more parameters than LoRA has at `rank`
     sweep: str | None = None  # groups runs under one parent run
     tune: list[str] = field(default_factory=list)  # swept keys whose best value the report picks on validation

@@ -1,7 +1,7 @@
 """FouRA on nn.MultiheadAttention, which multiplies by its weights itself and calls no layer that could be wrapped.
 
-As with PEFT's LoRA, the in-projection (q, k and v in one weight: three output blocks) and the out-projection are
-adapted together: the attention is computed with W0 + ΔW.
+As in PEFT's LoRA, the in-projection (q, k and v in one weight: three output blocks) and the out-projection are adapted
+together: the attention is computed with W0 + ΔW.
 """
 
 import warnings
@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from foura.adapter.config import FouraConfig
 from foura.adapter.layer import FouraLayer
 from foura.adapter.linear import Linear
-from foura.adapter.transforms import Transform
 
 
 class MultiheadAttention(FouraLayer):
-    """FouRA on nn.MultiheadAttention with equal query, key and value widths.
+    """FouRA on nn.MultiheadAttention with equal query, key and value widths; called like the layer that it wraps.
 
     Raises:
-        ValueError: an adaptive gate: there is no activation to gate, only ΔW.
-        TypeError: mixed batches.
+        ValueError: different widths, or a gate that depends on the input: there is no activation to gate, only ΔW.
+        TypeError: mixed batches (`adapter_names`).
     """
 
     def __init__(self, base_layer: nn.MultiheadAttention, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -30,10 +29,10 @@ class MultiheadAttention(FouraLayer):
         super().__init__(base_layer, adapter_name, *args, **kwargs)
 
     def update_layer(self, adapter_name: str, config: FouraConfig, r: int, alpha: float, splits: int) -> None:
-        if config.gate == "adaptive":
+        if config.gate_depends_on_input:
             raise ValueError(
-                "nn.MultiheadAttention multiplies by its weights itself, so FouRA can only add ΔW to them: use "
-                "gate='none' or 'frozen', or list it in exclude_modules."
+                "nn.MultiheadAttention multiplies by its weights itself, so FouRA can only add ΔW to them, and "
+                f"gate={config.gate!r} has none: use gate='none' or 'frozen', or list it in exclude_modules."
             )
         if config.foura_dropout:
             warnings.warn("foura_dropout has no effect on nn.MultiheadAttention.", stacklevel=2)
@@ -43,9 +42,6 @@ class MultiheadAttention(FouraLayer):
             base.out_proj.update_layer(adapter_name, config, r, alpha, 1)
         else:
             base.out_proj = Linear(base.out_proj, adapter_name, config, r, alpha, 1)
-
-    def _transform(self, config: FouraConfig, splits: int) -> Transform:
-        return Transform(config.transform, self.in_features, 3 * self.in_features, splits, config.transform_seed)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         super()._move_adapter_to_device_of_base_layer(adapter_name, device or self._base().in_proj_weight.device)
@@ -124,7 +120,7 @@ class MultiheadAttention(FouraLayer):
         raise TypeError("foura.MultiheadAttention does not support mixed adapter batches.")
 
     def __getattr__(self, name: str) -> Any:
-        """What callers read of an nn.MultiheadAttention (embed_dim, batch_first, in_proj_weight, ...)."""
+        """Attributes that callers read of an nn.MultiheadAttention (embed_dim, batch_first, in_proj_weight, ...)."""
         try:
             return super().__getattr__(name)
         except AttributeError:

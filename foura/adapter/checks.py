@@ -1,27 +1,54 @@
-"""Whether an adapter's config can be what it says: its types, and patterns that would take for ever to match.
+"""Checks of an adapter's config: types, choices, numbers, and patterns whose matching time is bounded.
 
-A config comes from a file that somebody else may have written.
+A config is untrusted input: it may come from a file that anyone has written.
 """
 
 import re
+import sys
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
 from peft import PeftConfig
 
-# names of layers to match, or to count in; keys of the last are patterns too
+# fields that hold names of layers to match or to count in; the keys of the second group are patterns too
 PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")
 KEYED = ("rank_pattern", "alpha_pattern", "output_splits", "n_frequency_pattern")
-MOST_REPEATS = 5  # open-ended, side by side: each multiplies the time by the length of a name
+MOST_REPEATS = 5  # open-ended ones side by side: each multiplies the matching time by the length of a name
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """`value` is one of the choices.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}")
+
+
+def check_numbers(r: int, rank_pattern: dict[str, int], alpha: float, alpha_pattern: dict[str, float]) -> None:
+    """Ranks are positive and alphas finite.
+
+    Raises:
+        ValueError: the first one that is not.
+    """
+    for where, rank in {"r": r, **{f"rank_pattern[{key!r}]": value for key, value in rank_pattern.items()}}.items():
+        if rank <= 0:
+            raise ValueError(f"{where} must be a positive integer, got {rank}")
+    alphas = {"foura_alpha": alpha, **{f"alpha_pattern[{key!r}]": value for key, value in alpha_pattern.items()}}
+    for where, strength in alphas.items():
+        if not abs(strength) <= sys.float_info.max:  # NaN fails this too
+            raise ValueError(f"{where} must be a finite number, got {strength}")
 
 
 def check_types(config: PeftConfig) -> None:
-    """The fields that a config class itself declares hold what they are declared to.
+    """The fields that a config class itself declares have their declared types.
 
     Raises:
-        TypeError: one does not.
+        TypeError: the first one that has another.
     """
     hints = typing.get_type_hints(type(config))
     for spec in fields(config):
@@ -46,10 +73,10 @@ def _is(value: Any, hint: Any) -> bool:
 
 
 def check_patterns(config: PeftConfig) -> None:
-    """No pattern of the config can take a time that grows without bound with the length of a layer's name.
+    """No pattern of the config backtracks without bound in the length of a layer's name.
 
     Raises:
-        ValueError: one can, or is no pattern at all.
+        ValueError: one might, or is not a regular expression.
     """
     for name in PATTERNS:
         value = getattr(config, name, None)
@@ -64,16 +91,19 @@ def _check_pattern(name: str, pattern: Any) -> None:
     try:
         parsed = re._parser.parse(pattern)  # type: ignore[attr-defined]
     except (re.error, TypeError, RecursionError, OverflowError) as error:
-        raise ValueError(f"{name}: {pattern!r} is no pattern ({error})") from None
+        raise ValueError(f"{name}: {pattern!r} is not a regular expression ({error})") from None
     if _repeats(parsed) > MOST_REPEATS:
         raise ValueError(
-            f"{name}: the pattern {pattern!r} repeats what itself repeats or has choices, or repeats too often, so matching "
-            "could take for ever; list the names of the layers instead"
+            f"{name}: the pattern {pattern!r} nests repetitions, repeats alternatives, or has too many repetitions, so "
+            "matching could take for ever; list the names of the layers instead"
         )
 
 
 def _repeats(parsed: Any, inside: bool = False) -> int:
-    """How many open-ended repetitions of a parsed pattern can be tried together; many where one is inside another."""
+    """Number of open-ended repetitions of a parsed pattern that can be tried together.
+
+    One inside another, or alternatives inside one, count as more than MOST_REPEATS.
+    """
     count = 0
     for kind, argument in parsed:
         name = str(kind)

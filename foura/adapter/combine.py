@@ -1,4 +1,4 @@
-"""Several trained adapters in one (paper sec. 3.5), by their LoRA form or by averaging A and B."""
+"""Combining trained adapters into one (paper sec. 3.5), by their LoRA form or by averaging A and B."""
 
 import dataclasses
 import math
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foura.adapter.config import FouraConfig
 from foura.adapter.layer import FouraLayer
+from foura.adapter.transforms import TRANSFORMS
 
 COMBINATIONS = ("cat", "svd", "linear")
 
@@ -20,7 +21,8 @@ def combined_config(
     """The config of the adapter that `combine_layer` fills; its scaling is 1 for "cat" and "svd".
 
     Raises:
-        ValueError: an unknown adapter or combination, an adaptive gate, or adapters that cannot be combined so.
+        ValueError: an unknown adapter or combination, a gate that depends on the input, or adapters that this
+            combination cannot take.
     """
     if combination not in COMBINATIONS:
         raise ValueError(f"combination_type={combination!r} is not known; choose one of {', '.join(COMBINATIONS)}")
@@ -30,7 +32,7 @@ def combined_config(
     for name, config in configs.items():
         if config is None:
             raise ValueError(f"Adapter {name} does not exist")
-        if config.gate == "adaptive":
+        if config.gate_depends_on_input:
             raise ValueError(f"adapter {name!r} has an adaptive gate; call foura.freeze_gates(model, batches) first")
         known[name] = config
     for wrapper in (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)):
@@ -48,8 +50,8 @@ def combined_config(
         return dataclasses.replace(
             first, **fields, gate="none", foura_alpha=first.r, alpha_pattern={}, use_rslora=False
         )
-    parts = [rank * (2 if config.transform == "dft" else 1) for rank, config in zip(ranks, known.values(), strict=True)]
-    rank = sum(parts) if combination == "cat" else svd_rank or max(parts)
+    real = [rank * TRANSFORMS[config.transform].parts for rank, config in zip(ranks, known.values(), strict=True)]
+    rank = sum(real) if combination == "cat" else svd_rank or max(real)
     fields |= {"transform": "identity", "gate": "none", "output_splits": {}, "use_rslora": False}
     return dataclasses.replace(first, **fields, r=rank, foura_alpha=rank, rank_pattern={}, alpha_pattern={})
 

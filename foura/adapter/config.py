@@ -1,26 +1,27 @@
-"""FouraConfig: what a FouRA adapter is, as a PEFT configuration."""
+"""FouraConfig: a FouRA adapter as a PEFT configuration."""
 
-import sys
 from dataclasses import dataclass, field
 
 from peft import PeftConfig
 
-from foura.adapter.checks import check_patterns, check_types
+from foura.adapter.checks import check_choice, check_numbers, check_patterns, check_types
 from foura.adapter.gates import GATE_SCOPES, GATES
 from foura.adapter.peft_type import foura_peft_type
 from foura.adapter.transforms import TRANSFORMS
+
+BIASES = ("none", "all", "foura_only")
 
 
 @dataclass
 class FouraConfig(PeftConfig):
     """Fourier Low-Rank Adaptation: y = W0 x + s · F⁻¹ B (g(z) ⊙ z), z = A F x (Borse et al., NeurIPS 2024, eq. 5).
 
-    Every field has PEFT's LoRA meaning where LoRA has it, so that equal numbers mean equal strength.
+    Every field that PEFT's LoraConfig has too means the same here, so that equal numbers mean equal strength.
 
     Raises:
-        TypeError: a field of another type, as in a checkpoint's config that was damaged.
+        TypeError: a field of the wrong type, as in the config of a damaged checkpoint.
         ValueError: a rank below 1, a choice that does not exist, layer patterns that contradict each other, or a pattern
-            that could take for ever to match.
+            whose matching time is unbounded.
     """
 
     r: int = field(default=8, metadata={"help": "Rank: rows of A."})
@@ -38,20 +39,21 @@ class FouraConfig(PeftConfig):
         default="dct",
         metadata={
             "help": "F on the embedding axis: 'dct' (orthonormal DCT-II), 'dft' (rfft/irfft, complex A and B), "
-            "'identity' (plain LoRA, a control) or 'random' (a seeded orthonormal basis, a control)."
+            "'identity' (plain LoRA, a control), 'random' (a seeded orthonormal basis, a control), or a name added to "
+            "foura.adapter.transforms.TRANSFORMS."
         },
     )
     transform_seed: int = field(default=0, metadata={"help": "Seed of the basis for transform='random'."})
     gate: str = field(
         default="none",
         metadata={
-            "help": "'none', 'adaptive' (an input-dependent soft mask over the ranks; our reconstruction of eq. 4) "
-            "or 'frozen' (the calibrated mask, one bit a rank)."
+            "help": "'none', 'adaptive' (an input-dependent soft mask over the ranks; our reconstruction of eq. 4), "
+            "'frozen' (the calibrated mask, one bit per rank), or a name added to foura.adapter.gates.GATES."
         },
     )
     gate_scope: str = field(
         default="sequence",
-        metadata={"help": "'sequence': one gate a sample; 'token': one a token (causal models need it)."},
+        metadata={"help": "'sequence': one gate per sample; 'token': one per token (causal models need it)."},
     )
     output_splits: dict[str, int] = field(
         default_factory=dict,
@@ -83,26 +85,13 @@ class FouraConfig(PeftConfig):
         self.exclude_modules = (
             set(self.exclude_modules) if isinstance(self.exclude_modules, list) else self.exclude_modules
         )
-        for name, choices in (
-            ("transform", TRANSFORMS),
-            ("gate", GATES),
-            ("gate_scope", GATE_SCOPES),
-            ("bias", ("none", "all", "foura_only")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}")
+        check_choice("transform", self.transform, TRANSFORMS)
+        check_choice("gate", self.gate, GATES)
+        check_choice("gate_scope", self.gate_scope, GATE_SCOPES)
+        check_choice("bias", self.bias, BIASES)
         if not 0.0 <= self.foura_dropout < 1.0:
             raise ValueError(f"foura_dropout must be in [0, 1), got {self.foura_dropout}")
-        for where, rank in {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}.items():
-            if rank <= 0:
-                raise ValueError(f"{where} must be a positive integer, got {rank}")
-        alphas = {
-            "foura_alpha": self.foura_alpha,
-            **{f"alpha_pattern[{k!r}]": v for k, v in self.alpha_pattern.items()},
-        }
-        for where, alpha in alphas.items():
-            if not abs(alpha) <= sys.float_info.max:  # NaN neither
-                raise ValueError(f"{where} must be a finite number, got {alpha}")
+        check_numbers(self.r, self.rank_pattern, self.foura_alpha, self.alpha_pattern)
         check_patterns(self)
         # PEFT's own wording, which its users (and tests) know
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
@@ -111,3 +100,8 @@ class FouraConfig(PeftConfig):
             raise ValueError("`layers_pattern` cannot be used when `target_modules` is a str.")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified. ")
+
+    @property
+    def gate_depends_on_input(self) -> bool:
+        """True if the adapter has no single ΔW: it is trained with a gate that merging refuses until it is frozen."""
+        return GATES[self.gate].depends_on_input

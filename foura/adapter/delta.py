@@ -2,8 +2,8 @@
 
     y = W0 x + s · up (g(z) ⊙ z),   z = down x,   down = A F (q, N),  up = F⁻¹ B (M, q)
 
-q = r, or 2r for the DFT (Re z, then Im z). `plain_delta` is this line as it stands; `adapted` computes the same with the
-least memory traffic, and is what an eager training step runs.
+q = r · parts: r, or 2r for the DFT (Re z, then Im z). `plain_delta` is this line as it stands; `adapted` computes the
+same with the least memory traffic, and is what an eager training step runs.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,21 @@ from torch.nn.functional import linear
 
 from foura.adapter.transforms import Transform
 
-Gate = Callable[[Tensor], Tensor]  # real rank coordinates (..., r) -> gates that broadcast against them
+GateFunction = Callable[[Tensor], Tensor]  # real rank coordinates (..., r) -> gates that broadcast against them
 
 
-def plain_delta(x: Tensor, down: Tensor, up: Tensor, scaling: float, rank: int, gate: Gate | None = None) -> Tensor:
+def plain_delta(
+    x: Tensor, down: Tensor, up: Tensor, scaling: float, rank: int, gate: GateFunction | None = None
+) -> Tensor:
     """scaling · up · (g ⊙ down x), shape (..., M), in the order of the equation."""
     return linear(gated(linear(x, down), rank, gate) * scaling, up)
 
 
-def gated(z_q: Tensor, rank: int, gate: Gate | None) -> Tensor:
+def gated(z_q: Tensor, rank: int, gate: GateFunction | None) -> Tensor:
     """g(z) ⊙ z for z (..., q); z itself without a gate.
 
-    The gate sees z before the scaling, as in eq. 5, and for the DFT its magnitude: real and imaginary part of one rank
-    share a gate.
+    The gate sees z before the scaling, as in eq. 5. Of several real parts per rank (DFT: real, imaginary) it sees the
+    magnitude, and they share one gate.
     """
     if gate is None:
         return z_q
@@ -39,15 +41,13 @@ def gated(z_q: Tensor, rank: int, gate: Gate | None) -> Tensor:
 
 
 def transformed_delta(
-    x: Tensor, A: Tensor, B: Tensor, transform: Transform, scaling: float, gate: Gate | None = None
+    x: Tensor, A: Tensor, B: Tensor, transform: Transform, scaling: float, gate: GateFunction | None = None
 ) -> Tensor:
-    """The same from the unfolded A and B: transform the activations. Cheaper for fewer tokens than ranks."""
-    if transform.kind == "dft":
-        A, B = torch.view_as_complex(A), torch.view_as_complex(B)
-    z = transform.analyse(x) @ A.T
+    """`plain_delta` from the unfolded A and B: transforms the activations, cheaper for fewer tokens than ranks."""
+    z = transform.analyse(x) @ transform.coefficients(A).T
     if gate is not None:
         z = z * gate(z.abs() if z.is_complex() else z)
-    return transform.synthesise((z * scaling) @ B.T)
+    return transform.synthesise((z * scaling) @ transform.coefficients(B).T)
 
 
 def delta_weight(down: Tensor, up: Tensor, scaling: float, rank: int, gate: Tensor | None = None) -> Tensor:
@@ -63,7 +63,7 @@ def masked(up: Tensor, gate: Tensor, rank: int) -> Tensor:
 
 
 def plain_fold(A: Tensor, B: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
-    """(down (q, N), up (M, q)) in float32 or better: few numbers, and half precision has hardly an FFT."""
+    """(down (q, N), up (M, q)) in float32 or better: few numbers, and half precision has no FFT on the CPU."""
     if torch.is_autocast_enabled(A.device.type):
         with torch.autocast(A.device.type, enabled=False):
             return plain_fold(A, B, transform)
@@ -72,7 +72,7 @@ def plain_fold(A: Tensor, B: Tensor, transform: Transform) -> tuple[Tensor, Tens
 
 
 def fold(A: Tensor, B: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
-    """`plain_fold`, with a backward that saves nothing."""
+    """`plain_fold` with a backward pass that saves no tensors."""
     down, up = _Fold.apply(A, B, transform)
     return down, up
 
@@ -84,18 +84,18 @@ def adapted(
     up: Tensor,
     scaling: float,
     rank: int,
-    gate: Gate | None = None,
+    gate: GateFunction | None = None,
     dropout: Callable[[Tensor], Tensor] | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """base(x) + plain_delta(x, …), x (..., N), everything in one dtype.
+    """base(x) + plain_delta(x, …) for x (..., N), everything in one dtype.
 
-    LoRA's own way makes three temporaries of the output's size, and backward two more of x's. Here the low-rank product
-    is accumulated onto base(x) as it is computed, and in backward onto the gradient that base has just made.
+    PEFT's LoRA allocates three temporaries of the output's size, and two of x's in the backward pass. Here the low-rank
+    product is accumulated onto base(x) as it is computed, and in the backward pass onto the gradient of base.
 
     Args:
         dropout: applied to the adapter's x alone.
-        inplace: base is a plain linear layer, whose output and input gradient nobody else holds.
+        inplace: base is a plain linear layer, whose output and input gradient nothing else holds.
     """
     if dropout is None:
         x, z_q = _Enter.apply(x, down, inplace)
@@ -114,10 +114,10 @@ def adapted_linear(
     scaling: float,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """linear(x, weight, bias) + plain_delta(x, …) without an adaptive gate, as one operation; everything in one dtype.
+    """linear(x, weight, bias) + plain_delta(x, …) without an input-dependent gate, as one operation in one dtype.
 
-    Either by way of z, or, where ranks are many, by one product with W0 + ΔW: a step of T tokens costs
-    4 T M N + 6 T q (M + N) multiply-adds the one way and 6 T M N the other.
+    Computed either through z, or, when there are many ranks, by one product with W0 + ΔW: a step of T tokens costs
+    4 T M N + 6 T q (M + N) multiply-adds the first way and 6 T M N the second.
 
     Args:
         mask: a frozen gate (r,).
@@ -130,7 +130,7 @@ def adapted_linear(
 
 
 class _Fold(torch.autograd.Function):
-    """Folding is linear, so its gradient is the adjoint map, and needs nothing from the forward pass."""
+    """Folding is linear, so its gradient is the adjoint map and needs nothing from the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, B: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
@@ -146,9 +146,9 @@ class _Fold(torch.autograd.Function):
 
 
 class _Enter(torch.autograd.Function):
-    """x -> (x, down x). Both uses of x end here, so that their gradients are summed in place.
+    """x -> (x, down x), one node for both uses of x, so that their gradients are summed in place.
 
-    `down` hangs on the context, not among the saved tensors: it belongs to the step, whatever the batch.
+    `down` is kept on the context, not among the saved tensors: it belongs to the step, whatever the batch size.
     """
 
     @staticmethod
@@ -191,6 +191,8 @@ class _Leave(torch.autograd.Function):
 
 
 class _Linear(torch.autograd.Function):
+    """`adapted_linear`: folding, both products and the frozen layer in one node that saves x and z."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -206,7 +208,7 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         down, up = (factor.to(x.dtype) for factor in plain_fold(A, B, transform))
         up = up if mask is None else masked(up, mask, A.shape[0])
-        # the factors belong to the step, whatever the batch: not among the tensors saved for it
+        # the factors belong to the step, whatever the batch size: not among the saved tensors
         ctx.folded, ctx.fixed = (down, up), (weight, transform, scaling, mask, A.shape[0], (A.dtype, B.dtype))
         if not by_z:
             ctx.save_for_backward(x)
@@ -242,7 +244,7 @@ class _Linear(torch.autograd.Function):
 
 
 def accumulated(onto: Tensor, u: Tensor, up: Tensor, scaling: float, inplace: bool) -> Tensor:
-    """onto (..., M) + scaling · up (M, q) u (..., q); into `onto` itself if asked to and possible."""
+    """onto (..., M) + scaling · up (M, q) u (..., q); written into `onto` if `inplace` and it is contiguous."""
     u = u.reshape(-1, u.shape[-1])
     if inplace and onto.is_contiguous():
         onto.view(-1, onto.shape[-1]).addmm_(u, up.T, alpha=scaling)
@@ -251,5 +253,5 @@ def accumulated(onto: Tensor, u: Tensor, up: Tensor, scaling: float, inplace: bo
 
 
 def _scaled(tensor: Tensor, scaling: float) -> Tensor:
-    """tensor · scaling, in place; alpha = r, the commonest choice, makes it 1."""
+    """tensor · scaling, in place; alpha = r, the most common choice, makes it 1."""
     return tensor if scaling == 1.0 else tensor.mul_(scaling)

@@ -1,14 +1,17 @@
-"""A FouRA adapter as an ordinary LoRA, exactly: for stacks that have never heard of FouRA.
+"""Exact export of a FouRA adapter to an ordinary LoRA, for software that does not know FouRA.
 
-Folding makes it a closed form with no SVD: lora_A = A F, lora_B = s F⁻¹ B. The rank is r for the real transforms and 2r
-for the DFT, whose r complex coordinates are 2r real ones; rows masked by a frozen gate are left out.
+Folding gives it in closed form, without an SVD: lora_A = A F, lora_B = s F⁻¹ B. The rank is r for real transforms and 2r
+for the DFT, whose r complex coordinates are 2r real ones; ranks closed by a frozen gate are left out.
 """
 
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
@@ -16,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foura.adapter.attention import MultiheadAttention
+from foura.adapter.config import FouraConfig
 from foura.adapter.embedding import Embedding
 from foura.adapter.freeze import foura_layers
 from foura.adapter.layer import FouraLayer
@@ -31,7 +35,8 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
     biases) come along unchanged.
 
     Raises:
-        ValueError: no such FouRA adapter, its gate is adaptive (freeze it first), or it is on nn.MultiheadAttention.
+        ValueError: no such FouRA adapter, its gate depends on the input (freeze it first), or it is on
+            nn.MultiheadAttention.
     """
     config = getattr(model, "peft_config", {}).get(adapter_name)
     layers = {name: layer for name, layer in foura_layers(model).items() if adapter_name in layer.foura_A}
@@ -58,37 +63,41 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
             kernel_dims = lora_A.dim() - 2
             state[f"base_model.model.{name}.lora_A.weight"] = lora_A
             state[f"base_model.model.{name}.lora_B.weight"] = lora_B[(..., *(None,) * kernel_dims)]
+    return _lora_config(config, ranks, any(layer.fan_in_fan_out for layer in layers.values())), state
+
+
+def _lora_config(config: FouraConfig, ranks: dict[str, int], fan_in_fan_out: bool) -> LoraConfig:
+    """The config of a LoRA of scaling 1 with these ranks per module."""
     rank = max(ranks.values())
     # longest names first: PEFT takes the first pattern that matches the end of a module's name
     pattern = {name: ranks[name] for name in sorted(ranks, key=len, reverse=True) if ranks[name] != rank}
-    lora = LoraConfig(
+    bias: Any = "lora_only" if config.bias == "foura_only" else config.bias
+    return LoraConfig(
         r=rank,
         lora_alpha=rank,
         rank_pattern=dict(pattern),
         alpha_pattern=dict(pattern),
         target_modules=list(ranks),
         modules_to_save=config.modules_to_save,
-        bias="lora_only" if config.bias == "foura_only" else config.bias,
-        fan_in_fan_out=any(layer.fan_in_fan_out for layer in layers.values()),
+        bias=bias,
+        fan_in_fan_out=fan_in_fan_out,
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
     )
-    return lora, state
 
 
 @torch.no_grad()
 def lora_factors(layer: FouraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
-    """(lora_A (q, in), lora_B (out, q)) with lora_B @ lora_A = ΔW, in the dtype of the adapter; ranks that a frozen
-    gate has closed are left out.
+    """(lora_A (q, in), lora_B (out, q)) with lora_B @ lora_A = ΔW, in the adapter's dtype; closed ranks are left out.
 
     Raises:
-        ValueError: the adapter has an adaptive gate.
+        ValueError: the adapter's gate depends on the input.
     """
     down, up = layer.fixed_factors(adapter_name)
     if adapter_name in layer.foura_gate_mask:
         mask = layer.foura_gate_mask[adapter_name].repeat(down.shape[0] // layer.r[adapter_name])
-        # PEFT has no LoRA of rank 0: one row with a zero column says the same
+        # PEFT has no LoRA of rank 0; one row with a zero column is the same function
         down, up = (down[mask], up[:, mask]) if mask.any() else (down[:1], torch.zeros_like(up[:, :1]))
     dtype = layer.foura_A[adapter_name].dtype
     return down.to(dtype), up.to(dtype)
@@ -101,40 +110,46 @@ def save_as_lora(
     naming: str = "peft",
     component: str = "unet",
 ) -> None:
-    """Write `to_lora` into the folder `path`, for one of the loaders of the field.
+    """Write `to_lora` into the folder `path`, in the naming that a given program reads.
 
-    Written beside and renamed, so that `path` never holds half an adapter.
+    Files are written to a temporary folder and renamed, so that `path` never holds an incomplete adapter.
 
     Args:
         naming: "peft": adapter_config.json and adapter_model.safetensors, for PeftModel and servers of PEFT LoRAs.
             "diffusers": pytorch_lora_weights.safetensors, for `pipe.load_lora_weights(path)`.
-            "kohya": the same file name with kohya's keys and an alpha a layer, for ComfyUI, A1111 and sd-scripts.
+            "kohya": the same file name with kohya's keys and an alpha per layer, for ComfyUI, A1111 and sd-scripts.
         component: for the latter two, the part of the pipeline that `model` is: unet, text_encoder or text_encoder_2.
 
     Raises:
-        ValueError: an unknown naming or component, or what `to_lora` refuses.
+        ValueError: an unknown naming or component, or an adapter that `to_lora` refuses.
     """
     if naming not in NAMINGS:
         raise ValueError(f"naming={naming!r} is not known; choose one of {', '.join(NAMINGS)}")
     if naming != "peft" and component not in KOHYA_PREFIXES:
         raise ValueError(f"component={component!r} is not known; choose one of {', '.join(KOHYA_PREFIXES)}")
     lora, state = to_lora(model, adapter_name)
-    target = Path(path)
+    file, metadata = "pytorch_lora_weights.safetensors", {"format": "pt"}
+    if naming == "peft":
+        file = "adapter_model.safetensors"
+    elif naming == "diffusers":
+        state = {f"{component}.{key.removeprefix('base_model.model.')}": value for key, value in state.items()}
+        metadata["lora_adapter_metadata"] = json.dumps(_diffusers_metadata(lora, component))
+    else:
+        state = _kohya(state, KOHYA_PREFIXES[component], float(lora.r))
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    with _complete_folder(Path(path)) as scratch:
+        if naming == "peft":
+            lora.save_pretrained(str(scratch))
+        save_file(tensors, scratch / file, metadata=metadata)
+
+
+@contextmanager
+def _complete_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder next to `target`, whose files are moved into it if the context ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        if naming == "peft":
-            lora.save_pretrained(str(scratch))
-            file, metadata = "adapter_model.safetensors", {"format": "pt"}
-        elif naming == "diffusers":
-            state = {f"{component}.{key.removeprefix('base_model.model.')}": value for key, value in state.items()}
-            file, metadata = "pytorch_lora_weights.safetensors", {"format": "pt"}
-            metadata["lora_adapter_metadata"] = json.dumps(_diffusers_metadata(lora, component))
-        else:
-            state = _kohya(state, KOHYA_PREFIXES[component], float(lora.r))
-            file, metadata = "pytorch_lora_weights.safetensors", {"format": "pt"}
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-        save_file(tensors, scratch / file, metadata=metadata)
+        yield scratch
         target.mkdir(exist_ok=True)
         for written in scratch.iterdir():
             os.replace(written, target / written.name)
@@ -143,7 +158,7 @@ def save_as_lora(
 
 
 def _diffusers_metadata(lora: LoraConfig, component: str) -> dict[str, object]:
-    """The config as diffusers keeps it in the file, without which it guesses ranks and strengths from the shapes."""
+    """The config as diffusers stores it in the file; without it, it guesses ranks and strengths from the shapes."""
     fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
     values = {field: getattr(lora, field) for field in fields}
     return {
@@ -154,14 +169,17 @@ def _diffusers_metadata(lora: LoraConfig, component: str) -> dict[str, object]:
 def _kohya(state: dict[str, Tensor], prefix: str, alpha: float) -> dict[str, Tensor]:
     """PEFT's keys to kohya's: lora_unet_down_blocks_0_..._to_q.lora_down.weight, .lora_up.weight, .alpha.
 
-    A loader scales a layer by alpha / rank. `alpha` is the same in every layer, since diffusers loses alphas that differ,
-    and each layer's rank / alpha is in its lora_up.
+    A loader scales a layer by alpha / rank. `alpha` is the same in every layer, because diffusers loses alphas that
+    differ; each layer's rank / alpha is multiplied into its lora_up.
+
+    Raises:
+        ValueError: a layer that is neither linear nor a convolution, or another trained module.
     """
     result: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name, _, kind = key.removeprefix("base_model.model.").rpartition(".lora_")
         if kind not in ("A.weight", "B.weight"):
-            raise ValueError(f"kohya's format holds linear and convolution layers alone, not {key}")
+            raise ValueError(f"kohya's format holds only linear and convolution layers, not {key}")
         module = f"{prefix}_{name.replace('.', '_')}"
         if kind == "A.weight":
             result[f"{module}.lora_down.weight"] = tensor

@@ -1,4 +1,4 @@
-"""What a gate does on data: how many ranks it opens, and freezing it to a fixed mask (paper sec. 3.4, "frozen mask")."""
+"""Gates on data: how many ranks they open, and freezing them to a fixed mask (paper sec. 3.4, "frozen mask")."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,25 +11,25 @@ from foura.adapter.gates import OPEN
 from foura.adapter.layer import FouraLayer
 from foura.adapter.model import attention_mask
 
-# What a batch may be: keyword arguments of the model, or its first positional argument, alone or first in a tuple.
+# A batch: keyword arguments of the model, or its first positional argument, alone or as the first item of a tuple.
 Batch = Mapping[str, Any] | tuple[Any, ...] | list[Any] | Tensor
 
 
 def freeze_gates(model: nn.Module, batches: Iterable[Batch]) -> dict[str, int]:
-    """Turn every active adaptive gate into its calibrated mask, in place; the adapter can then merge and export.
+    """Turn every active input-dependent gate into its calibrated mask, in place; the adapter can then merge and export.
 
-    A rank is kept where its gate, averaged over all the data (and tokens), is above one half. The gate network is
-    dropped and the adapter's config says gate="frozen" from then on.
+    A rank stays open if its gate, averaged over all the data (and tokens), is above one half. The gate network is
+    dropped, and the adapter's config says gate="frozen" from then on.
 
     Args:
-        batches: any iterable of model inputs: a mapping is passed as keywords, of a tuple or list only the first item
-            is passed (so a DataLoader of (inputs, labels) works), anything else is passed as it is.
+        batches: any iterable of model inputs. A mapping is passed as keywords; of a tuple or list only the first item is
+            passed (so a DataLoader of (inputs, labels) works); anything else is passed as it is.
 
     Returns:
-        {module name: ranks kept}, for the layers that had a gate.
+        {module name: number of open ranks}, for the layers that had a gate.
 
     Raises:
-        ValueError: no active adapter has an adaptive gate, or there is no data.
+        ValueError: no active adapter has an adaptive (input-dependent) gate, or there is no data.
     """
     gated = {name: layer for name, layer in foura_layers(model).items() if _active_gates(layer)}
     if not gated:
@@ -52,15 +52,15 @@ def freeze_gates(model: nn.Module, batches: Iterable[Batch]) -> dict[str, int]:
 
 
 def effective_rank(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-    """{layer: mean number of open ranks} of the active adapter over the data (paper sec. 4.2).
+    """{layer: mean number of open ranks} of the active adapters over the data (paper sec. 4.2).
 
-    A rank is open where its gate is above one half; the mean is over samples, and over tokens for gate_scope="token".
-    The rank itself for ungated adapters, the size of the mask for frozen ones. Batches as in `freeze_gates`.
+    A rank is open if its gate is above one half; the mean is over samples, and over tokens if gates are per token. For
+    ungated adapters it is the rank, for frozen ones the number of ones in the mask. Batches as in `freeze_gates`.
 
     Raises:
-        ValueError: the model has no active FouRA adapter, or an adaptive gate got no data.
+        ValueError: the model has no active FouRA adapter, or an input-dependent gate got no data.
     """
-    layers = {name: layer for name, layer in foura_layers(model).items() if _active(layer)}
+    layers = {name: layer for name, layer in foura_layers(model).items() if layer.names()}
     if not layers:
         raise ValueError("this model has no active FouRA adapter")
     gated = any(_active_gates(layer) for layer in layers.values())
@@ -68,8 +68,8 @@ def effective_rank(model: nn.Module, batches: Iterable[Batch]) -> dict[str, floa
     result: dict[str, float] = {}
     for name, layer in layers.items():
         result[name] = 0.0
-        for adapter in _active(layer):
-            if adapter in layer.foura_gate:
+        for adapter in layer.names():
+            if layer.depends_on_input(adapter):
                 result[name] += float(statistics[name][adapter]["open"])
             elif adapter in layer.foura_gate_mask:
                 result[name] += float(layer.foura_gate_mask[adapter].sum())
@@ -80,7 +80,7 @@ def effective_rank(model: nn.Module, batches: Iterable[Batch]) -> dict[str, floa
 
 @torch.no_grad()
 def gate_statistics(model: nn.Module, batches: Iterable[Batch]) -> dict[str, dict[str, dict[str, Tensor]]]:
-    """What every active adaptive gate did over the data: {layer: {adapter: {"mean", "std", "open"}}}.
+    """Statistics of every active input-dependent gate over the data: {layer: {adapter: {"mean", "std", "open"}}}.
 
     mean and std (r,): of each rank's gate over samples (and tokens); std near zero means a gate that ignores its input.
     open (): the mean number of ranks whose gate is above one half.
@@ -126,17 +126,13 @@ def foura_layers(model: nn.Module) -> dict[str, FouraLayer]:
     }
 
 
-def _active(layer: FouraLayer) -> list[str]:
-    return [name for name in layer.active_adapters if name in layer.foura_A]
-
-
 def _active_gates(layer: FouraLayer) -> list[str]:
-    return [name for name in layer.active_adapters if name in layer.foura_gate]
+    return [name for name in layer.active_adapters if layer.depends_on_input(name)]
 
 
 @contextmanager
 def _recording(model: nn.Module) -> Iterator[list[tuple[tuple[str, str], Tensor]]]:
-    """Within the context, every gate value computed is appended to the list as ((layer, adapter), gates)."""
+    """Within the context, all computed gates are appended to the list as ((layer, adapter), gates), without padding."""
     records: list[tuple[tuple[str, str], Tensor]] = []
     handles = []
     for name, layer in foura_layers(model).items():

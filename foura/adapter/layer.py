@@ -1,7 +1,7 @@
-"""The PEFT layer: a frozen layer plus any number of named FouRA adapters. What every kind of layer has in common.
+"""The PEFT layer: a frozen layer plus any number of named FouRA adapters. Base class of every kind of layer.
 
 Weights live in the transform domain: `foura_A` (r, in_features) and `foura_B` (out_features, r); real views with a last
-axis of 2 for the DFT. Everything that computes is in `delta`, `transforms` and `gate`; this file is bookkeeping.
+axis of 2 for the DFT. The mathematics is in `delta`, `transforms` and `gates`; this file is bookkeeping.
 """
 
 import math
@@ -15,12 +15,12 @@ from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 
 from foura.adapter.config import FouraConfig
-from foura.adapter.delta import Gate, delta_weight, masked, plain_fold
-from foura.adapter.gates import RankGate
-from foura.adapter.transforms import Transform
+from foura.adapter.delta import delta_weight, masked, plain_fold
+from foura.adapter.gates import GATES, Gate
+from foura.adapter.transforms import TRANSFORMS, Transform
 
 Factors = tuple[Tensor, Tensor]  # (down, up)
-MOST_RANK = 4096  # allowed in any layer, however small
+MOST_RANK = 4096  # allowed in every layer, however small
 
 
 class FouraLayer(nn.Module, BaseTunerLayer):
@@ -57,7 +57,7 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         assert in_features is not None and out_features is not None
         self.in_features, self.out_features = in_features, out_features
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
-        self.fan_in_fan_out = False  # whether the base weight is stored as (in, out)
+        self.fan_in_fan_out = False  # true if the base weight is stored as (in, out)
         self.foura_A = nn.ParameterDict()
         self.foura_B = nn.ParameterDict()
         self.foura_gate = nn.ModuleDict()
@@ -78,10 +78,14 @@ class FouraLayer(nn.Module, BaseTunerLayer):
     # -- adapters
 
     def update_layer(self, adapter_name: str, config: FouraConfig, r: int, alpha: float, splits: int) -> None:
-        """Add the adapter `adapter_name` of rank r to this layer."""
+        """Add the adapter `adapter_name` of rank r to this layer.
+
+        Raises:
+            ValueError: a rank that is not positive or far above the layer's size, or `splits` that do not divide it.
+        """
         if r <= 0:
             raise ValueError(f"r must be a positive integer, got {r}")
-        if r > max(MOST_RANK, self.in_features, self.out_features):  # of a damaged config: it would fill the memory
+        if r > max(MOST_RANK, self.in_features, self.out_features):  # a damaged config would fill the memory
             raise ValueError(f"r={r} is far more than a layer of {self.in_features} -> {self.out_features} can hold")
         self.transform[adapter_name] = self._transform(config, splits)
         self.r[adapter_name] = r
@@ -91,17 +95,18 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         self.foura_dropout[adapter_name] = nn.Dropout(config.foura_dropout) if config.foura_dropout else nn.Identity()
         self.foura_A[adapter_name] = nn.Parameter(torch.empty(self._shape_A(self.transform[adapter_name], r)))
         self.foura_B[adapter_name] = nn.Parameter(torch.empty(self.transform[adapter_name].shape_B(r)))
-        if config.gate == "adaptive":
-            self.foura_gate[adapter_name] = RankGate(r, config.gate_scope)
-        elif config.gate == "frozen":
-            self.foura_gate_mask[adapter_name] = torch.ones(r, dtype=torch.bool)
+        gate = GATES[config.gate].make(r, config)
+        if isinstance(gate, Gate):
+            self.foura_gate[adapter_name] = gate
+        elif gate is not None:
+            self.foura_gate_mask[adapter_name] = gate
         self._cached.pop(adapter_name, None)
         self.reset_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _transform(self, config: FouraConfig, splits: int) -> Transform:
-        return Transform(config.transform, self.in_features, self.out_features, splits, config.transform_seed)
+        return TRANSFORMS[config.transform](self.in_features, self.out_features, splits, config.transform_seed)
 
     def _shape_A(self, transform: Transform, r: int) -> tuple[int, ...]:
         return transform.shape_A(r)
@@ -125,7 +130,7 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         return [name for name in self.active_adapters if name in self.foura_A]
 
     def train(self, mode: bool = True) -> "FouraLayer":
-        self.forget_factors()  # whatever has written to the weights since, the next phase folds anew
+        self.forget_factors()  # whatever wrote to the weights in between, the next phase folds again
         return super().train(mode)
 
     def forget_factors(self) -> None:
@@ -161,8 +166,13 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         """(down (q, in), up (out, q)) of the adapter in float32 or better, before mask and scaling; see `delta`."""
         return plain_fold(self.foura_A[adapter_name], self.foura_B[adapter_name], self.transform[adapter_name])
 
+    def depends_on_input(self, adapter_name: str) -> bool:
+        """True if the adapter's gate depends on the input, so that its update has no single ΔW."""
+        return adapter_name in self.foura_gate
+
     def gate(self, adapter_name: str) -> Gate | None:
-        return self.foura_gate[adapter_name] if adapter_name in self.foura_gate else None
+        """The adapter's input-dependent gate, if it has one."""
+        return self.foura_gate[adapter_name] if adapter_name in self.foura_gate else None  # type: ignore[return-value]
 
     def mask_up(self, adapter_name: str, up: Tensor) -> Tensor:
         """`up` with the columns that a frozen gate has closed set to zero."""
@@ -174,9 +184,9 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         """(down, up) with mask and scaling in up: ΔW = up · down.
 
         Raises:
-            ValueError: the adapter has an adaptive gate; its ΔW depends on the input.
+            ValueError: the adapter's gate depends on the input, and so does its ΔW.
         """
-        if adapter_name in self.foura_gate:
+        if self.depends_on_input(adapter_name):
             raise ValueError(
                 f"adapter {adapter_name!r} has an adaptive gate: its update depends on the input and has no single "
                 "weight to merge or export. Call foura.freeze_gates(model, batches) first."
@@ -190,10 +200,10 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         """ΔW of the adapter in the shape of the base weight, scaling included.
 
         Args:
-            gate: a fixed gate vector (r,) to use for an adaptive adapter, such as its mean over data.
+            gate: a fixed gate vector (r,) in place of one that depends on the input, such as its mean over data.
 
         Raises:
-            ValueError: the adapter has an adaptive gate and no fixed gate was given; its ΔW depends on the input.
+            ValueError: the adapter's gate depends on the input, and no fixed gate was given.
         """
         if gate is None:
             delta = self._weight_shaped(*self.fixed_factors(adapter_name))
@@ -222,7 +232,7 @@ class FouraLayer(nn.Module, BaseTunerLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Take every merged ΔW out of the base weight again."""
+        """Subtract every merged ΔW from the base weight."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -233,7 +243,7 @@ class FouraLayer(nn.Module, BaseTunerLayer):
                 self.set_base_weight(weight - self.get_delta_weight(name).to(weight))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return adapter_name not in self.foura_gate
+        return not self.depends_on_input(adapter_name)
 
     # -- forward
 
@@ -260,11 +270,15 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         return result.to(dtype)
 
     def delta(self, adapter_name: str, x: Tensor) -> Tensor:
-        """What the adapter adds to the layer's output for the input x."""
+        """The adapter's contribution to the layer's output for the input x, in the output's shape."""
         raise NotImplementedError(f"{type(self).__name__} computes its output as a whole")
 
     def _mixed_batch(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        """Row i of the batch goes through the adapter `adapter_names[i]`; "__base__" is the bare layer."""
+        """Row i of the batch goes through the adapter `adapter_names[i]`; "__base__" is the bare layer.
+
+        Raises:
+            ValueError: another number of names than rows, or merged adapters.
+        """
         if len(x) != len(adapter_names):
             raise ValueError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
@@ -282,9 +296,9 @@ class FouraLayer(nn.Module, BaseTunerLayer):
         return result
 
     def _mixed_delta(self, name: str, x: Tensor, rows: list[int]) -> Tensor:
-        gate: Any = self.gate(name)
+        gate = self.gate(name)
         mask = None if gate is None else gate.padding_mask
-        if mask is None or len(mask) != len(x):
+        if gate is None or mask is None or len(mask) != len(x):
             return self.delta(name, x[rows])
         gate.padding_mask = mask[rows]
         try:

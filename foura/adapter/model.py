@@ -22,7 +22,7 @@ from foura.adapter.combine import combine_layer, combined_config
 from foura.adapter.config import FouraConfig
 from foura.adapter.conv import CONVOLUTIONS, Conv
 from foura.adapter.embedding import Embedding
-from foura.adapter.gates import RankGate
+from foura.adapter.gates import Gate
 from foura.adapter.layer import FouraLayer
 from foura.adapter.linear import Linear
 
@@ -115,7 +115,7 @@ class FouraModel(BaseTuner):
         mask = kwargs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         gates = any(
-            getattr(config, "gate", None) == "adaptive" and getattr(config, "gate_scope", None) == "sequence"
+            isinstance(config, FouraConfig) and config.gate_depends_on_input and config.gate_scope == "sequence"
             for config in self.peft_config.values()
         )
         handles = [] if names is None else self._route_rows(names, kwargs.get("num_beams") or 1)
@@ -158,7 +158,7 @@ def attention_mask(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
     A PeftModel does this by itself with the `attention_mask` that it is called with; this is for models that carry
     FouRA without the wrapper (`model.add_adapter`). Layers whose input has another number of tokens are not affected.
     """
-    gates = [module for module in model.modules() if isinstance(module, RankGate)]
+    gates = [module for module in model.modules() if isinstance(module, Gate)]
     for gate in gates:
         gate.padding_mask = None if mask is None else mask.bool()
     yield

@@ -1,1 +1,22 @@
-"""The families of backbones."""
+"""The families of backbones, one folder each. A family is registered by a line in `FAMILIES`."""
+
+from omegaconf import DictConfig
+
+from foura.families import diffusion, images, language
+from foura.families.family import Family, Parts
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (images.FAMILY, language.FAMILY, diffusion.FAMILY)}
+
+
+def family_of(cfg: DictConfig) -> Family:
+    """The family of a run's config."""
+    return FAMILIES[cfg.backbone.family]
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Data, backbone and task of a run's config.
+
+    Raises:
+        UserError: what in them cannot work.
+    """
+    return family_of(cfg).build(cfg)

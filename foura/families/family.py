@@ -1,15 +1,25 @@
-"""The three families of runs: which backbone, data and task belong together."""
+"""The record of a family: all that the rest of the framework has to know about one kind of backbone, its data and its task.
 
-from collections.abc import Callable
+Light on purpose: the config is checked against these records before torch is imported. What a family builds is imported
+when it is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
-from torch import nn
 
-from foura.backbone import Backbone
-from foura.config import data_format
-from foura.families.task import Task
+from foura.metrics import EPOCH, METRICS, Metric
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from foura.backbone import Backbone
+    from foura.families.task import Task
 
 
 @dataclass(frozen=True)
@@ -26,47 +36,44 @@ class Parts:
     task: Callable[[nn.Module], Task]
 
 
-def build(cfg: DictConfig) -> Parts:
-    """Data, backbone and task of a config.
+@dataclass(frozen=True)
+class Family:
+    """One kind of backbone with the data and the task that go with it.
 
-    Raises:
-        UserError: what in them cannot work.
+    Attributes:
+        name: the choice of `backbone=` and the value of `backbone.family`.
+        sources: the choices of `dataset.source`. bundled: those among them that need no dataset.path.
+        formats: {choice of `dataset.format`: key of the metric that its runs are judged by}; the first is the default.
+        selectable: keys of the metrics that can select the epoch.
+        causal: later tokens must not change earlier outputs, so that a gate may not look at them.
+        build: data, backbone and task of a whole config.
+        save_merged: (parts, merged model, config, folder): the model for the stack that it came from.
+        save_as_lora: {form of `foura export --to`: (adapted model, folder)}.
+        pretraining_loss: (parts, model, config): loss on the data that the bundled backbone was pretrained on.
+        pretrain: (folder or file; None for the package's own): remakes the bundled backbone's weights.
     """
-    return {"vit": _images, "llama_small": _language, "unet": _diffusion}[cfg.backbone.family](cfg)
 
+    name: str
+    sources: tuple[str, ...]
+    bundled: tuple[str, ...]
+    formats: Mapping[str, str]
+    selectable: tuple[str, ...]
+    causal: bool
+    build: Callable[[DictConfig], Parts]
+    save_merged: Callable[[Parts, Any, DictConfig, Path], None]
+    save_as_lora: Mapping[str, Callable[[Any, Path], None]]
+    pretraining_loss: Callable[[Parts, nn.Module, DictConfig], float]
+    pretrain: Callable[[Path | None], None]
 
-def _images(cfg: DictConfig) -> Parts:
-    from foura.families.images.backbone import build_vit
-    from foura.families.images.data import prepare
-    from foura.families.images.sources import open_source
-    from foura.families.images.task import Classification
+    def format(self, chosen: str | None) -> str:
+        """The format of the data's records: the chosen one, or the family's default."""
+        return next(iter(self.formats)) if chosen in (None, "None") else str(chosen)
 
-    source = open_source(cfg.dataset)
-    backbone = build_vit(cfg.backbone, len(source.classes))
-    data = prepare(source, cfg.dataset, cfg.seed, backbone.image_mode, backbone.preprocess)
-    return Parts(backbone, data, lambda model: Classification(model, len(data.classes), cfg))
+    def headline(self, chosen: str | None) -> Metric:
+        """The metric that a run of this `dataset.format` is judged by, on test data."""
+        return METRICS[self.formats[self.format(chosen)]]
 
-
-def _language(cfg: DictConfig) -> Parts:
-    from foura.families.language.backbone import build_llama
-    from foura.families.language.data import prepare_text
-    from foura.families.language.task import Language
-    from foura.families.language.text import open_text
-
-    source = open_text(cfg.dataset, data_format(cfg))  # first: bad data is said before a large model is loaded
-    backbone = build_llama(cfg.backbone)
-    data = prepare_text(source, cfg.dataset, cfg.seed, backbone.tokenizer, backbone.max_tokens)
-    return Parts(backbone, data, lambda model: Language(model, data.judged, cfg, backbone.tokenizer))
-
-
-def _diffusion(cfg: DictConfig) -> Parts:
-    from foura.families.diffusion.backbone import build_unet
-    from foura.families.diffusion.data import open_captioned, prepare_captioned
-    from foura.families.diffusion.task import Diffusion
-
-    splits = open_captioned(cfg.dataset)
-    backbone = build_unet(cfg.backbone)
-    if backbone.vae is not None and cfg.trainer.accelerator in ("gpu", "cuda"):
-        backbone.vae.to("cuda")
-    data = prepare_captioned(splits, cfg.dataset, cfg.seed, backbone.size, backbone.tokenize, backbone.encode)
-    return Parts(backbone, data, lambda model: Diffusion(model, backbone, data, cfg))
+    def curve(self, chosen: str | None) -> Metric:
+        """The metric that is shown while a run trains: the headline, or the loss where that is measured at the end only."""
+        headline = self.headline(chosen)
+        return headline if EPOCH in headline.shown else METRICS["loss"]

@@ -1,7 +1,7 @@
-"""What all tasks share: the deterministic evaluation of train and validation alike, the optimizer, the refusal of NaN."""
+"""The base of all tasks: one deterministic evaluation for training and validation data, the optimizer, the check for NaN."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torchmetrics import MeanMetric
 
-from foura import ranks
+from foura import distributed
 from foura.adapter import param_groups
 from foura.errors import Diverged
-from foura.methods.attach import adapter_parameters, after_step, load_method_state, method_state, regularisation
+from foura.methods import method_of
+from foura.methods.state import adapter_parameters
+from foura.metrics import METRICS
 
 LOOK_EVERY = 50  # steps between looks at the loss on a GPU
 EVALUATIONS = ("train_eval", "val")  # the order of the validation dataloaders
@@ -24,29 +26,26 @@ EVALUATIONS = ("train_eval", "val")  # the order of the validation dataloaders
 class Task(LightningModule):
     """The training of an adapted model.
 
-    After each epoch `history` gains a row {"epoch", "train/loss", "train_eval/<m>", "val/<m>", "gap/loss", …} with <m>
-    the names of `metrics`; gaps are signed so that larger means more overfitting. `tested` has the same for the test data.
+    After each epoch `history` gains a row {"epoch", "train/loss", "train_eval/<m>", "val/<m>", "gap/<m>", …} with <m>
+    the keys in `metrics`; a gap is positive where validation is worse. `tested` has the same for the test data.
 
     Attributes:
-        metrics: what `evaluate` measures, {name: +1 if more is better, -1 if less is}; "loss" is always among them.
-        headline: the metric that progress and tables show.
+        metrics: keys of `foura.metrics` that `evaluate` measures and that have a gap; "loss" is always among them.
     """
 
-    metrics: Mapping[str, int]
-    headline: str
+    metrics: tuple[str, ...]
 
     def __init__(self, model: nn.Module, cfg: DictConfig) -> None:
         super().__init__()
         self.model = model
-        self.adapter_config, self.optimizer_config = cfg.adapter, cfg.optimizer
+        self.method, self.adapter_config, self.optimizer_config = method_of(cfg), cfg.adapter, cfg.optimizer
         self.history: list[dict[str, float]] = []
         self.tested: dict[str, float] = {}
-        self.at_the_end: Callable[[], dict[str, float]] = dict
-        self.train_loss = MeanMetric(nan_strategy="disable", sync_on_compute=False)  # the same on every rank
-        # while a batch that several ranks share is trained on: which of its rows are here, and how many there are
+        self.train_loss = MeanMetric(nan_strategy="disable", sync_on_compute=False)  # the same in every process
+        # while processes share a training batch: the rows of it that are here, and how many there are in all
         self.rows: list[int] | None = None
         self.batch_size = 0
-        self.generators: list[torch.Generator] = []  # that training draws from, beside PyTorch's own
+        self.generators: list[torch.Generator] = []  # training draws from them, beside PyTorch's own
         self.strict_loading = False  # checkpoints leave the frozen weights out
 
     @abstractmethod
@@ -61,28 +60,34 @@ class Task(LightningModule):
     def results(self, name: str) -> dict[str, float]:
         """{metric: value} of an evaluation, which starts anew afterwards."""
 
+    def mean_loss(self, batches: Iterable[Any]) -> float:
+        """The loss over some batches, by the same evaluation as for test data."""
+        for batch in batches:
+            self.evaluate("test", batch)
+        return self.results("test")["loss"]
+
     def terms(self, batch: Any) -> Any:
-        """How many terms the loss of a batch is the mean of."""
+        """The number of terms that the loss of a batch is the mean of."""
         return len(batch[0])
 
     def inputs(self, batch: Any) -> Any:
-        """What of a batch the model is called with: a tensor, or a mapping of keywords."""
+        """The model's input in a batch: a tensor, or a mapping of keyword arguments."""
         return batch[0]
 
     def final_measures(self, data: Any, folder: Path) -> dict[str, float]:
-        """What is measured once, on the selected epoch, beside the test; pictures and texts go to `folder`."""
+        """Further metrics of the selected epoch, measured once; images and texts are written to `folder`."""
         return {}
 
     def epoch_pictures(self, folder: Path) -> list[Path]:
-        """Pictures of what the model does after this epoch, written to `folder`."""
+        """Images generated after this epoch, written to `folder`."""
         return []
 
     def epoch_measures(self) -> dict[str, float]:
-        """What is measured on some epochs beside the evaluation, as metrics of that epoch."""
+        """Further metrics of this epoch, beside the evaluation."""
         return {}
 
     def configure_model(self) -> None:
-        """For trainer=fsdp: cut the weights into parts, block by block, so that one block at a time is whole."""
+        """For trainer=fsdp: shard the weights block by block, so that one block at a time is whole."""
         if self.device_mesh is None or isinstance(self.model, FSDPModule):
             return
         mesh = self.device_mesh["data_parallel"]
@@ -93,7 +98,7 @@ class Task(LightningModule):
             register_fsdp_forward_method(self.model, "generate")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        if ranks.world() > 1:
+        if distributed.world_size() > 1:
             loss, value = self._shared_loss(batch, batch_idx)
         else:
             loss = self.loss(batch)
@@ -102,14 +107,14 @@ class Task(LightningModule):
         # a look at the value makes a GPU wait for it, so there it is taken now and then
         if loss.device.type == "cpu" or batch_idx % LOOK_EVERY == 0:
             self._refuse_nan(value, "training")
-        extra = regularisation(self.model)
+        extra = self.method.loss(self.model)
         return loss if extra is None else loss + extra
 
     def _shared_loss(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """(a loss whose gradient, averaged over ranks, is that of the batch of all ranks; the loss of that batch)."""
+        """(a loss whose gradient, averaged over processes, is that of their batches together; the loss of that whole batch)."""
         dataloader: Any = self.trainer.train_dataloader
         self.batch_size = dataloader.batch_sampler.size(batch_idx)
-        share = list(range(self.batch_size))[ranks.rank() :: ranks.world()]
+        share = list(range(self.batch_size))[distributed.rank() :: distributed.world_size()]
         self.rows = share or [0]
         loss = self.loss(batch)
         self.rows = None
@@ -117,7 +122,7 @@ class Task(LightningModule):
         sums = torch.stack([torch.as_tensor(terms, device=loss.device).double(), terms * loss.detach().double()])
         torch.distributed.all_reduce(sums)
         whole, value = sums[0], sums[1] / sums[0]
-        return loss * (terms * ranks.world() / whole).to(loss.dtype), value.to(loss.dtype)
+        return loss * (terms * distributed.world_size() / whole).to(loss.dtype), value.to(loss.dtype)
 
     def on_train_epoch_start(self) -> None:
         # frozen batch norms must not go on averaging: the backbone would change behind the adapter
@@ -131,7 +136,7 @@ class Task(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
         # the gradients are still there, and a checkpoint that follows has it all
         lr = float(optimizer.param_groups[0]["lr"])
-        after_step(self.model, self.trainer.global_step + 1, self.adapter_config, lr)
+        self.method.after_step(self.model, self.trainer.global_step + 1, self.adapter_config, lr)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluate(EVALUATIONS[dataloader_idx], batch)
@@ -143,8 +148,8 @@ class Task(LightningModule):
             self.train_loss.reset()
         for name in EVALUATIONS:
             row |= {f"{name}/{key}": value for key, value in self.results(name).items()}
-        for key, sign in self.metrics.items():
-            row[f"gap/{key}"] = sign * (row[f"train_eval/{key}"] - row[f"val/{key}"])
+        for key in self.metrics:
+            row[f"gap/{key}"] = METRICS[key].gap(row[f"train_eval/{key}"], row[f"val/{key}"])
         for name in EVALUATIONS:
             self._refuse_nan(torch.tensor(row[f"{name}/loss"]), name)
         self.history.append(row)
@@ -154,18 +159,17 @@ class Task(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.tested = {f"test/{key}": value for key, value in self.results("test").items()}
-        self.tested |= self.at_the_end()  # here the model is still on its device
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {f"model.{name}": value for name, value in adapter_parameters(self.model).items()}
         so_far = {"mean_value": self.train_loss.mean_value, "weight": self.train_loss.weight}
-        checkpoint["task"] = {"history": self.history, "method": method_state(self.model), "train_loss": so_far}
+        checkpoint["task"] = {"history": self.history, "method": self.method.state(self.model), "train_loss": so_far}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = checkpoint["task"]["history"]
         for name, value in checkpoint["task"]["train_loss"].items():
             setattr(self.train_loss, name, value)
-        load_method_state(self.model, checkpoint["task"]["method"])
+        self.method.load_state(self.model, checkpoint["task"]["method"])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         cfg = self.optimizer_config
@@ -199,7 +203,7 @@ class Task(LightningModule):
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The members of a model's outermost lists of modules: of a transformer, its blocks."""
+    """The members of a model's outermost lists of modules, such as the blocks of a transformer."""
     for child in model.children():
         if isinstance(child, (nn.ModuleList, nn.Sequential)):
             yield from (block for block in child if any(True for _ in block.parameters()))

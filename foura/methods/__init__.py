@@ -1,1 +1,36 @@
-"""Adapter methods."""
+"""The adapter methods. A method is registered by a line in `METHODS`; one that PEFT ships needs a YAML file alone.
+
+Importing this package imports neither torch nor PEFT.
+"""
+
+from omegaconf import DictConfig
+
+from foura.methods.adalora import AdaLora
+from foura.methods.bare import Bare
+from foura.methods.budgeted import Budgeted, circulant_block, coefficients
+from foura.methods.foura import Foura
+from foura.methods.lora import Lora
+from foura.methods.method import Method
+from foura.methods.peer import Peer
+from foura.methods.sora import Sora
+
+_LISTED = (
+    Foura("foura"),
+    Lora("lora"),
+    Lora("dora", use_dora=True),
+    AdaLora("adalora"),
+    Sora("sora"),
+    Peer("vera", "VERA"),
+    Budgeted("fourierft", "FOURIERFT", "n_frequency_pattern", coefficients),
+    Budgeted("waveft", "WAVEFT", "n_frequency_pattern", coefficients),
+    Budgeted("c3a", "C3A", "block_size_pattern", circulant_block),
+    Bare("full", "body"),
+    Bare("head", "head"),
+    Peer("peft"),
+)
+METHODS: dict[str, Method] = {method.name: method for method in _LISTED}
+
+
+def method_of(cfg: DictConfig) -> Method:
+    """The method of a run's config."""
+    return METHODS[cfg.adapter.method]

@@ -1,49 +1,56 @@
-"""SoRA (Ding et al., EMNLP 2023) on PEFT's LoRA: a trained gate on each rank, kept sparse by a proximal step.
+"""SoRA (Ding et al., EMNLP 2023, arXiv 2311.11696) on PEFT's LoRA: a trained gate per rank, kept sparse by a proximal step.
 
 ΔW = s · B diag(g) A. After each optimizer step g is soft-thresholded, g <- sign(g) max(|g| - η λ, 0), so that ranks close
 for good, for every input alike; the paper compares FouRA's input-dependent gate with it (sec. 4.2, Fig. 5).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from omegaconf import DictConfig
 
+from foura.methods.lora import Lora
 
-class RankGates(nn.Module):
-    """g in diag(g) A, as a parametrization of A (r, in_features); starts as N(0, 1), as the authors' code does."""
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-    def __init__(self, r: int) -> None:
-        super().__init__()
-        self.gate = nn.Parameter(torch.randn(r))
-
-    def forward(self, A: Tensor) -> Tensor:
-        return self.gate.unsqueeze(-1) * A
+TRAINED = ".parametrizations.weight.original"  # A, where torch keeps a parametrized weight
+GATE = ".parametrizations.weight.0.gate"
 
 
-def add_gates(model: nn.Module) -> None:
-    """Put gates on every LoRA layer of a PEFT model."""
-    for layer in list(model.modules()):
-        if isinstance(layer, LoraLayer):
-            down = layer.lora_A["default"]
-            parametrize.register_parametrization(down, "weight", RankGates(layer.r["default"]))
+class Sora(Lora):
+    shards = False
+
+    def prepare(self, model: nn.Module) -> None:
+        from foura.methods.rank_gates import add_gates
+
+        add_gates(model)
+
+    def after_step(self, model: nn.Module, step: int, adapter: DictConfig, lr: float) -> None:
+        """The proximal step: every gate moves towards zero by lr · sparsity, and stays there when it arrives."""
+        import torch
+
+        with torch.no_grad():
+            for gate in _gates(model):
+                gate.copy_(torch.nn.functional.softshrink(gate, lr * adapter.sparsity))
+
+    def saved(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the gates multiplied into A: an ordinary LoRA, with rows of zeros where ranks are closed."""
+        folded = {name: tensor for name, tensor in state.items() if not name.endswith((TRAINED, GATE))}
+        for name, tensor in state.items():
+            if name.endswith(TRAINED):
+                layer = name.removesuffix(TRAINED)
+                folded[f"{layer}.weight"] = state[layer + GATE].unsqueeze(-1) * tensor
+        return folded
+
+    def open_ranks(self, layer: Any) -> float | None:
+        closed = sum(int((gate == 0).sum()) for gate in _gates(layer))
+        return float(layer.r["default"] - closed)
 
 
-def gates(model: nn.Module) -> Iterator[nn.Parameter]:
+def _gates(model: nn.Module) -> Iterator[Tensor]:
+    from foura.methods.rank_gates import RankGates
+
     return (module.gate for module in model.modules() if isinstance(module, RankGates))
-
-
-@torch.no_grad()
-def shrink(model: nn.Module, threshold: float) -> None:
-    """The proximal step: every gate moves towards zero by `threshold`, and stays there when it arrives."""
-    for gate in gates(model):
-        gate.copy_(nn.functional.softshrink(gate, threshold))
-
-
-def fold(model: nn.Module) -> None:
-    """Make the gates part of A: what is left is an ordinary LoRA, with rows of zeros where ranks are closed."""
-    for module in list(model.modules()):
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)

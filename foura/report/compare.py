@@ -1,4 +1,4 @@
-"""From a sweep's runs to its numbers: which conditions were compared, their means, and the verdicts."""
+"""From a sweep's runs to its numbers: the conditions compared, their means, and the verdicts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,32 +7,27 @@ from typing import Any
 import pandas as pd
 
 from foura.analysis.statistics import compare, correct, mean_interval, slope
+from foura.families import FAMILIES
+from foura.metrics import ANSWER, COMPARED, COST, EPOCH, METRICS, UPDATE, Metric, shown
 
 BASELINES = ("lora", "foura_dct", "head")  # what the others are compared with: the first that is there
 PREFERRED = ("rank", "alpha", "dataset.limit", "dataset.label_noise", "adapter.lr", "dataset.epochs", "dataset.style")
-COSTS = {
-    "cost/trainable_params": "parameters",
-    "cost/step_time_ms": "step, ms",
-    "cost/peak_memory_mb": "peak memory, MB",
-    "cost/step_gflops": "GFLOP a step",
-    "cost/adapter_mb": "adapter, MB",
-}
-OF_LAYERS = ("stable_rank", "entropy_rank", "amplification", "low_frequency")  # columns of a run's layers.csv
-UPDATE = {
-    "adapter/effective_rank": "open ranks",
-    "adapter/delta_norm": "‖ΔW‖",
-    "drift/loss": "drift",
-    **{f"layers/{column}": column.replace("_", " ") for column in OF_LAYERS},
-}
+LAYERS = "layers/"  # metrics that are means over layers, of the columns of a run's layers.csv
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is compared: its column, its name, and whether more is better."""
+    """A metric in one of its columns: on test data, on validation data, or its gap."""
 
     column: str
     label: str
     more_is_better: bool
+
+
+def on_test(metric: Metric) -> Measure:
+    """The metric on test data. One that every epoch has is called so, to tell it from its value on validation data."""
+    label = f"test {metric.label}" if EPOCH in metric.shown else metric.label
+    return Measure(metric.column, label, metric.greater_is_better)
 
 
 @dataclass
@@ -60,9 +55,9 @@ class Study:
 
     @property
     def answered(self) -> list[Measure]:
-        """The measures that the answer at the top of the page is about."""
-        drawn = [measure for measure in self.extra if measure.label in ("diversity", "copy distance", "memorised")]
-        return [self.quality, self.gap, *drawn]
+        """The measures in the answer at the top of the page."""
+        answers = {metric.column for metric in shown(ANSWER)}
+        return [self.quality, self.gap, *(measure for measure in self.extra if measure.column in answers)]
 
     @property
     def x(self) -> str | None:
@@ -81,9 +76,9 @@ def studies(runs: pd.DataFrame, tune: Sequence[str]) -> list[Study]:
 
 def with_layers(study: Study, layers: pd.DataFrame) -> None:
     """Give the study's runs their means over layers of what layers.csv says of the updates."""
-    columns = [column for column in OF_LAYERS if column in layers]
+    columns = [name for metric in shown(UPDATE) if (name := metric.key.removeprefix(LAYERS)) in layers]
     if columns:
-        means = layers.groupby("run_id")[columns].mean().add_prefix("layers/")
+        means = layers.groupby("run_id")[columns].mean().add_prefix(LAYERS)
         study.runs, study.finished = (runs.join(means, on="run_id") for runs in (study.runs, study.finished))
 
 
@@ -102,9 +97,9 @@ def summary(study: Study) -> pd.DataFrame:
             row[measure.label] = done[measure.column].mean()
             row[f"± {measure.label}"] = done[measure.column].std()
         row["final − best val loss"] = (done["final/loss"] - done["best/loss"]).mean()
-        for column, label in {**COSTS, **UPDATE}.items():
-            if column in study.runs:
-                row[label] = done[column].mean()
+        for metric in (*shown(COST), *shown(UPDATE)):
+            if metric.column in study.runs:
+                row[metric.heading] = done[metric.column].mean()
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -174,8 +169,17 @@ def answer(table: pd.DataFrame, measure: Measure, study: Study) -> list[str]:
     return lines
 
 
+def judged_by(runs: pd.DataFrame) -> tuple[Metric, Metric]:
+    """(the metric that the runs are judged by on test data, the one that they have for every epoch)."""
+    name = runs["param:backbone.family"].iloc[0] if "param:backbone.family" in runs else ""
+    if name not in FAMILIES:  # of a store with runs of another version
+        return METRICS["loss"], METRICS["loss"]
+    chosen = runs["param:dataset.format"].iloc[0] if "param:dataset.format" in runs else None
+    return FAMILIES[name].headline(chosen), FAMILIES[name].curve(chosen)
+
+
 def numeric(column: pd.Series) -> bool:
-    """Whether every value is a number."""
+    """True if every value is a number."""
     return bool(pd.to_numeric(column, errors="coerce").notna().all())
 
 
@@ -187,26 +191,13 @@ def _by_condition(study: Study) -> list[tuple[dict[str, Any], pd.DataFrame]]:
 
 
 def _study(title: str, runs: pd.DataFrame, tune: Sequence[str]) -> Study:
-    family = runs["param:backbone.family"].iloc[0] if "param:backbone.family" in runs else "vit"
-    judged = "test/acc" in runs and (family == "vit" or "test/bpb" not in runs or runs["test/bpb"].isna().all())
-    if family == "llama_small":
-        judged = runs["param:dataset.format"].iloc[0] in ("commonsense", "verbalizer")
-    if judged:
-        quality = Measure("test/acc", "test accuracy", True)
-        selection, gap = Measure("best/acc", "val accuracy", True), Measure("final/gap_acc", "gap in accuracy", False)
-    else:
-        quality = Measure("test/loss", "test loss", False)
-        selection, gap = Measure("best/loss", "val loss", False), Measure("final/gap_loss", "gap in loss", False)
-    if "test/kernel" in runs:  # of pictures the denoising loss says little
-        quality = Measure("test/kernel", "kernel distance", False)
-    extra = [Measure("test/loss", "test loss", False)] if quality.column != "test/loss" else []
-    for column, more in (
-        ("frechet", False), ("diversity", True), ("copy_distance", True), ("legible", True), ("bpb", False)
-    ):  # fmt: skip
-        if f"test/{column}" in runs:
-            extra.append(Measure(f"test/{column}", column.replace("_", " "), more))
-    if "memorised/train" in runs:
-        extra.append(Measure("memorised/train", "memorised", False))
+    headline, curve = judged_by(runs)
+    if headline.column not in runs:
+        headline = curve
+    quality = on_test(headline)
+    selection = Measure(f"best/{curve.key}", f"val {curve.label}", curve.greater_is_better)
+    gap = Measure(f"final/gap_{curve.key}", f"gap in {curve.label}", False)
+    extra = [on_test(metric) for metric in shown(COMPARED) if metric.column in runs and metric.column != quality.column]
     conditions, tuned_keys = _conditions(runs, tune)
     for key in [*conditions, *tuned_keys]:
         column = runs.get(f"param:{key}", runs.get(key))

@@ -11,6 +11,7 @@ import jinja2
 import pandas as pd
 
 from foura.analysis.statistics import LEVEL, POWER
+from foura.metrics import CURVE, shown
 from foura.report import compare, plots
 from foura.report.collect import Sweep, load_sweep
 from foura.report.compare import Measure, Study
@@ -114,11 +115,11 @@ def _figures(
     for table, file in ((layers, "layers"), (strengths, "strengths")):
         if not table.empty:
             table.to_csv(folder / f"{prefix}{file}.csv", index=False, float_format="%.6g")
-    shown = [study.quality, study.gap, *study.extra]
+    measures = [study.quality, study.gap, *study.extra]
     metric = study.selection.column.split("/")[1]
     made = [
-        ("means", "Means with 95 % intervals over seeds; small dots are runs.", plots.against_x(study, shown[:3])),
-        ("more", "Further measures, as above.", plots.against_x(study, shown[3:]) if shown[3:] else None),
+        ("means", "Means with 95 % intervals over seeds; small dots are runs.", plots.against_x(study, measures[:3])),
+        ("more", "Further measures, as above.", plots.against_x(study, measures[3:]) if measures[3:] else None),
         (
             "curves",
             "Learning curves: validation, and the same evaluation of a fixed part of the training data.",
@@ -157,9 +158,10 @@ def _histories(sweep: Sweep, study: Study) -> pd.DataFrame:
 
 
 def _further(sweep: Sweep, study: Study) -> pd.DataFrame:
-    """run_id, measure, epoch, value of what only some tasks or adapters have."""
+    """run_id, measure, epoch, value of the metrics that only some tasks or adapters have."""
     parts = []
-    for measure in FURTHER:
+    for metric in shown(CURVE):
+        measure = metric.column
         if measure in study.finished:
             for run_id in study.finished.dropna(subset=[measure])["run_id"]:
                 values = sweep.history(run_id, measure).rename_axis("epoch").rename("value").reset_index()
@@ -167,7 +169,6 @@ def _further(sweep: Sweep, study: Study) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-FURTHER = ("adapter/open_ranks", "val/kernel", "val/diversity", "val/copy_distance")
 PARTS = {"train": "train_eval", "val": "val", "gap": "gap"}
 
 

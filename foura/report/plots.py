@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 
+from foura.metrics import COST, METRICS, shown
 from foura.report.compare import Measure, Study, intervals
 
 COLOURS: tuple[str, ...] = ("#3b6ea8", "#c8553d", "#4c956c", "#8e5aa8", "#d6a13a", "#5a5a5a", "#3aa6a0", "#b0486f")
@@ -20,6 +21,7 @@ COLOURS += ("#7fb2e5", "#f0a58f", "#95d5a6", "#c9a3de", "#7a5c1e", "#a8a8a8", "#
 MARKERS = "osD^vPX*"
 PANELS = 6  # of a figure at most
 LAYERS = 80  # of a heat map at most
+MEMORY = "cost/peak_memory_mb"  # that of the process, which the adapter hardly moves
 
 
 def colour(study: Study, adapter: str) -> str:
@@ -101,7 +103,7 @@ def by_epoch(study: Study, histories: pd.DataFrame) -> bytes | None:
                 own = part[(part["adapter"] == adapter) & (part["measure"] == measure)].groupby("epoch")["value"].mean()
                 if not own.empty:
                     axis.plot(own.index, own, color=colour(study, adapter), label=adapter, marker=".", linewidth=1.1)
-            axis.set_title(measure.split("/")[1].replace("_", " ") + _said(facet), fontsize=9)
+            axis.set_title(METRICS[measure].label + _said(facet), fontsize=9)
             axis.set_xlabel("epoch", fontsize=8)
             _clean(axis)
     _legend(fig, axes[0][0])
@@ -110,7 +112,7 @@ def by_epoch(study: Study, histories: pd.DataFrame) -> bytes | None:
 
 def pareto(study: Study, summary: pd.DataFrame) -> bytes | None:
     """Quality against each cost, a dot an adapter and condition; those that nothing beats in both are joined."""
-    costs = [name for name in ("parameters", "step, ms", "GFLOP a step", "adapter, MB") if name in summary]
+    costs = [metric.heading for metric in shown(COST) if metric.heading in summary and metric.key != MEMORY]
     if not costs or len(summary) < 2:
         return None
     fig, axes = _panels(1, len(costs), 3.3, 3.1)
@@ -189,7 +191,7 @@ def gate_map(study: Study, layers: pd.DataFrame) -> bytes | None:
 
 
 def by_strength(study: Study, rows: pd.DataFrame) -> bytes | None:
-    """What the pictures are worth against the adapter's strength, means with the spread over seeds."""
+    """Image metrics against the adapter scale, means with the spread over seeds."""
     if rows.empty or rows["strength"].nunique() < 2:
         return None
     keys = ["run_id", "adapter", *study.conditions]

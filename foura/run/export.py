@@ -1,22 +1,21 @@
-"""`foura export`: a finished run's adapter in the form that another stack serves."""
+"""`foura export`: a finished run's adapter in the form that another stack loads."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
-from safetensors.torch import save_file
 from torch import nn
 
-from foura.adapter import freeze_gates, save_as_lora
+from foura.adapter import freeze_gates
+from foura.adapter.freeze import foura_layers
 from foura.errors import UserError
-from foura.families.family import Parts, build
-from foura.run.load import BARE, check_adapter, load_adapter, load_bare, read_config
+from foura.families import build, family_of
+from foura.logs import quiet
+from foura.methods import method_of
+from foura.run.load import check_adapter, load_adapter, load_bare, read_config
 from foura.run.loop import Loaders
-from foura.run.run import quiet
 
-FORMS = ("peft", "lora", "kohya", "merged")
 KEPT = ("adapter_config.json", "adapter_model.safetensors", "model.safetensors", "README.md")  # of an adapter's folder
 
 
@@ -24,64 +23,49 @@ def export(run: Path, to: str, out: Path, freeze: bool = False) -> None:
     """Write the adapter of a run's folder to `out`.
 
     Args:
-        to: "peft": as it was saved. "lora": an ordinary LoRA, exactly (for a UNet as diffusers loads it). "kohya": that in
-            kohya's naming (UNet). "merged": the whole model with the update in its weights.
+        to: "peft": as it was saved. "merged": the whole model with the update in its weights. Else a form of the family's
+            `save_as_lora`: "lora", an ordinary LoRA, exactly, or for a UNet "kohya", the same in kohya's naming.
         freeze: calibrate an adaptive gate to a fixed mask first, on the run's own training data.
 
     Raises:
-        UserError: a form that this adapter does not have, and what to do about it.
+        UserError: a form that this adapter does not have, and the ones that it has.
     """
     if out.exists():
-        raise UserError(f"{out} is there already; name a folder that is not.")
+        raise UserError(f"{out} exists already; name a folder that does not.")
     quiet()
     cfg = read_config(run)
-    bare = cfg.adapter.method in BARE
+    family, method = family_of(cfg), method_of(cfg)
     if to == "peft":
-        if not bare:
-            check_adapter(run / "adapter", cfg.adapter.method)
-        out.mkdir(parents=True)
-        for name in KEPT:
-            if (run / "adapter" / name).is_file():
-                shutil.copyfile(run / "adapter" / name, out / name)
+        _copy(run, cfg, out)
         return
-    if to != "merged" and cfg.adapter.method != "foura":
+    if to != "merged" and not method.exports:
         raise UserError(f"adapter={cfg.adapter.name} is saved in its own form already: use --to peft or --to merged.")
-    if to == "kohya" and cfg.backbone.family != "unet":
-        raise UserError("kohya's naming is for adapters of diffusion models; use --to lora.")
+    if to != "merged" and to not in family.save_as_lora:
+        raise UserError(f"--to {to} is for adapters of other models; use --to {' or '.join(family.save_as_lora)}.")
     parts = build(cfg)
-    if bare:
-        _save_model(parts, load_bare(run, parts, cfg), cfg, out)
+    if method.trained is not None:
+        family.save_merged(parts, load_bare(run, parts, cfg), cfg, out)
         return
-    model = load_adapter(parts.backbone.model, run, cfg.adapter.method)
-    if cfg.adapter.method == "foura" and cfg.adapter.gate == "adaptive":
+    model: Any = load_adapter(parts.backbone.model, run, cfg)
+    if depends_on_input(model):
         if not freeze:
-            raise UserError("this adapter's gate depends on the input, so it is no single update: add --freeze.")
+            raise UserError("this adapter's gate depends on the input, so it is not a single update: add --freeze.")
         freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
     if to == "merged":
-        _save_model(parts, model.merge_and_unload(), cfg, out)
-    elif cfg.backbone.family == "unet":
-        unet: Any = model.get_submodule("base_model.model.unet")
-        unet.peft_config = model.peft_config  # the UNet by itself, as diffusers has it
-        save_as_lora(unet, out, naming="kohya" if to == "kohya" else "diffusers")
+        family.save_merged(parts, model.merge_and_unload(), cfg, out)
     else:
-        save_as_lora(model, out)
+        family.save_as_lora[to](model, out)
 
 
-def _save_model(parts: Parts, model: nn.Module, cfg: DictConfig, out: Path) -> None:
-    whole: Any = model
-    if cfg.backbone.family == "llama_small":
-        whole.save_pretrained(str(out))
-        backbone: Any = parts.backbone
-        backbone.tokenizer.save_pretrained(str(out))
-    elif cfg.backbone.family == "unet":
-        whole.unet.save_pretrained(str(out / "unet"))  # in the place of a pipeline's own
-        if cfg.backbone.text_encoder:
-            whole.text_encoder.save_pretrained(str(out / "text_encoder"))
-    elif cfg.backbone.name == "embedded":
-        out.mkdir(parents=True)
-        save_file({key: value.contiguous() for key, value in whole.state_dict().items()}, out / "model.safetensors")
-    else:
-        from timm.models import save_for_hf
+def depends_on_input(model: nn.Module) -> bool:
+    """True for an adapted model with a FouRA gate that depends on the input, so that it cannot be merged."""
+    return any(layer.foura_gate for layer in foura_layers(model).values())
 
-        with torch.no_grad():
-            save_for_hf(whole, str(out), safe_serialization=True)
+
+def _copy(run: Path, cfg: DictConfig, out: Path) -> None:
+    if method_of(cfg).trained is None:
+        check_adapter(run / "adapter", cfg)
+    out.mkdir(parents=True)
+    for name in KEPT:
+        if (run / "adapter" / name).is_file():
+            shutil.copyfile(run / "adapter" / name, out / name)

@@ -1,29 +1,25 @@
-"""The pictures of one run: its curves, and its ranks and updates layer by layer."""
+"""The figures of one run: its curves, and its ranks and updates layer by layer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no window: runs happen on machines without a screen
-import matplotlib.pyplot as plt
-
-TRAIN, VALIDATION, GREY = "#3b6ea8", "#c8553d", "#8a8a8a"
-METRIC_NAMES = {"acc": "accuracy"}
+from foura.figures import GREY, TRAIN, VALIDATION, plt, save_figure
+from foura.metrics import METRICS
 
 
-def draw_curves(history: list[dict[str, float]], metrics: list[str], selected: int, title: str, path: Path) -> None:
+def draw_curves(history: list[dict[str, float]], metrics: Sequence[str], selected: int, title: str, path: Path) -> None:
     """Each metric and the gap of the last by epoch, training part against validation, the selected epoch marked."""
     epochs = [row["epoch"] + 1 for row in history]
     fig, axes = plt.subplots(1, len(metrics) + 1, figsize=(3.7 * (len(metrics) + 1), 3.2), layout="constrained")
     for axis, metric in zip(axes, metrics, strict=False):
         axis.plot(epochs, [row[f"train_eval/{metric}"] for row in history], color=TRAIN, label="train")
         axis.plot(epochs, [row[f"val/{metric}"] for row in history], color=VALIDATION, label="validation")
-        axis.set_title(METRIC_NAMES.get(metric, metric))
+        axis.set_title(METRICS[metric].label)
     axes[0].legend(frameon=False)
     axes[-1].plot(epochs, [row[f"gap/{metrics[-1]}"] for row in history], color=GREY)
     axes[-1].axhline(0, color="black", linewidth=0.5)
-    axes[-1].set_title(f"gap in {METRIC_NAMES.get(metrics[-1], metrics[-1])}")
+    axes[-1].set_title(f"gap in {METRICS[metrics[-1]].label}")
     axes[-1].set_ylabel("larger: more overfitting")
     for axis in axes:
         axis.axvline(selected + 1, color=GREY, linestyle=":", linewidth=1)
@@ -34,7 +30,7 @@ def draw_curves(history: list[dict[str, float]], metrics: list[str], selected: i
 
 
 def draw_layers(table: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Kept ranks of each layer (bar) out of the rank (outline), and the size of each layer's update."""
+    """Open ranks of each layer (bar) out of the rank (outline), and the size of each layer's update."""
     names = [row["layer"] for row in table]
     ranked = all(row["effective_rank"] is not None for row in table)
     height = 1.6 + 0.22 * len(names)
@@ -43,8 +39,8 @@ def draw_layers(table: list[dict[str, Any]], title: str, path: Path) -> None:
     if ranked:
         axis = axes[0, 0]
         axis.barh(places, [row["rank"] for row in table], color="none", edgecolor=GREY, linewidth=0.6, label="rank")
-        axis.barh(places, [row["effective_rank"] for row in table], color=TRAIN, label="kept ranks")
-        axis.set_title("kept ranks (mean number of open gates)")
+        axis.barh(places, [row["effective_rank"] for row in table], color=TRAIN, label="open ranks")
+        axis.set_title("open ranks (mean number of open gates)")
         axis.set_xlim(0, 1.02 * max(max(row["rank"], row["effective_rank"]) for row in table))
     axes[0, -1].barh(places, [row["delta_norm"] for row in table], color=VALIDATION)
     axes[0, -1].set_title("size of the update, ‖ΔW‖")
@@ -54,9 +50,3 @@ def draw_layers(table: list[dict[str, Any]], title: str, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     fig.suptitle(title, fontsize=10)
     save_figure(fig, path)
-
-
-def save_figure(fig: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=130)
-    plt.close(fig)

@@ -1,4 +1,4 @@
-"""What an adapter became, layer by layer: its update's size, its open ranks, how much its gates move with the input."""
+"""A trained adapter layer by layer: the size of its update, its open ranks, how much its gates vary with the input."""
 
 import copy
 import csv
@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.adalora import AdaLoraLayer
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -25,8 +23,8 @@ from foura.analysis.spectrum import (
     stable_rank,
 )
 from foura.backbone import layer_size
-from foura.methods.attach import whole_layer
-from foura.methods.sora import gates as gates_of
+from foura.methods.method import Method
+from foura.methods.state import whole_layer
 
 COLUMNS: tuple[str, ...] = (
     "layer",
@@ -42,16 +40,18 @@ COLUMNS += ("stable_rank", "entropy_rank", "spread", "amplification", "low_frequ
 SHOWN = 64  # singular values of a layer that spectra.csv keeps
 
 
-def layer_table(model: nn.Module, images: Iterable[Tensor], before: dict[str, Tensor]) -> list[dict[str, Any]]:
+def layer_table(
+    model: nn.Module, method: Method, inputs: Iterable[Any], before: dict[str, Tensor]
+) -> list[dict[str, Any]]:
     """One row (see COLUMNS) for each adapted layer, and its leading singular values under "singular_values".
 
-    effective_rank is the mean number of open gates over the images, or the rank of an ungated adapter; gate_std the
+    effective_rank is the mean number of open gates over the inputs, or the rank of an ungated adapter; gate_std the
     standard deviation of a gate over inputs, averaged over ranks; delta_norm the Frobenius norm of ΔW as merging would
     apply it (at the mean gate for an adaptive one, which has no single ΔW). Values that a method does not have are None.
 
     Args:
-        images: batches of model inputs, used for gates alone.
-        before: {layer name: weight before training}, for adapter=full.
+        inputs: batches of model inputs, used for gates alone.
+        before: {layer name: weight of the backbone}, where the method changes the frozen weights.
     """
     if not isinstance(model, PeftModel):
         return [_full_row(name, whole_layer(model.get_submodule(name)), weight) for name, weight in before.items()]
@@ -61,10 +61,18 @@ def layer_table(model: nn.Module, images: Iterable[Tensor], before: dict[str, Te
         if isinstance(module, BaseTunerLayer)
     }
     gated = any(isinstance(layer, FouraLayer) and layer.foura_gate for layer in layers.values())
-    batches = list(images) if gated else []
+    batches = list(inputs) if gated else []
     open_ranks = effective_rank(model, batches) if any(isinstance(x, FouraLayer) for x in layers.values()) else {}
     gates = gate_statistics(model, batches) if gated else {}
-    return [_row(name, whole_layer(layer), open_ranks, gates) for name, layer in layers.items()]
+    rows = []
+    for name, layer in layers.items():
+        full = whole_layer(layer)
+        weight = before.get(name, full.get_base_layer().weight)
+        if isinstance(full, FouraLayer):
+            rows.append(_foura_row(name, full, weight, open_ranks[name], gates.get(name)))
+        else:
+            rows.append(_peer_row(name, full, weight, method.open_ranks(full)))
+    return rows
 
 
 def mean_effective_rank(table: list[dict[str, Any]]) -> float | None:
@@ -96,51 +104,45 @@ def write_spectra(table: list[dict[str, Any]], path: Path) -> None:
 
 
 @torch.no_grad()
-def _row(name: str, layer: Any, open_ranks: dict[str, float], gates: dict[str, Any]) -> dict[str, Any]:
-    weight = layer.get_base_layer().weight
-    row = {
-        "layer": name,
-        "in_features": layer.in_features,
-        "out_features": layer.out_features,
-        "parameters": sum(p.numel() for key, p in layer.named_parameters() if not key.startswith("base_layer.")),
-        "rank": layer.r["default"] if hasattr(layer, "r") else None,
-        "effective_rank": None,
-        "gate_std": None,
-    }
-    if isinstance(layer, FouraLayer):
-        row["effective_rank"] = open_ranks[name]
-        mean_gate = None
-        if name in gates:
-            row["gate_std"] = float(gates[name]["default"]["std"].mean())
-            mean_gate = gates[name]["default"]["mean"]
-        return row | _of_update(layer.get_delta_weight("default", mean_gate), weight, row["rank"])
-    closed = sum([int((gate == 0).sum()) for gate in gates_of(layer)])  # SoRA's
-    if isinstance(layer, AdaLoraLayer):
-        row["effective_rank"] = float((layer.lora_E["default"] != 0).sum())
-    elif isinstance(layer, LoraLayer):
-        row["effective_rank"] = float(layer.r["default"] - closed)
-    merged: Any = copy.deepcopy(layer)  # DoRA's update is not its low-rank part: only merging says what it is
+def _foura_row(name: str, layer: FouraLayer, weight: Tensor, open_ranks: float, gates: Any) -> dict[str, Any]:
+    rank = layer.r["default"]
+    row = {**_sizes(name, layer), "rank": rank, "effective_rank": open_ranks}
+    mean_gate = None
+    if gates is not None:
+        row["gate_std"] = float(gates["default"]["std"].mean())
+        mean_gate = gates["default"]["mean"]
+    return row | _of_update(layer.get_delta_weight("default", mean_gate), weight, rank)
+
+
+@torch.no_grad()
+def _peer_row(name: str, layer: Any, weight: Tensor, open_ranks: float | None) -> dict[str, Any]:
+    rank = layer.r["default"] if hasattr(layer, "r") else None
+    merged: Any = copy.deepcopy(layer)  # DoRA's update, for one, is not its low-rank part: only merging gives it
     merged.merge()
-    return row | _of_update(merged.get_base_layer().weight - weight, weight, row["rank"])
+    update = _of_update(merged.get_base_layer().weight - weight, weight, rank)
+    return {**_sizes(name, layer), "rank": rank, "effective_rank": open_ranks} | update
 
 
 def _full_row(name: str, layer: Any, before: Tensor) -> dict[str, Any]:
     in_features, out_features = layer_size(layer)
     delta = layer.weight.detach().cpu().float() - before.cpu().float()
-    row = {
+    row = {"layer": name, "in_features": in_features, "out_features": out_features}
+    row |= {"parameters": sum(p.numel() for p in layer.parameters()), "rank": None, "effective_rank": None}
+    return row | {"gate_std": None} | _of_update(delta, before, None)
+
+
+def _sizes(name: str, layer: Any) -> dict[str, Any]:
+    return {
         "layer": name,
-        "in_features": in_features,
-        "out_features": out_features,
-        "parameters": sum(p.numel() for p in layer.parameters()),
-        "rank": None,
-        "effective_rank": None,
+        "in_features": layer.in_features,
+        "out_features": layer.out_features,
+        "parameters": sum(p.numel() for key, p in layer.named_parameters() if not key.startswith("base_layer.")),
         "gate_std": None,
     }
-    return row | _of_update(delta, before, None)
 
 
 def _of_update(delta: Tensor, weight: Tensor, rank: int | None) -> dict[str, Any]:
-    """What COLUMNS say of ΔW; directions are counted up to the rank, or 16 where a method has none."""
+    """The columns about ΔW; directions are counted up to the rank, or 16 for a method without ranks."""
     delta, weight = delta.detach().cpu().float(), weight.detach().cpu()
     values = singular_values(delta)
     directions = min(rank or 16, len(values))

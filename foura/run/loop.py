@@ -1,5 +1,6 @@
-"""The DataLoaders of a run, and its Trainer: on one process or on several, which then share every batch."""
+"""The DataLoaders and the Trainer of a run, for one process or for several, which then share every batch."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,22 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from foura import ranks
+from foura import distributed
 from foura.errors import UserError
 from foura.families.task import Task
+from foura.methods import method_of
+from foura.run.worker import process_count
 
 
 class Batches:
-    """The training batches of a run as lists of items, in an order of the generator's; each rank gets its share of each.
+    """The training batches of a run as lists of items, in an order drawn by the generator; each process gets its share.
 
-    Their union over ranks is what one process would train on, so `dataset.batch_size` is the batch of all ranks together.
+    The union over processes is the batch that one process would train on, so `dataset.batch_size` is that of all processes.
 
     Attributes:
-        began: the generator's state when the current epoch's order was drawn. resume: {"order": the generator's state,
-            "batches": how many of the epoch are done} of an epoch to be gone on with, {} for none; where none are done,
-            the state is that before the epoch.
+        began: the generator's state when the current epoch's order was drawn.
+        resume: {"order": the generator's state, "batches": how many of the epoch are done} of an epoch to resume, {} for
+            none; where none are done, the state is that before the epoch.
     """
 
     def __init__(self, items: Any, batch_size: int, generator: torch.Generator, shuffled: bool) -> None:
@@ -48,11 +51,11 @@ class Batches:
         self.began = self.generator.get_state()
         for number, batch in enumerate(self.whole):
             if number >= resume.get("batches", 0):
-                # a rank without a share keeps step with one item, which counts for nothing
-                yield batch[ranks.rank() :: ranks.world()] or batch[:1]
+                # a process without items takes one dummy item with zero weight, to stay in step
+                yield batch[distributed.rank() :: distributed.world_size()] or batch[:1]
 
     def size(self, number: int) -> int:
-        """How many items batch `number` of an epoch has on all ranks together."""
+        """The number of items that batch `number` of an epoch has in all processes together."""
         return min(self.batch_size, len(self.items) - number * self.batch_size)
 
 
@@ -63,7 +66,9 @@ class Loaders:
         self.data, self.cfg = data, cfg
         self.options: dict[str, Any] = {"num_workers": cfg.dataset.num_workers, "collate_fn": data.collate}
 
+    @functools.cached_property
     def train(self) -> DataLoader:
+        """Training batches, shuffled anew for each epoch."""
         order = torch.Generator().manual_seed(self.cfg.seed)
         items: Any = torch.utils.data.ConcatDataset([self.data.train] * self.cfg.dataset.repeats)
         batches: Any = Batches(items, self.cfg.dataset.batch_size, order, shuffled=not self.cfg.trainer.overfit_batches)
@@ -76,20 +81,21 @@ class Loaders:
         return self._shared(self.data.test, "test")
 
     def inputs(self, task: Task, dataset: Any, limit: int | None = None) -> Iterator[Any]:
-        """What the model is called with, for (the first `limit` items of) a dataset, on the task's device."""
+        """Model inputs for (the first `limit` items of) a dataset, on the task's device."""
         some = dataset if limit is None else torch.utils.data.Subset(dataset, range(min(limit, len(dataset))))
         for batch in self._fixed(some):
             yield task.inputs(move_data_to_device(batch, task.device))
 
     def first(self, task: Task) -> Any:
-        """The first training items as one rank's share of a batch, on the task's device."""
-        share = self.cfg.dataset.batch_size // ranks.world()
+        """The first training items as one process's share of a batch, on the task's device."""
+        share = self.cfg.dataset.batch_size // distributed.world_size()
         some = torch.utils.data.Subset(self.data.train, range(min(share, len(self.data.train))))
         (batch,) = DataLoader(some, share, collate_fn=self.data.collate)
         return move_data_to_device(batch, task.device)
 
     def steps(self) -> int:
-        batches = len(self.train())
+        """The number of optimizer steps that the run will make."""
+        batches = len(self.train)
         epochs = self.cfg.trainer.max_epochs or 1
         return max(1, epochs * batches // self.cfg.trainer.accumulate_grad_batches)
 
@@ -97,8 +103,8 @@ class Loaders:
         return DataLoader(dataset, self.cfg.dataset.eval_batch_size, **self.options)
 
     def _shared(self, dataset: Any, name: str) -> DataLoader:
-        """This rank's part of an evaluation: as many batches on every rank, none of them empty, no item twice."""
-        world = ranks.world()
+        """This process's part of an evaluation: equally many batches in every process, none of them empty, no item twice."""
+        world = distributed.world_size()
         if world == 1:
             return self._fixed(dataset)
         if len(dataset) < world:
@@ -108,12 +114,12 @@ class Loaders:
         parts = torch.arange(len(dataset)).tensor_split(world)
         share = max(1, self.cfg.dataset.eval_batch_size // world)
         count = min(-(-len(parts[0]) // share), len(parts[-1]))
-        batches: list[Tensor] = list(parts[ranks.rank()].tensor_split(count))
+        batches: list[Tensor] = list(parts[distributed.rank()].tensor_split(count))
         return DataLoader(dataset, batch_sampler=[batch.tolist() for batch in batches], **self.options)
 
 
 class FullyShard(ModelParallelStrategy):
-    """FSDP2: every rank keeps a part of each weight (`Task.configure_model` shards them), and checkpoints are whole."""
+    """FSDP2: every process keeps a part of each weight (`Task.configure_model` shards them), and checkpoints are whole."""
 
     def __init__(self, processes: int) -> None:
         super().__init__(data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
@@ -128,10 +134,30 @@ class FullyShard(ModelParallelStrategy):
         return {}  # nothing is gathered here: a task's checkpoint holds what it trains, and no frozen weight
 
 
+def check_devices(cfg: DictConfig) -> None:
+    """Refuse devices that this machine does not have, and sharding of weights that cannot be sharded.
+
+    Raises:
+        UserError: one of these.
+    """
+    accelerator, found = cfg.trainer.accelerator, torch.cuda.device_count()
+    if accelerator in ("gpu", "cuda") and not found:
+        raise UserError(f"trainer.accelerator={accelerator} needs a CUDA device and none was found; use trainer=cpu.")
+    several = cfg.trainer.strategy != "auto"
+    if several and accelerator != "cpu" and 0 < found < int(cfg.trainer.devices):
+        raise UserError(f"trainer.devices={cfg.trainer.devices}: this machine has {found} CUDA devices.")
+    if cfg.trainer.strategy == "fully_shard" and (not method_of(cfg).shards or cfg.backbone.load_in):
+        raise UserError(
+            f"trainer=fsdp splits weights over processes, which adapter={cfg.adapter.name} or backbone.load_in does not "
+            "support: use trainer=ddp."
+        )
+
+
 def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
+    """Lightning's Trainer with the arguments in `cfg.trainer`."""
     arguments: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     arguments["enable_progress_bar"] = False  # ours shows the whole run with its ETA
-    processes = ranks.wanted(cfg)
+    processes = process_count(cfg)
     if arguments["strategy"] == "fully_shard":
         arguments["strategy"] = FullyShard(processes)
     if processes > 1:
@@ -141,6 +167,6 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
         "enable_checkpointing": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,  # ours share what one process would have
+        "use_distributed_sampler": False,  # our samplers share the batches of one process
     }
     return Trainer(**arguments, **ours, callbacks=callbacks, default_root_dir=str(folder))

@@ -11,11 +11,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from foura.adapter.layer import FouraLayer
 from foura.analysis.spectrum import overlap
 from foura.errors import UserError
-from foura.families.diffusion.figures import write_rows
-from foura.families.family import build
-from foura.run.load import BARE, load_adapter, read_config
+from foura.families import build
+from foura.files import write_csv
+from foura.logs import quiet
+from foura.methods import method_of
+from foura.run.load import load_adapter, read_config
 from foura.run.loop import Loaders, trainer_of
-from foura.run.run import quiet
+from foura.run.recorder import FinalMeasures
 
 
 def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> list[dict[str, Any]]:
@@ -40,7 +42,7 @@ def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> li
     methods = {cfg.adapter.method for cfg in configs}
     if len(methods) > 1:
         raise UserError(f"PEFT holds adapters of one method in a model, and these are of {', '.join(sorted(methods))}.")
-    if methods & set(BARE):
+    if any(method_of(cfg).trained for cfg in configs):
         raise UserError("adapter=full and adapter=head leave no adapter that could be added to another.")
     names = [f"run{number}" for number in range(1, len(runs) + 1)]
     rows: list[dict[str, Any]] = []
@@ -50,7 +52,7 @@ def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> li
             raise UserError("each of these runs has a classifier of its own, and classifiers do not add up.")
         model: Any = parts.backbone.model
         for name, run in zip(names, runs, strict=True):
-            model = load_adapter(model, run, cfg.adapter.method, name)
+            model = load_adapter(model, run, cfg, name)
         others = [name for name in names if name != own]
         shared = sum(_overlap(model, own, other) for other in others) / len(others)
         for active in ([own], names):
@@ -62,7 +64,7 @@ def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> li
             into.mkdir(parents=True, exist_ok=True)
             measured = _test(parts, model, cfg, into)
             rows.append({"data": own, "adapters": "+".join(active), "overlap": shared, **measured})
-    write_rows(rows, folder / "merged.csv")
+    write_csv(rows, folder / "merged.csv")
     return rows
 
 
@@ -94,7 +96,8 @@ def _set_strength(model: PeftModel, adapter: str, alpha: float) -> None:
 def _test(parts: Any, model: PeftModel, cfg: DictConfig, folder: Path) -> dict[str, float]:
     cfg.evaluation.strengths = [1.0]  # each adapter has its own already
     task = parts.task(model)
-    task.at_the_end = lambda: task.final_measures(parts.data, folder)
     with torch.no_grad():
-        trainer_of(cfg, folder, []).test(task, Loaders(parts.data, cfg).test(), verbose=False)
+        trainer_of(cfg, folder, [FinalMeasures(parts.data, folder)]).test(
+            task, Loaders(parts.data, cfg).test(), verbose=False
+        )
     return task.tested

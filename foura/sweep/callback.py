@@ -1,4 +1,4 @@
-"""A sweep from its first run to its report: the parent run, the plan, how far it is, and the last line."""
+"""A sweep from its first run to its report: the parent run, the plan, the progress, and the last line."""
 
 import os
 import sys
@@ -10,9 +10,10 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from foura import ranks
+from foura import distributed
 from foura.config import outputs_dir
 from foura.errors import UserError
+from foura.families import family_of
 from foura.sweep.plan import job_folders, plan, plan_lines, states
 from foura.tracking.status import DONE, read_json
 
@@ -25,7 +26,7 @@ class SweepCallback(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if ranks.started():
+        if distributed.started():
             sys.exit(
                 "error: a sweep starts the processes of its runs itself: python train.py -m trainer=ddp …, no torchrun."
             )
@@ -44,7 +45,7 @@ class SweepCallback(Callback):
         try:
             parent_run(self.outputs, self.sweep, command=command, tune=list(config.tune))
         except UserError as error:
-            sys.exit(f"error: {error}")  # of what a callback raises Hydra makes a warning, and goes on
+            sys.exit(f"error: {error}")  # Hydra turns what a callback raises into a warning
         self.began, self.done_before = time.monotonic(), 0 if config.force else self._count(*DONE)
         waiting = len(self.folders) - self.done_before
         print(f"sweep {self.sweep}: {len(self.folders)} runs, {self.done_before} done, {waiting} to run", flush=True)
@@ -53,7 +54,7 @@ class SweepCallback(Callback):
         if not hasattr(self, "folders"):  # a single run
             return
         if not job_return._return_value:
-            return  # it had its result before, or another process is at it
+            return  # it had its result before, or another process runs it
         path = Path(config.hydra.runtime.output_dir) / "status.json"
         status, now = read_json(path), states(self.folders)
         done = sum(now[state] for state in DONE)
@@ -61,7 +62,7 @@ class SweepCallback(Callback):
         ended = max(1, done + now["failed"] - self.done_before)
         left = (time.monotonic() - self.began) / ended * (len(self.folders) - done - now["failed"])
         print(
-            f"{_result(status)} {path.parent.name}  [{done} of {len(self.folders)} done{bad}; ETA {left / 60:.0f} min]",
+            f"{_result(status, config)} {path.parent.name}  [{done} of {len(self.folders)} done{bad}; ETA {left / 60:.0f} min]",
             flush=True,
         )
 
@@ -71,7 +72,7 @@ class SweepCallback(Callback):
         now = states(self.folders)
         print(f"sweep {self.sweep}: " + ", ".join(f"{count} {state}" for state, count in sorted(now.items())))
         if now["running"]:
-            print(f"{now['running']} runs are at other processes; the last to end makes the report")
+            print(f"{now['running']} runs are running in other processes; the last to end makes the report")
         elif now["finished"]:
             self._report()
         if now["failed"] or now["interrupted"]:
@@ -82,7 +83,7 @@ class SweepCallback(Callback):
 
         try:
             print(f"report: {os.path.relpath(report(self.outputs, self.sweep))}")
-        except Exception as error:  # the runs are kept whatever becomes of their page
+        except Exception as error:  # the runs are safe whatever becomes of their page
             print(f"the report could not be made ({error}); `foura report {self.sweep}` tries again.")
 
     def _count(self, *wanted: str) -> int:
@@ -90,8 +91,8 @@ class SweepCallback(Callback):
         return sum(now[state] for state in wanted)
 
 
-def _result(status: dict[str, Any]) -> str:
-    metrics = status.get("metrics", {})
-    name = "acc" if "test/acc" in metrics and "test/bpb" not in metrics else "loss"
-    value = metrics.get(f"test/{name}")
-    return status.get("state", "") + ("" if value is None else f", test {name} {value:.3f}:")
+def _result(status: dict[str, Any], config: DictConfig) -> str:
+    """How a run ended, with the metric that it is judged by."""
+    metric = family_of(config).headline(config.dataset.format)
+    value = status.get("metrics", {}).get(metric.column)
+    return status.get("state", "") + ("" if value is None else f", test {metric.label} {value:.3f}:")

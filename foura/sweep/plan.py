@@ -1,4 +1,4 @@
-"""The runs of a sweep: which there are, where they lie, and how far they have come. Read from status.json alone."""
+"""The runs of a sweep: their overrides, folders and states, and a plan of those that are left; from status.json alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def job_folders(config: DictConfig) -> list[Path]:
 
 
 def states(folders: list[Path]) -> Counter[str]:
-    """How many of these runs are in which state; "waiting" where nothing was begun, "interrupted" where nobody is at it."""
+    """The number of runs in each state: "waiting" if never started, "interrupted" if unfinished without a process."""
     found = Counter(read_json(folder / "status.json").get("state", "waiting") for folder in folders)
     dead = [
         folder for folder in folders if read_json(folder / "status.json").get("state") == "running" and not held(folder)
@@ -60,10 +60,10 @@ class Planned:
 
 
 def plan(config: DictConfig) -> list[Planned]:
-    """What a multirun config would run, with every config composed and checked.
+    """The runs that a multirun config would execute, with every config composed and checked.
 
     Raises:
-        UserError: a run whose config is not legal, and which one it is.
+        UserError: the first run whose config is not valid.
     """
     loader = GlobalHydra.instance().config_loader()
     jobs = list(zip(job_overrides(config), job_folders(config), strict=True))
@@ -95,7 +95,7 @@ def plan(config: DictConfig) -> list[Planned]:
 
 
 def plan_lines(planned: list[Planned]) -> list[str]:
-    """The plan in words: a line a run, then what is left."""
+    """The plan in words: a line per run, then what is left to run."""
     todo = [run for run in planned if run.state.startswith("to run")]
     lines = [f"{run.state:<22}{_amount(run.seconds)}  {run.name}" for run in planned]
     if any(run.seconds is None for run in todo):
@@ -111,15 +111,15 @@ def _amount(seconds: float | None) -> str:
 
 
 def _size(folder: Path) -> float:
-    """Megabytes that a run takes: its folder, and once more as artifacts."""
+    """Megabytes that a run takes: its folder, and the same again as artifacts."""
     return 2 * sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
 def sweep_folder(outputs: Path, sweep: str) -> Path:
-    """The folder of a sweep that was begun.
+    """The folder of a sweep that was started.
 
     Raises:
-        UserError: there is none of that name; the sentence lists those there are.
+        UserError: there is no sweep of that name; the sentence lists the others.
     """
     folder = outputs / "sweeps" / sweep
     if not folder.is_dir():
@@ -129,5 +129,5 @@ def sweep_folder(outputs: Path, sweep: str) -> Path:
 
 
 def sweep_status(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(name, status.json) of every run begun in a sweep's folder."""
+    """(name, status.json) of every run started in a sweep's folder."""
     return [(path.parent.name, read_json(path)) for path in sorted(folder.glob("*/status.json"))]

@@ -1,4 +1,4 @@
-"""A run in a job of Slurm's that has to make room: the job goes back into the queue instead of ending."""
+"""Preempted Slurm jobs: the job is requeued instead of ended."""
 
 import os
 import signal
@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 class RequeueCallback(Callback):
     """Hydra callback of jobs that hydra/launcher=submitit_slurm started.
 
-    Before Slurm preempts a job it asks it to end (SIGTERM), for as long as the partition's GraceTime. Lightning does end
-    the training, and a job that ended by itself is over for Slurm: nobody starts it again. So it is requeued first. What
-    Slurm is ending already (scancel, a requeue) is left to it.
+    Before Slurm preempts a job it sends SIGTERM and waits for the partition's GraceTime. The training then ends, and Slurm
+    does not restart a job that ended by itself; so it is requeued first. A job that Slurm is ending already (scancel, a
+    requeue) is left alone.
     """
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -26,12 +26,12 @@ class RequeueCallback(Callback):
 
 
 def requeue(signum: int, frame: FrameType | None) -> None:
-    """Handler of SIGTERM: put this process's job back into the queue, if it is still running there."""
+    """SIGTERM handler: requeue the Slurm job of this process, if Slurm still counts it as running."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     asked = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
-    # Slurm's signal goes to every process of the job: what is started here inherits that it is ignored
+    # Slurm's signal goes to every process of the job; processes started here inherit that it is ignored
     handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         state = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout.strip()

@@ -1,4 +1,4 @@
-"""status.json: the truth about a run, beside its results. Exit codes and tracking stores can be wrong about a killed run.
+"""status.json: the state of a run, beside its results. Exit codes and tracking stores can be wrong about a killed run.
 
 {"key": ..., "state": "running|finished|failed|diverged|interrupted", "run_id": ..., "metrics": {...}, "error": ...}
 """
@@ -21,16 +21,16 @@ UNFINISHED = ("running", "interrupted")
 
 
 class RunStatus:
-    """Context of one run: holds its folder against other processes, and keeps status.json true from start to end.
+    """Context of one run: locks its folder against other processes, and keeps status.json true from start to end.
 
     Args:
-        held: the folder is held already, by the process that started this one.
+        held: the folder is locked already, by the process that started this one.
 
     Attributes:
-        previous: what the file held before, {} where there was none. A state "running" in it means a process that was
-            killed, because a living one would hold the folder.
-        killed: how often in a row a process that was at this run was killed before it kept anything new.
-        fields: what the file holds besides "state"; fill in "key", "run_id", "metrics" as they become known.
+        previous: the file's content before, {} where there was none. A state "running" in it means that its process was
+            killed, because a living one would hold the lock.
+        killed: how often in a row a process of this run was killed before it wrote a new checkpoint.
+        fields: the file's content besides "state"; fill in "key", "run_id", "metrics" as they become known.
     """
 
     def __init__(self, folder: Path, held: bool = False) -> None:
@@ -44,7 +44,7 @@ class RunStatus:
         self.held, self.lock = held, FileLock(folder / ".lock")
 
     def __enter__(self) -> "RunStatus":
-        if self.held:  # and so begun
+        if self.held:  # and so it was started before
             self.previous = read_json(self.path)
             self.fields |= {key: value for key, value in self.previous.items() if key != "state"}
             return self
@@ -71,21 +71,21 @@ class RunStatus:
                     self.write(state_of(error), error=said)
             elif self.state is not None:
                 self.write("finished", seconds=round(time.monotonic() - self.began, 1))
-                self.checkpoint.unlink(missing_ok=True)  # only now: until then it is what a killed run goes on from
+                self.checkpoint.unlink(missing_ok=True)  # only now: until then a killed run resumes from it
         finally:
             self.lock.release()
 
     def _kept(self) -> list[int]:
-        """What the checkpoint can be told by; a clock that was set does not matter."""
+        """Identifies the checkpoint; the time in it is compared for equality only, so a clock that was set does not matter."""
         path = self.checkpoint
         return [path.stat().st_mtime_ns, path.stat().st_size] if path.is_file() else []
 
-    def goes_on(self, key: str) -> bool:
-        """Whether this very experiment was begun and not ended, so that its checkpoint is one to go on from."""
+    def unfinished(self, key: str) -> bool:
+        """True if this very experiment was begun and not ended."""
         return self.previous.get("key") == key and self.previous.get("state") in UNFINISHED
 
     def done(self, key: str) -> bool:
-        """Whether this very experiment has its result already; a diverged run is a result."""
+        """True if this very experiment has its result already; a diverged run is a result."""
         return self.previous.get("key") == key and self.previous.get("state") in DONE
 
     def write(self, state: str, **more: Any) -> None:
@@ -96,7 +96,7 @@ class RunStatus:
 
 
 def held(folder: Path) -> bool:
-    """Whether a living process is at the run of this folder."""
+    """True if a living process holds the lock of this run folder."""
     try:
         with FileLock(folder / ".lock").acquire(timeout=0):
             return False
@@ -105,7 +105,7 @@ def held(folder: Path) -> bool:
 
 
 def state_of(error: BaseException) -> str:
-    """The state that a run ends in because of `error`."""
+    """The state of a run that ended with `error`."""
     if isinstance(error, Ended):
         return error.state
     if isinstance(error, Diverged):
@@ -117,7 +117,7 @@ def state_of(error: BaseException) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds, {} where there is none or nothing that can be read: that is then no result."""
+    """The object in a JSON file; {} where there is none or it cannot be read, which then is not a result."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -9,7 +9,7 @@ from torch import nn
 from foura.adapter import transforms
 from foura.adapter.config import FouraConfig
 from foura.adapter.linear import Linear
-from foura.adapter.transforms import MATRIX_LIMIT, Transform, basis
+from foura.adapter.transforms import DCT, MATRIX_LIMIT, TRANSFORMS, RandomBasis
 from tests.reference import foura as textbook
 
 SHAPES = {
@@ -19,7 +19,6 @@ SHAPES = {
     "split": (12, 30, 3),
     "split even": (9, 24, 3),
 }
-TRANSFORMS = ("dct", "dft", "identity", "random")
 GATES = (("none", "sequence"), ("adaptive", "sequence"), ("adaptive", "token"), ("frozen", "sequence"))
 
 
@@ -44,10 +43,10 @@ def textbook_output(layer: Linear, x: torch.Tensor, splits: int) -> torch.Tensor
         gate = lambda u: twin(u, net.weight_in, net.bias_in, net.weight_out, net.bias_out)  # noqa: E731
     elif "default" in layer.foura_gate_mask:
         gate = lambda u: layer.foura_gate_mask["default"].to(u.dtype)  # noqa: E731
-    random_basis = lambda n: basis("random", n, 5, torch.float64, torch.device("cpu"))  # noqa: E731
+    random_basis = lambda n: RandomBasis.basis(n, 5)  # noqa: E731
     A, B = layer.foura_A["default"], layer.foura_B["default"]
-    scaling, transform = layer.scaling["default"], layer.transform["default"].kind
-    delta = textbook.delta(x, A, B, layer.out_features, transform, scaling, splits, gate, random_basis)
+    (transform,) = (name for name, kind in TRANSFORMS.items() if type(layer.transform["default"]) is kind)
+    delta = textbook.delta(x, A, B, layer.out_features, transform, layer.scaling["default"], splits, gate, random_basis)
     return layer.base_layer(x) + delta
 
 
@@ -81,8 +80,8 @@ def test_folded_is_the_textbook_in_float32(transform, gate) -> None:
 @pytest.mark.parametrize("length", [MATRIX_LIMIT + 1, MATRIX_LIMIT + 6])
 def test_a_long_dct_by_fft_is_the_matrix(length) -> None:
     rows = torch.randn(3, length, dtype=torch.float64)
-    matrix = basis("dct", length, 0, torch.float64, torch.device("cpu"))
-    transform = Transform("dct", length, length)
+    matrix = DCT.basis(length, 0)
+    transform = DCT(length, length)
     torch.testing.assert_close(transform.fold_down(rows), rows @ matrix, rtol=0, atol=1e-10)
     torch.testing.assert_close(transform.analyse(rows), rows @ matrix.T, rtol=0, atol=1e-10)
 
@@ -92,7 +91,7 @@ def test_a_long_dct_by_fft_is_the_matrix(length) -> None:
 def test_the_adjoints_are_the_gradients_of_folding(transform, shape, limit, monkeypatch) -> None:
     monkeypatch.setattr(transforms, "MATRIX_LIMIT", limit)
     n, m, splits = SHAPES[shape]
-    F = Transform(transform, n, m, splits, seed=5)
+    F = TRANSFORMS[transform](n, m, splits, seed=5)
     A = torch.randn(F.shape_A(4), dtype=torch.float64, requires_grad=True)
     B = torch.randn(F.shape_B(4), dtype=torch.float64, requires_grad=True)
     down, up = F.fold_down(A), F.fold_up(B)
@@ -105,16 +104,16 @@ def test_the_adjoints_are_the_gradients_of_folding(transform, shape, limit, monk
 @pytest.mark.parametrize("transform", ["dct", "random"])
 @pytest.mark.parametrize("length", [1, 2, 7, 16, 33])
 def test_bases_are_orthonormal(transform, length) -> None:
-    F = basis(transform, length, 3, torch.float64, torch.device("cpu"))
+    F = TRANSFORMS[transform].basis(length, 3)
     torch.testing.assert_close(F @ F.T, torch.eye(length, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 def test_dct_is_the_dct_by_definition() -> None:
-    torch.testing.assert_close(basis("dct", 13, 0, torch.float64, torch.device("cpu")), textbook.dct_matrix(13))
+    torch.testing.assert_close(DCT.basis(13, 0), textbook.dct_matrix(13))
 
 
 def test_random_bases_differ_by_seed() -> None:
-    one, two = (basis("random", 8, seed, torch.float64, torch.device("cpu")) for seed in (0, 1))
+    one, two = (RandomBasis.basis(8, seed) for seed in (0, 1))
     assert (one - two).abs().max() > 0.1
 
 

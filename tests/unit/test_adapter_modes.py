@@ -264,7 +264,7 @@ def test_a_checkpointed_step_sees_the_padding_again() -> None:
 
 def test_a_sequence_gate_does_not_drift_with_length() -> None:
     """Said twice, a sequence has the gates that it has said once; fresh tokens move them by chance alone."""
-    gate = foura.adapter.gates.RankGate(16, "sequence").double()
+    gate = foura.adapter.gates.EntropyGate(16, "sequence").double()
     u = torch.randn(8, 20, 16, dtype=torch.float64)
     torch.testing.assert_close(gate(u.repeat(1, 5, 1)), gate(u), rtol=0, atol=1e-12)
     short, long = (gate(torch.randn(64, tokens, 16, dtype=torch.float64)).mean() for tokens in (32, 1024))

@@ -19,8 +19,8 @@ def choices(schema: type, name: str) -> tuple[str, ...]:
 
 
 def test_the_light_schema_says_what_the_adapter_says() -> None:
-    assert choices(schema.AdapterConfig, "transform") == TRANSFORMS
-    assert choices(schema.AdapterConfig, "gate") == GATES
+    assert choices(schema.AdapterConfig, "transform") == tuple(TRANSFORMS)
+    assert choices(schema.AdapterConfig, "gate") == tuple(GATES)
     assert choices(schema.AdapterConfig, "gate_scope") == GATE_SCOPES
 
 

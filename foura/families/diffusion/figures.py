@@ -1,21 +1,16 @@
-"""Grids of generated pictures, and figures of what was measured on them."""
+"""Grids of generated images, and figures of their metrics."""
 
-import csv
 import re
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from torch import Tensor
 
-from foura.run.figures import GREY, TRAIN, VALIDATION, save_figure
+from foura.figures import GREY, TRAIN, VALIDATION, plt, save_figure
 
 
-def picture_grid(rows: list[Tensor], names: list[str], path: Path) -> None:
-    """Rows of pictures (n, 3, H, W) in 0..1, each with its name."""
+def image_grid(rows: list[Tensor], names: list[str], path: Path) -> None:
+    """Rows of images (n, 3, H, W) in 0..1, each with its name."""
     columns = max(len(row) for row in rows)
     fig, axes = plt.subplots(
         len(rows), columns, figsize=(1.0 * columns + 1.2, 1.0 * len(rows) + 0.2), squeeze=False, layout="constrained"
@@ -23,14 +18,14 @@ def picture_grid(rows: list[Tensor], names: list[str], path: Path) -> None:
     for line, row, name in zip(axes, rows, names, strict=True):
         for axis in line:
             axis.axis("off")
-        for axis, picture in zip(line, row, strict=False):
-            axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        for axis, image in zip(line, row, strict=False):
+            axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
         line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
     save_figure(fig, path)
 
 
 def draw_strengths(rows: list[dict[str, Any]], path: Path) -> None:
-    """Each measure against the strength of the adapter."""
+    """Each metric against the adapter scale."""
     measures = [key for key in rows[0] if key != "strength"]
     fig, axes = plt.subplots(1, len(measures), figsize=(2.8 * len(measures), 2.8), layout="constrained", squeeze=False)
     for axis, measure in zip(axes[0], measures, strict=True):
@@ -44,7 +39,7 @@ def draw_strengths(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_ranks_by_step(rows: list[dict[str, Any]], path: Path) -> None:
-    """Open ranks against the denoising step, a line a layer (paper Fig. 5), coloured by where in the UNet it is."""
+    """Open ranks against the denoising step, a line per layer (paper Fig. 5), coloured by its part of the UNet."""
     layers = [key for key in rows[0] if key != "step"]
     parts = {"down": TRAIN, "mid": GREY, "up": VALIDATION}
     fig, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
@@ -57,14 +52,7 @@ def draw_ranks_by_step(rows: list[dict[str, Any]], path: Path) -> None:
     for name, colour in parts.items():
         axis.plot([], [], color=colour, label=name)
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    axis.set_xlabel("denoising step (noise to picture)")
+    axis.set_xlabel("denoising step (noise to image)")
     axis.set_ylabel("open ranks")
     axis.spines[["top", "right"]].set_visible(False)
     save_figure(fig, path)
-
-
-def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -1,7 +1,6 @@
 """Text-to-image diffusion: the denoising loss, and what the trained model draws: distance, diversity, copying, by strength."""
 
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ from foura.adapter import effective_rank
 from foura.adapter.freeze import foura_layers
 from foura.families.diffusion.backbone import DiffusionBackbone
 from foura.families.diffusion.data import DiffusionData
-from foura.families.diffusion.figures import draw_ranks_by_step, draw_strengths, picture_grid, write_rows
+from foura.families.diffusion.figures import draw_ranks_by_step, draw_strengths, image_grid
 from foura.families.diffusion.image_metrics import Judge
 from foura.families.diffusion.sampling import sample, strength
 from foura.families.task import EVALUATIONS, Task
+from foura.files import write_csv
 
 LEVELS = 4  # noise levels at which each item is evaluated
 GRID = 8  # pictures in a row of a grid
@@ -29,8 +29,7 @@ class Diffusion(Task):
     of the run's seed, so that adapters of one seed see the same; an evaluation gives each item fixed ones of its own.
     """
 
-    metrics = MappingProxyType({"loss": -1})
-    headline = "loss"
+    metrics = ("loss",)
 
     def __init__(self, model: nn.Module, backbone: DiffusionBackbone, data: DiffusionData, cfg: DictConfig) -> None:
         super().__init__(model, cfg)
@@ -76,7 +75,7 @@ class Diffusion(Task):
         if not every or (self.current_epoch + 1) % every:
             return []
         path = folder / "samples" / f"epoch_{self.current_epoch + 1:04d}.png"
-        picture_grid([self._draw(self._prompts()[:GRID], 0)], ["drawn"], path)
+        image_grid([self._draw(self._prompts()[:GRID], 0)], ["drawn"], path)
         return [path]
 
     def epoch_measures(self) -> dict[str, float]:
@@ -104,9 +103,9 @@ class Diffusion(Task):
             rows.append({"strength": alpha, **self.judge(drawn, captions, "test", self.device)})
             grid.append(drawn[::seeds][:GRID])
             names.append(f"strength {alpha:g}")
-        write_rows(rows, folder / "strengths.csv")
+        write_csv(rows, folder / "strengths.csv")
         draw_strengths(rows, folder / "strengths.png")
-        picture_grid(grid, names, folder / "samples.png")
+        image_grid(grid, names, folder / "samples.png")
         self._ranks_by_step(prompts[:GRID], folder)
         return {f"test/{key}": value for key, value in rows[-1].items() if key != "strength"}
 
@@ -160,5 +159,5 @@ class Diffusion(Task):
         seen: list[dict[str, Tensor]] = []
         self._sample(prompts, [0] * len(prompts), watch=lambda step, inputs: seen.append(inputs))
         rows = [{"step": step, **effective_rank(self.model, [inputs])} for step, inputs in enumerate(seen)]
-        write_rows(rows, folder / "ranks_by_step.csv")
+        write_csv(rows, folder / "ranks_by_step.csv")
         draw_ranks_by_step(rows, folder / "ranks_by_step.png")

@@ -1,1 +1,60 @@
-"""Image classification by timm."""
+"""Image classification with models of timm (`backbone=vit`)."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from foura.families.family import Family, Parts
+
+
+def _build(cfg: DictConfig) -> Parts:
+    from foura.families.images.backbone import build_vit
+    from foura.families.images.data import prepare
+    from foura.families.images.sources import open_source
+    from foura.families.images.task import Classification
+
+    source = open_source(cfg.dataset)
+    backbone = build_vit(cfg.backbone, len(source.classes))
+    data = prepare(source, cfg.dataset, cfg.seed, backbone.image_mode, backbone.preprocess)
+    return Parts(backbone, data, lambda model: Classification(model, data, cfg))
+
+
+def _save_merged(parts: Parts, model: Any, cfg: DictConfig, out: Path) -> None:
+    from foura.families.images.export import save_merged
+
+    save_merged(model, cfg.backbone.name, out)
+
+
+def _save_as_lora(model: Any, out: Path) -> None:
+    from foura.adapter import save_as_lora
+
+    save_as_lora(model, out)
+
+
+def _pretraining_loss(parts: Parts, model: Any, cfg: DictConfig) -> float:
+    from foura.families.images.pretraining import pretraining_loss
+
+    return pretraining_loss(model)
+
+
+def _pretrain(out: Path | None) -> None:
+    from foura.bundled.pretrain_vit import EPOCHS, IMAGES, pretrain_vit
+    from foura.bundled.vit import WEIGHTS
+
+    pretrain_vit(out or WEIGHTS, images=IMAGES, epochs=EPOCHS, seed=0)
+
+
+FAMILY = Family(
+    name="vit",
+    sources=("digits", "imagefolder", "hf"),
+    bundled=("digits",),
+    formats={"classes": "acc"},
+    selectable=("loss", "acc"),
+    causal=False,
+    build=_build,
+    save_merged=_save_merged,
+    save_as_lora={"lora": _save_as_lora},
+    pretraining_loss=_pretraining_loss,
+    pretrain=_pretrain,
+)

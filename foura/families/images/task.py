@@ -1,7 +1,6 @@
 """Image classification: cross-entropy on the logits of an adapted model."""
 
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,11 +19,11 @@ EVALUATED_AT_ONCE = 256  # images
 class Classification(Task):
     """Batches are (images (S, C, H, W), class indices (S,))."""
 
-    metrics = MappingProxyType({"loss": -1, "acc": 1})
-    headline = "acc"
+    metrics = ("loss", "acc")
 
-    def __init__(self, model: nn.Module, num_classes: int, cfg: DictConfig) -> None:
+    def __init__(self, model: nn.Module, data: ImageData, cfg: DictConfig) -> None:
         super().__init__(model, cfg)
+        num_classes = len(data.classes)
         self.evaluations: Any = nn.ModuleDict({name: _metrics(num_classes) for name in (*EVALUATIONS, "test")})
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:

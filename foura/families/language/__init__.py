@@ -1,1 +1,61 @@
-"""Causal language models by transformers."""
+"""Causal language models of transformers (`backbone=llama_small`)."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from foura.families.family import Family, Parts
+
+
+def _build(cfg: DictConfig) -> Parts:
+    from foura.families.language.backbone import build_llama
+    from foura.families.language.data import prepare_text
+    from foura.families.language.task import Language
+    from foura.families.language.text import open_text
+
+    # first: bad data is reported before a large model is loaded
+    source = open_text(cfg.dataset, FAMILY.format(cfg.dataset.format))
+    backbone = build_llama(cfg.backbone)
+    data = prepare_text(source, cfg.dataset, cfg.seed, backbone.tokenizer, backbone.max_tokens)
+    return Parts(backbone, data, lambda model: Language(model, cfg, backbone.tokenizer))
+
+
+def _save_merged(parts: Parts, model: Any, cfg: DictConfig, out: Path) -> None:
+    backbone: Any = parts.backbone
+    model.save_pretrained(str(out))
+    backbone.tokenizer.save_pretrained(str(out))
+
+
+def _save_as_lora(model: Any, out: Path) -> None:
+    from foura.adapter import save_as_lora
+
+    save_as_lora(model, out)
+
+
+def _pretraining_loss(parts: Parts, model: Any, cfg: DictConfig) -> float:
+    from foura.families.language.pretraining import pretraining_batches
+
+    return parts.task(model).mean_loss(pretraining_batches(parts))
+
+
+def _pretrain(out: Path | None) -> None:
+    from foura.bundled.llama import FOLDER
+    from foura.bundled.pretrain_llama import EPOCHS, pretrain_llama
+
+    pretrain_llama(out or FOLDER, epochs=EPOCHS, seed=0)
+
+
+FAMILY = Family(
+    name="llama_small",
+    sources=("stdlib", "text", "jsonl", "hf"),
+    bundled=("stdlib",),
+    formats={"text": "loss", "completion": "loss", "commonsense": "acc", "verbalizer": "acc"},
+    selectable=("loss", "acc"),
+    causal=True,
+    build=_build,
+    save_merged=_save_merged,
+    save_as_lora={"lora": _save_as_lora},
+    pretraining_loss=_pretraining_loss,
+    pretrain=_pretrain,
+)

@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,11 +23,10 @@ class Language(Task):
     byte of text, which compares models of different tokenizers.
     """
 
-    metrics = MappingProxyType({"loss": -1, "acc": 1})
+    metrics = ("loss", "acc")
 
-    def __init__(self, model: nn.Module, judged: bool, cfg: DictConfig, tokenizer: Any) -> None:
+    def __init__(self, model: nn.Module, cfg: DictConfig, tokenizer: Any) -> None:
         super().__init__(model, cfg)
-        self.headline = "acc" if judged else "loss"
         self.evaluation, self.tokenizer = cfg.evaluation, tokenizer
         names = (*EVALUATIONS, "test")
         self.counts: Any = nn.ModuleDict(

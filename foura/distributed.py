@@ -1,0 +1,67 @@
+"""The processes of one run, as torchrun, Slurm's srun or `run.worker.launch` start them.
+
+Rank 0 is the main process: it alone writes to the run's folder, its status.json and its MLflow run. Light on purpose: torch
+is imported with the process group. ("rank" here is a process; elsewhere it is the rank of a matrix.)
+"""
+
+import os
+from typing import Any
+
+
+def rank() -> int:
+    """The number of this process among those of the run."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) if started() else 0
+
+
+def world_size() -> int:
+    """The number of processes of the run."""
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1"))) if started() else 1
+
+
+def is_main() -> bool:
+    """True in the process that writes; always true where there is only one."""
+    return rank() == 0
+
+
+def started() -> bool:
+    """True if torchrun, or srun with several tasks, started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def init_process_group() -> None:
+    """Join the other processes of the run, if there are any. Collectives of CPU tensors work on GPU machines too."""
+    import torch
+
+    if not started() or torch.distributed.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        torch.distributed.init_process_group(backend)
+        return
+    from lightning_fabric.plugins.environments import SLURMEnvironment
+
+    slurm = SLURMEnvironment(auto_requeue=False)
+    where = f"tcp://{slurm.main_address}:{slurm.main_port}"
+    torch.distributed.init_process_group(backend, init_method=where, rank=rank(), world_size=world_size())
+
+
+def broadcast(value: Any = None) -> Any:
+    """The value that rank 0 passes, on every process."""
+    if world_size() == 1:
+        return value
+    import torch
+
+    box = [value]
+    torch.distributed.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def all_reduce_sum(*numbers: float) -> list[float]:
+    """The sums of some numbers over all processes."""
+    if world_size() == 1:
+        return list(numbers)
+    import torch
+
+    sums = torch.tensor(numbers, dtype=torch.float64)
+    torch.distributed.all_reduce(sums)
+    return sums.tolist()

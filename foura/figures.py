@@ -1,0 +1,20 @@
+"""Shared by all figures: matplotlib without a window, the colours, and saving."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # runs happen on machines without a screen
+import matplotlib.pyplot as plt
+
+__all__ = ["GREY", "TRAIN", "VALIDATION", "plt", "save_figure"]
+
+TRAIN, VALIDATION, GREY = "#3b6ea8", "#c8553d", "#8a8a8a"
+
+
+def save_figure(fig: Any, path: Path) -> None:
+    """Write a figure as the kind of file that the path's suffix names, and close it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=130)
+    plt.close(fig)

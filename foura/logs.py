@@ -1,0 +1,21 @@
+"""Silences what libraries print that is of no use to a user."""
+
+import logging
+import warnings
+
+ADVICE = (
+    ".*does not have many workers.*",  # the data is in memory
+    ".*number of training batches.*",
+    ".*LeafSpec.*",
+    ".*Kernel Inception Distance.*",
+    ".*dataloader is not resumable.*",  # ours is: run/checkpoint.py
+    ".*srun. command is available.*",
+)
+
+
+def quiet() -> None:
+    """Silence Lightning's device lists and tips, and advice that does not apply here."""
+    for name in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in ADVICE:
+        warnings.filterwarnings("ignore", message=message)

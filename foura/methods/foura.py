@@ -1,0 +1,69 @@
+"""FouRA itself, from the config of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from foura.errors import UserError
+from foura.methods.method import Layers, Method, make, options_of
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import nn
+
+
+class Foura(Method):
+    """Every transform and gate of the library. `adapter.gate=frozen` trains with the adaptive gate and freezes it then."""
+
+    ranked = True
+    exports = True
+    # its documented errors, so that a bug is not taken for a user's mistake, and PEFT's for a saved module that is missing
+    refusals = (ValueError, TypeError, RuntimeError, KeyError)
+
+    def check(self, cfg: DictConfig, causal: bool) -> None:
+        gated = cfg.adapter.gate != "none"
+        if causal and gated and cfg.adapter.gate_scope == "sequence":
+            raise UserError(
+                "adapter.gate_scope=sequence looks at later tokens, which a causal language model must not: use token."
+            )
+        if cfg.adapter.gate == "frozen" and cfg.trainer.strategy == "fully_shard":
+            raise UserError(
+                f"trainer=fsdp splits weights over processes, and adapter={cfg.adapter.name} freezes its gate after "
+                "training, which needs them whole: use trainer=ddp, or freeze later with foura export --freeze."
+            )
+
+    def peft_type(self, adapter: DictConfig) -> str:
+        return "FOURA"
+
+    def config(self, cfg: DictConfig, layers: Layers, steps: int, common: dict[str, Any]) -> PeftConfig:
+        from foura.adapter import FouraConfig
+
+        adapter = cfg.adapter
+        return make(
+            FouraConfig,
+            options_of(cfg),
+            r=cfg.rank,
+            foura_alpha=cfg.alpha * cfg.rank,
+            foura_dropout=adapter.dropout,
+            transform=adapter.transform,
+            transform_seed=adapter.transform_seed,
+            gate="adaptive" if adapter.gate == "frozen" else adapter.gate,
+            gate_scope=adapter.gate_scope,
+            output_splits=dict(cfg.backbone.output_splits),
+            use_rslora=adapter.use_rslora,
+            **common,
+        )
+
+    def after_training(self, model: nn.Module, adapter: DictConfig, batches: Callable[[], Iterable[Any]]) -> bool:
+        if adapter.gate != "frozen":
+            return False
+        from foura.adapter import freeze_gates
+
+        freeze_gates(model, batches())
+        return True
+
+    def tags(self, adapter: DictConfig) -> dict[str, str]:
+        return {"transform": adapter.transform, "gate": adapter.gate}

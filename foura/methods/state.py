@@ -1,0 +1,41 @@
+"""The tensors that training changes: read, put back, and gathered where processes hold parts of them."""
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that training can change or that the adapter owns: all that is needed to restore an epoch."""
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    owned = {name for name in frozen if name.rpartition(".")[0].endswith("ranknum")}  # AdaLoRA's live ranks
+    buffers = {name for name, _ in model.named_buffers()}
+    state = model.state_dict()
+    return {name: whole(state[name]) for name in state if name in trainable or name in owned or name in buffers}
+
+
+def load_adapter_parameters(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what `adapter_parameters` returned."""
+    here = model.state_dict()
+    placed = {
+        name: distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+        for name, value in state.items()
+        if isinstance(own := here[name], DTensor)
+    }
+    model.load_state_dict({**state, **placed}, strict=False)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor where each process holds a part (trainer=fsdp); all processes must call it together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_layer(layer: Any) -> Any:
+    """A layer with full parameters: itself, or a copy where processes hold parts."""
+    if not any(isinstance(parameter, DTensor) for parameter in layer.parameters()):
+        return layer
+    gathered = {id(p): nn.Parameter(whole(p.detach()), requires_grad=p.requires_grad) for p in layer.parameters()}
+    return copy.deepcopy(layer, gathered)

@@ -1,0 +1,92 @@
+"""Everything that is measured about a run, as one list: its name, which direction is better, and where it is shown.
+
+A metric of a family is logged per epoch as train_eval/<key> and val/<key> and once as test/<key>. A key with a "/" in it is
+logged under exactly that name.
+"""
+
+from dataclasses import dataclass
+
+# where a metric is shown
+EPOCH = "epoch"  # measured after every epoch: it has curves and a gap, and can select the epoch
+TABLE = "table"  # the table at the end of a run
+COMPARED = "compared"  # the report compares it between adapters
+ANSWER = "answer"  # … and says so at the top of the page
+CURVE = "curve"  # the report draws it by epoch
+COST = "cost"  # the report draws quality against it
+UPDATE = "update"  # the report's table of means, as a property of the update
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        key: the <key> of val/<key> and test/<key>, or the whole name where it has a "/".
+        label: its name in tables and figures.
+        greater_is_better: the direction of improvement.
+        unit: "" for a pure number.
+        shown: the places that show it (the constants of this module).
+    """
+
+    key: str
+    label: str
+    greater_is_better: bool
+    unit: str = ""
+    shown: tuple[str, ...] = ()
+
+    @property
+    def sign(self) -> float:
+        """1 where greater is better, else -1."""
+        return 1.0 if self.greater_is_better else -1.0
+
+    @property
+    def column(self) -> str:
+        """The name under which its value on test data is logged."""
+        return self.key if "/" in self.key else f"test/{self.key}"
+
+    @property
+    def heading(self) -> str:
+        """The label with its unit, as in "peak memory, MB"."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    def gap(self, train: float, validation: float) -> float:
+        """How much worse validation is than training: positive means overfitting, for every metric."""
+        return self.sign * (train - validation)
+
+
+_LISTED = (
+    Metric("loss", "loss", False, shown=(EPOCH, COMPARED)),
+    Metric("acc", "accuracy", True, shown=(EPOCH,)),
+    Metric("ppl", "perplexity", False, shown=(TABLE,)),
+    Metric("kernel", "kernel distance", False, shown=(TABLE,)),
+    Metric("frechet", "frechet", False, shown=(COMPARED,)),
+    Metric("diversity", "diversity", True, shown=(TABLE, COMPARED, ANSWER)),
+    Metric("copy_distance", "copy distance", True, shown=(TABLE, COMPARED, ANSWER)),
+    Metric("legible", "legible", True, shown=(COMPARED,)),
+    Metric("lpips", "LPIPS diversity", True),
+    Metric("clip", "CLIP score", True),
+    Metric("bpb", "bpb", False, "bits per byte", shown=(COMPARED,)),
+    Metric("memorised/train", "memorised", False, shown=(TABLE, COMPARED, ANSWER)),
+    Metric("adapter/open_ranks", "open ranks", True, shown=(CURVE,)),
+    Metric("val/kernel", "kernel distance", False, shown=(CURVE,)),
+    Metric("val/diversity", "diversity", True, shown=(CURVE,)),
+    Metric("val/copy_distance", "copy distance", True, shown=(CURVE,)),
+    Metric("adapter/effective_rank", "open ranks", True, shown=(UPDATE,)),
+    Metric("adapter/delta_norm", "‖ΔW‖", False, shown=(UPDATE,)),
+    Metric("drift/loss", "forgetting", False, shown=(UPDATE,)),
+    Metric("layers/stable_rank", "stable rank", True, shown=(UPDATE,)),
+    Metric("layers/entropy_rank", "entropy rank", True, shown=(UPDATE,)),
+    Metric("layers/amplification", "amplification", True, shown=(UPDATE,)),
+    Metric("layers/low_frequency", "low frequency", True, shown=(UPDATE,)),
+    Metric("cost/trainable_params", "parameters", False, shown=(COST,)),
+    Metric("cost/step_time_ms", "step", False, "ms", shown=(COST,)),
+    Metric("cost/peak_memory_mb", "peak memory", False, "MB", shown=(COST,)),
+    Metric("cost/step_gflops", "GFLOP a step", False, shown=(COST,)),
+    Metric("cost/adapter_mb", "adapter", False, "MB", shown=(COST,)),
+)
+METRICS: dict[str, Metric] = {metric.key: metric for metric in _LISTED}
+
+
+def shown(place: str) -> list[Metric]:
+    """The metrics that a place shows, in order."""
+    return [metric for metric in METRICS.values() if place in metric.shown]

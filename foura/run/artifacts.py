@@ -1,0 +1,115 @@
+"""The files and final metrics of a run: its adapter, its tables and figures, and the last line on the terminal."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from peft import PeftModel
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor
+
+from foura.analysis.overfitting import onset_epoch
+from foura.families import family_of
+from foura.families.task import Task
+from foura.files import seal
+from foura.metrics import TABLE, shown
+from foura.run.figures import draw_curves, draw_layers
+from foura.run.layers import mean_effective_rank, total_delta_norm, write_spectra, write_table
+from foura.tracking.store import TrackedRun
+
+SUFFIXES = (".yaml", ".png", ".csv", ".txt")  # of the files in a run's folder that are logged, beside the adapter
+
+
+def save_adapter(task: Task, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Write an adapter to `folder`/adapter in PEFT's format, or the trained weights of a bare model.
+
+    Written beside and renamed: the folder is complete or not there. The model is not changed.
+
+    Args:
+        state: the `adapter_parameters` of the epoch to save.
+    """
+    target, scratch = folder / "adapter", folder / ".adapter.writing"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in task.method.saved(dict(state)).items()}
+    if isinstance(task.model, PeftModel):
+        whole: Any = {"state_dict": {**task.model.state_dict(), **kept}}
+        task.model.save_pretrained(str(scratch), save_embedding_layers=False, **whole)
+    else:
+        save_file(kept, scratch / "model.safetensors", metadata={"format": "pt"})
+    for written in scratch.glob("*.safetensors"):
+        seal(written)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(scratch, target)
+
+
+def final_metrics(
+    task: Task, cfg: DictConfig, best: dict[str, float], table: list[dict[str, Any]], folder: Path
+) -> dict[str, float]:
+    """The metrics at the end of a run, under the names that MLflow gets.
+
+    Args:
+        best: the selected epoch's row of the history. table: rows of `layer_table`. folder: of the run, with its adapter.
+    """
+    metrics: dict[str, float] = {}
+    final, curve = task.history[-1], family_of(cfg).curve(cfg.dataset.format).key
+    for name in task.metrics:
+        metrics |= {f"final/{name}": final[f"val/{name}"], f"final/gap_{name}": final[f"gap/{name}"]}
+        metrics |= {f"best/{name}": best[f"val/{name}"]}
+    epochs, losses = [row["epoch"] for row in task.history], [row["val/loss"] for row in task.history]
+    metrics |= {
+        f"best/train_{curve}": best[f"train_eval/{curve}"],
+        "overfit/onset_epoch": onset_epoch(epochs, losses),
+        "cost/trainable_params": float(sum(p.numel() for p in task.model.parameters() if p.requires_grad)),
+        "cost/adapter_mb": sum(path.stat().st_size for path in (folder / "adapter").iterdir()) / 1e6,
+        "adapter/delta_norm": total_delta_norm(table),
+        **task.tested,
+    }
+    rank = mean_effective_rank(table)
+    return metrics if rank is None else {**metrics, "adapter/effective_rank": rank}
+
+
+def draw(task: Task, selected: int, table: list[dict[str, Any]], title: str, folder: Path) -> None:
+    """Write curves.png, and for adapted layers layers.csv, spectra.csv and layers.png."""
+    draw_curves(task.history, task.metrics, selected, title, folder / "curves.png")
+    if table:
+        write_table(table, folder / "layers.csv")
+        write_spectra(table, folder / "spectra.csv")
+        draw_layers(table, title, folder / "layers.png")
+
+
+def log_artifacts(tracked: TrackedRun, folder: Path) -> None:
+    """Log the adapter and the files in the run's folder that people look at."""
+    for artifact in sorted(folder.iterdir()):
+        if artifact.suffix in SUFFIXES or artifact.name == "adapter":
+            tracked.log_artifact(artifact)
+
+
+def print_result(console: Console, title: str, metrics: dict[str, float], cfg: DictConfig) -> None:
+    """The last table of a single run."""
+    metric = family_of(cfg).curve(cfg.dataset.format)
+    key = metric.key
+    table = Table(title=f"{title}: {metric.label} of the selected epoch, and cost", title_justify="left", box=SIMPLE)
+    rank = metrics.get("adapter/effective_rank")
+    train, val = metrics[f"best/train_{key}"], metrics[f"best/{key}"]
+    cells = {
+        "parameters": f"{metrics['cost/trainable_params']:,.0f}",
+        "train": f"{train:.3f}",
+        "val": f"{val:.3f}",
+        "test": f"{metrics[f'test/{key}']:.3f}",
+        "gap": f"{metric.gap(train, val):+.3f}",
+        **{other.label: f"{metrics[other.column]:.3f}" for other in shown(TABLE) if other.column in metrics},
+        "open ranks": "-" if rank is None else f"{rank:.1f}",
+        "step ms": f"{metrics['cost/step_time_ms']:.0f}",
+        "peak MB": f"{metrics['cost/peak_memory_mb']:,.0f}",
+    }
+    for name in cells:
+        table.add_column(name, justify="right")
+    table.add_row(*cells.values())
+    console.print(table)

@@ -1,0 +1,75 @@
+"""The progress of a run on the terminal: a bar with ETA, or plain lines where the output is not a terminal."""
+
+import time
+
+from pytorch_lightning import Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from foura.metrics import Metric
+
+LOG_WIDTH = 120  # columns, where there is no terminal to ask
+LINES = 10  # about so many a run
+
+
+def make_console(quiet: bool) -> Console:
+    """The console of a run; `quiet` for processes other than rank 0."""
+    console = Console(highlight=False, quiet=quiet)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    return console
+
+
+class ProgressDisplay:
+    """Shows training progress with the metric that the run is judged by.
+
+    Args:
+        title: of the run. metric: shown after each epoch. bar: draw a bar if the console is a terminal.
+        lines: print lines where there is no bar.
+    """
+
+    def __init__(self, console: Console, title: str, metric: Metric, bar: bool, lines: bool) -> None:
+        self.console, self.title, self.metric, self.lines = console, title, metric, lines
+        self.bar = bar and console.is_terminal
+        self.progress: Progress | None = None
+
+    def start(self, trainer: Trainer) -> None:
+        """Training begins, or resumes."""
+        self.began, self.first = time.monotonic(), trainer.global_step
+        self.total = int(trainer.estimated_stepping_batches)
+        if self.bar:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"))
+            times = (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+            self.progress = Progress(TextColumn("{task.description}"), *columns, *times, console=self.console)
+            self.progress.start()
+            self.row = self.progress.add_task(self.title, total=self.total, metrics="")
+
+    def step(self, trainer: Trainer) -> None:
+        """An optimizer step was made."""
+        if self.progress is not None:
+            self.progress.update(self.row, completed=trainer.global_step)
+
+    def epoch(self, trainer: Trainer, row: dict[str, float]) -> None:
+        """An epoch was evaluated: `row` of the history."""
+        key = self.metric.key
+        train, val, gap = (row[f"{part}/{key}"] for part in ("train_eval", "val", "gap"))
+        text = f"{key} train {train:.3f} val {val:.3f} gap {gap:+.3f}"
+        if self.progress is not None:
+            self.progress.update(self.row, metrics=text)
+        elif self.lines:
+            self._line(trainer, text)
+
+    def _line(self, trainer: Trainer, text: str) -> None:
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        epoch = trainer.current_epoch + 1
+        if epochs and epoch % max(1, epochs // LINES) and epoch != epochs:
+            return
+        done, left = trainer.global_step - self.first, self.total - trainer.global_step
+        eta = (time.monotonic() - self.began) * left / done if done else 0.0
+        self.console.print(f"{self.title}: epoch {epoch}{f'/{epochs}' if epochs else ''}  {text}  ETA {eta:.0f} s")
+
+    def stop(self) -> None:
+        """Training has ended, in whatever way."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None

@@ -1,0 +1,69 @@
+"""The run in the tracking store: opened anew or again, and closed with the state in which the run ended."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import nn
+
+from foura import distributed
+from foura.config import outputs_dir, run_key, scientific
+from foura.methods import method_of
+from foura.methods.state import adapter_parameters
+from foura.run import resume
+from foura.tracking.status import RunStatus, state_of
+from foura.tracking.store import TrackedRun, Untracked, continue_run, start_run
+
+
+@contextmanager
+def tracked_run(
+    cfg: DictConfig, status: RunStatus, data: Any, model: nn.Module, title: str, sweep: str | None, console: Console
+) -> Iterator[tuple[TrackedRun, Path, bool]]:
+    """Context of the training: (the run in MLflow, the path of its checkpoint, whether it resumes from that).
+
+    Processes other than rank 0 get a run that records nothing. `status` is told the run's id.
+    """
+    checkpoint = Path(distributed.broadcast(str(status.checkpoint)))
+    tracked: TrackedRun = Untracked()
+    resumes = False
+    if distributed.is_main():
+        outputs, folder = outputs_dir(cfg), checkpoint.parent
+        trained = adapter_parameters(model) if checkpoint.exists() else {}
+        found = resume.find(checkpoint, trained, lambda: continue_run(outputs, folder), console.print)
+        resumes = found is not None
+        tracked = found or start_run(
+            outputs, folder, title, scientific(cfg), tags(cfg, data, sweep), sweep, status.previous.get("run_id")
+        )
+    resumes = distributed.broadcast(resumes)
+    status.write("running", run_id=tracked.run_id)
+    if resumes:
+        console.print(f"{title}: resumes after {resume.place(checkpoint)} (force=true starts anew)")
+    try:
+        yield tracked, checkpoint, resumes
+    except BaseException as error:
+        tracked.close(state_of(error))
+        raise
+    if not tracked.close("finished"):
+        console.print(
+            f"tracking is behind ({tracked.outbox.error}): `foura sync` delivers what {status.path.parent} keeps"
+        )
+    status.fields["run_id"] = tracked.run_id
+
+
+def tags(cfg: DictConfig, data: Any, sweep: str | None) -> dict[str, Any]:
+    """The MLflow tags of a run: what a sweep's runs are grouped and compared by."""
+    return {
+        "sweep": sweep or "",
+        "key": run_key(cfg),
+        "adapter": cfg.adapter.name,
+        **method_of(cfg).tags(cfg.adapter),
+        "backbone": cfg.backbone.family if cfg.backbone.name == "embedded" else cfg.backbone.name,
+        "dataset": cfg.dataset.name,
+        "rank": cfg.rank,
+        "alpha": cfg.alpha,
+        "seed": cfg.seed,
+        "data_fingerprint": data.fingerprint,
+    }

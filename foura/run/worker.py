@@ -1,0 +1,164 @@
+"""One run in several processes: how many it asks for, starting them on this machine, and what each of them does."""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from foura import distributed
+from foura.errors import Ended, Interrupted, UserError
+from foura.run.signals import handle_sigterm
+from foura.tracking.status import RunStatus, read_json
+
+ALONE = ("auto", 1, "1")  # values of trainer.devices for a run of one process
+REFUSED = 3  # exit status of a process that ends with a sentence, which is in status.json
+BROKEN = 4  # … with a traceback, which is in error-RANK.txt
+MAIN_SPEAKS = 10.0  # seconds that the others wait before they exit: the first to exit takes the rest with it
+
+
+def process_count(cfg: DictConfig) -> int:
+    """The number of processes that the config asks for.
+
+    Raises:
+        UserError: a number that is not possible, or not the number that was started.
+    """
+    trainer = cfg.trainer
+    if trainer.strategy == "auto":
+        count = 1
+        if trainer.devices not in ALONE or trainer.num_nodes > 1:
+            raise UserError(
+                f"trainer.devices={trainer.devices} on trainer.num_nodes={trainer.num_nodes} needs a strategy: "
+                "trainer=ddp (a copy of the model on each) or trainer=fsdp (the model in parts)."
+            )
+    else:
+        if isinstance(trainer.devices, bool) or not str(trainer.devices).isdigit() or int(trainer.devices) < 1:
+            raise UserError(f"trainer.devices={trainer.devices} must be a number of processes per node, such as 2.")
+        count = int(trainer.devices) * trainer.num_nodes
+    if distributed.started() and count != distributed.world_size():
+        raise UserError(
+            f"{distributed.world_size()} processes were started, and the config asks for {count} (trainer.devices × "
+            "trainer.num_nodes): say trainer=ddp "
+            f"trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', distributed.world_size())}."
+        )
+    if not distributed.started() and trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes} needs a process on every node: start train.py with srun, or with "
+            "torchrun --nnodes on each of them."
+        )
+    if cfg.dataset.batch_size < count:
+        raise UserError(
+            f"dataset.batch_size={cfg.dataset.batch_size} is shared by {count} processes: it must be {count} or more."
+        )
+    return count
+
+
+@contextmanager
+def scratch_run() -> Iterator[tuple[Path, RunStatus]]:
+    """A temporary folder and status for a process other than rank 0: nobody reads what it writes."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="foura-rank-") as folder, RunStatus(Path(folder)) as status:
+            yield Path(folder), status
+    except UserError:
+        time.sleep(MAIN_SPEAKS)
+        sys.exit(REFUSED)
+
+
+def launch(folder: Path, status: RunStatus, processes: int, sweep: str | None) -> None:
+    """Run `folder`/config.yaml in several processes on this machine, and wait for them.
+
+    Raises:
+        Ended: with the state and the sentence that rank 0 left, or those for a process that died without one.
+        Interrupted: a signal came to this process, and was passed on.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ended = _wait_for(folder, processes, sweep)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    left = read_json(folder / "status.json")
+    status.fields.update({key: value for key, value in left.items() if key not in ("state", "error", "seconds")})
+    if ended.signum and left.get("state") != "finished":
+        raise Interrupted(left.get("error") or f"stopped by {signal.Signals(ended.signum).name}.", ended.signum)
+    if left.get("state") in ("failed", "diverged", "interrupted") and not ended.killed:
+        raise Ended(left.get("error") or ended.error, left["state"])
+    if ended.error:
+        state = "interrupted" if ended.killed else "failed"
+        raise Ended(f"{ended.error}; the same command resumes from the last checkpoint.", state)
+
+
+class _Outcome:
+    """How the processes of `launch` ended: an error in words, whether one was killed, the signal that came to us."""
+
+    def __init__(self, error: str = "", killed: bool = False, signum: int = 0) -> None:
+        self.error, self.killed, self.signum = error, killed, signum
+
+
+def _wait_for(folder: Path, processes: int, sweep: str | None) -> _Outcome:
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # `launch` says what failed
+    plan = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(plan, sys.executable)("-m", "foura.run.worker", str(folder), sweep or "")
+    except ChildFailedError as error:
+        number, first = error.get_first_failure()
+        killed = [failure for failure in error.failures.values() if failure.exitcode == -signal.SIGKILL]
+        if killed:  # the others' errors then only say that they lost it
+            return _Outcome(f"process {killed[0].local_rank} of {processes} was killed, as when memory runs out", True)
+        return _Outcome(f"process {number} of {processes} ended with status {first.exitcode}")
+    except (SignalException, KeyboardInterrupt) as error:
+        return _Outcome(signum=int(getattr(error, "sigval", signal.SIGINT)))
+    return _Outcome()
+
+
+def main() -> None:
+    """One process of `launch`: python -m foura.run.worker FOLDER SWEEP."""
+    folder, sweep = Path(sys.argv[1]), sys.argv[2] or None
+    # as many threads in each process as there are cores is no faster, and far slower where cores are few
+    shared = max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(shared))
+    cfg: Any = OmegaConf.load(folder / "config.yaml")
+    handle_sigterm()
+    distributed.init_process_group()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from foura.run.run import run
+
+    try:
+        if distributed.is_main():
+            with RunStatus(folder, held=True) as status:
+                run(cfg, folder, status, sweep)
+        else:
+            with scratch_run() as (scratch, status):
+                run(cfg, scratch, status, sweep)
+    except UserError:
+        sys.exit(REFUSED)  # status.json has the sentence
+    except Exception:
+        (folder / f"error-{distributed.rank()}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        sys.exit(BROKEN)
+
+
+if __name__ == "__main__":
+    main()
