@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from foura.cli import main
 from foura.errors import UserError
-from foura.families.family import build
+from foura.families import build
 from foura.run.export import export
 
 QUICK = ("rank=4", "dataset.epochs=1", "trainer.max_steps=4", "optimizer.lr=1e-2")

@@ -40,7 +40,7 @@ def test_killed_and_repeated_is_as_never_killed(at, number, choice, train, root,
     (before,) = statuses(outputs, "s").values()
     assert before["state"] == "running"
     again, whole = train(*command, into="killed"), train(*command, into="whole")
-    assert again.code == 0 and "goes on after epoch" in again.out
+    assert again.code == 0 and "resumes after epoch" in again.out
     (after,), (expected,) = statuses(outputs, "s").values(), statuses(whole.outputs, "s").values()
     assert after["state"] == "finished" and after["run_id"] == before["run_id"]
     assert scientific(after["metrics"]) == pytest.approx(scientific(expected["metrics"]), rel=1e-5)
@@ -64,11 +64,11 @@ def test_stopped_within_an_epoch_resumes_from_that_step(signum, sweep, train, ro
     ended = stopped(root, run_env, outputs, *command, at="step", number=45, by=signum)
     before = status_of_the_only_run(outputs)
     assert before["state"] == "interrupted" and ended.returncode == 128 + signum, ended.stdout
-    assert "step 45, in epoch 2; the same command goes on from there" in ended.stdout
+    assert "step 45, in epoch 2; the same command resumes from there" in ended.stdout
     assert list(outputs.glob("*/**/adapter/adapter_model.safetensors"))  # what was earned is kept
     assert client(outputs).get_run(before["run_id"]).info.status == "KILLED"
     again, whole = train(*command, into="stopped"), train(*command, into="whole")
-    assert again.code == 0 and "goes on after batch 15 of epoch 2" in " ".join(again.out.split())
+    assert again.code == 0 and "resumes after batch 15 of epoch 2" in " ".join(again.out.split())
     after, expected = status_of_the_only_run(outputs), status_of_the_only_run(whole.outputs)
     assert after["run_id"] == before["run_id"]
     assert scientific(after["metrics"]) == pytest.approx(scientific(expected["metrics"]), rel=1e-5)
@@ -106,7 +106,7 @@ def test_a_worker_that_is_killed_does_not_end_the_sweep(root, run_env, tmp_path)
     os.kill(workers[0], signal.SIGKILL)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
-    assert "a worker of the sweep was killed, as when memory runs out; the sweep goes on" in said
+    assert "a worker of the sweep was killed, as when memory runs out; the sweep continues" in said
     assert [one["state"] for one in statuses(outputs, "s").values()] == ["finished"] * 4
     assert len(children(outputs, "s")[1]) == 4
     record("faults", "kill -9 of a worker of a sweep", "4 runs")
