@@ -1,7 +1,22 @@
 """What a user did or gave that cannot work, said in one sentence. Everything else that is raised is a bug of ours."""
 
 import errno
+import sys
+from typing import NoReturn
 
+# import names of the packages that the extra "lab" installs
+LAB: tuple[str, ...] = (
+    "torchvision",
+    "diffusers",
+    "pytorch_lightning",
+    "lightning_fabric",
+    "torchmetrics",
+    "timm",
+    "hydra",
+    "omegaconf",
+)
+LAB += ("mlflow", "datasets", "sklearn", "scipy", "matplotlib", "pandas", "jinja2", "filelock", "PIL", "numpy", "rich")
+LAB += ("hydra_plugins",)
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 FULL = ("No space left on device", "disk is full", "Read-only file system", "Disk quota exceeded")
 
@@ -42,6 +57,13 @@ class Ended(UserError):
     def __init__(self, sentence: str, state: str) -> None:
         super().__init__(sentence)
         self.state = state
+
+
+def exit_without_lab(error: ModuleNotFoundError) -> NoReturn:
+    """Exit with one sentence if a package of the extra "lab" is missing; raise the error again if it is another one."""
+    if (error.name or "").partition(".")[0] not in LAB:
+        raise error
+    sys.exit(f"error: {error.name} is not installed, and the framework needs it: pip install 'foura[lab]'")
 
 
 def out_of_memory(error: BaseException) -> bool:
