@@ -18,10 +18,12 @@ try:
     from foura.config import check, explain, register, run_key
     from foura.run import resume, worker
     from foura.run.signals import handle_sigterm
+    from foura.threads import wait_without_spinning
     from foura.tracking.status import RunStatus
 except ModuleNotFoundError as error:
     exit_without_lab(error)
 
+wait_without_spinning()
 register()
 
 

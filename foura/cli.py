@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 from foura.errors import UserError, cannot_write, exit_without_lab, reason
+from foura.threads import wait_without_spinning
 
 
 def main() -> None:
     """Entry point of `foura` and `python -m foura`."""
+    wait_without_spinning()
     parser = argparse.ArgumentParser(
         prog="foura", description="Look at runs, export adapters, remake weights. Runs are `python train.py`."
     )
