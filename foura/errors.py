@@ -1,7 +1,22 @@
 """Mistakes of a user, each said in one sentence. Any other exception that reaches the terminal is a bug of ours."""
 
 import errno
+import sys
+from typing import NoReturn
 
+# import names of the packages that the extra "lab" installs
+LAB: tuple[str, ...] = (
+    "torchvision",
+    "diffusers",
+    "pytorch_lightning",
+    "lightning_fabric",
+    "torchmetrics",
+    "timm",
+    "hydra",
+    "omegaconf",
+)
+LAB += ("mlflow", "datasets", "sklearn", "scipy", "matplotlib", "pandas", "jinja2", "filelock", "PIL", "numpy", "rich")
+LAB += ("hydra_plugins",)
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 FULL = ("No space left on device", "disk is full", "Read-only file system", "Disk quota exceeded")
 LONGEST = 1500  # characters of a message, which may quote a user's input of any length
@@ -40,6 +55,13 @@ class Ended(UserError):
     def __init__(self, sentence: str, state: str) -> None:
         super().__init__(sentence)
         self.state = state
+
+
+def exit_without_lab(error: ModuleNotFoundError) -> NoReturn:
+    """Exit with one sentence if a package of the extra "lab" is missing; raise the error again if it is another one."""
+    if (error.name or "").partition(".")[0] not in LAB:
+        raise error
+    sys.exit(f"error: {error.name} is not installed, and the framework needs it: pip install 'foura[lab]'")
 
 
 def out_of_memory(error: BaseException) -> bool:
