@@ -66,9 +66,10 @@ def _check_family(cfg: DictConfig) -> None:
             f"dataset.format={data.format} does not go with backbone={family.name}; choose one of "
             f"{', '.join(family.formats)}."
         )
-    if cfg.select not in family.selectable:
+    selectable = family.selectable(data.format)
+    if cfg.select not in selectable:
         raise UserError(
-            f"select={cfg.select} is not a metric of backbone={family.name}; choose {', '.join(family.selectable)}."
+            f"select={cfg.select} is not a metric of backbone={family.name}; choose {', '.join(selectable)}."
         )
     if data.source not in family.bundled and data.path is None:
         raise UserError(f"dataset.path is not set: dataset={data.name} needs dataset.path=… to say where the data is.")

@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 from foura.families import FAMILIES
 from foura.methods import METHODS
+from foura.metrics import EPOCH, shown
 
 
 def _choice(default: Any, *choices: str) -> Any:
@@ -193,9 +194,7 @@ class Config:
     rank: int = _number(16, at_least=1)
     alpha: float = _number(1.0, above=0.0)
     seed: int = _number(0, at_least=0)
-    select: str = _choice_of(
-        "loss", lambda: (key for family in FAMILIES.values() for key in family.selectable)
-    )  # the validation metric that picks the epoch
+    select: str = _choice_of("loss", lambda: (metric.key for metric in shown(EPOCH)))
     iso_parameters: bool = False  # the largest rank with no more parameters than LoRA has at `rank`
     sweep: str | None = None  # groups runs under one parent run
     tune: list[str] = field(default_factory=list)  # swept keys whose best value the report picks on validation

@@ -133,7 +133,9 @@ def test_stopped_or_killed_processes_go_on_by_the_same_command(trainer, how, roo
     if how == signal.SIGTERM:
         process.send_signal(how)
     else:
-        ranks = subprocess.run(["pgrep", "-f", f"foura.ranks {outputs}"], capture_output=True, text=True, check=True)
+        ranks = subprocess.run(
+            ["pgrep", "-f", f"foura.run.worker {outputs}"], capture_output=True, text=True, check=True
+        )
         pids = ranks.stdout.split()
         (second,) = [pid for pid in pids if "\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_text()]
         os.kill(int(second), how)

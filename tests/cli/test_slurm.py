@@ -143,5 +143,5 @@ def test_the_script_without_submitit_goes_back_into_the_queue_and_goes_on(slurm,
     until(lambda: job not in slurm.jobs(), seconds=600)
     said = log.read_text()
     assert only(outputs)["state"] == "finished", said
-    assert said.count("goes on after ") == 2 and "report: " in said
+    assert said.count("resumes after ") == 2 and "report: " in said
     record("schedulers", "Slurm of one node: an sbatch array requeued, and out of time", "1 run, 2 interruptions")

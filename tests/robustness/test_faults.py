@@ -81,7 +81,7 @@ def test_a_single_run_that_was_interrupted_goes_on(root, run_env, tmp_path) -> N
     before = json.loads(path.read_text())
     again = subprocess.run(command, check=False, **options)
     assert again.returncode == 0, again.stdout
-    assert "goes on after epoch" in again.stdout
+    assert "resumes after epoch" in again.stdout
     after = json.loads(path.read_text())
     assert after["state"] == "finished" and after["run_id"] == before["run_id"]
     record("faults", "kill -9 in training", "1 run")

@@ -50,7 +50,7 @@ def test_killed_while_it_writes(name, number, train, root, run_env, tmp_path) ->
     (before,) = statuses(outputs, "s").values()
     assert before["state"] == "running"
     again, whole = train("-m", *SMALL, into="killed"), train("-m", *SMALL, into="whole")
-    assert again.code == 0 and "goes on after epoch" in again.out
+    assert again.code == 0 and "resumes after epoch" in again.out
     (after,), (expected,) = statuses(outputs, "s").values(), statuses(whole.outputs, "s").values()
     assert after["state"] == "finished" and after["run_id"] == before["run_id"]
     assert scientific(after["metrics"]) == pytest.approx(scientific(expected["metrics"]), rel=1e-5)
@@ -93,9 +93,9 @@ def test_stopped_within_an_epoch_goes_on_from_that_step(signum, train, root, run
     said, _ = process.communicate(timeout=120)
     (before,) = statuses(outputs, "s").values()
     assert before["state"] == "interrupted" and process.returncode == 128 + signum, said
-    assert "in epoch 2; the same command goes on from there" in said
+    assert "in epoch 2; the same command resumes from there" in said
     again, whole = train("-m", *LONG, into="stopped"), train("-m", *LONG, into="whole")
-    assert again.code == 0 and "goes on after batch " in again.out
+    assert again.code == 0 and "resumes after batch " in again.out
     (after,), (expected,) = statuses(outputs, "s").values(), statuses(whole.outputs, "s").values()
     assert after["run_id"] == before["run_id"]
     assert scientific(after["metrics"]) == pytest.approx(scientific(expected["metrics"]), rel=1e-5)
@@ -135,7 +135,7 @@ def test_a_worker_that_is_killed_does_not_end_the_sweep(root, run_env, tmp_path)
     os.kill(workers[0], signal.SIGKILL)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
-    assert "a worker of the sweep was killed, as when memory runs out; the sweep goes on" in said
+    assert "a worker of the sweep was killed, as when memory runs out; the sweep continues" in said
     assert [one["state"] for one in statuses(outputs, "s").values()] == ["finished"] * 4
     assert len(children(outputs, "s")[1]) == 4
     record("faults", "kill -9 of a worker of a sweep", "4 runs")

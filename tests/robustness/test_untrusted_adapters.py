@@ -12,14 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from foura import FouraConfig
 from foura.errors import UserError
-from foura.families.family import build
+from foura.families import build
 from foura.run.export import export
 from foura.run.load import load_adapter, load_bare, read_config
+from tests.helpers.config import composed
 from tests.helpers.hostile import BYTES, TIMES, damaged, in_time, mutated, payload, refused, try_all
 from tests.helpers.survives import record
 from tests.helpers.untrusted import HEADERS, LIKELY, run_folder
 
 CONFIGS = 20  # examples tried
+FOURA = composed("adapter=foura")
 ADAPTERS = (
     "foura_dct",
     "foura",
@@ -63,7 +65,7 @@ def test_what_a_run_left_is_taken(adapter, tmp_path, parts) -> None:
     if adapter in ("full", "head"):
         load_bare(run, build(cfg), cfg)
     else:
-        load_adapter(fresh(parts), run, cfg.adapter.method)
+        load_adapter(fresh(parts), run, cfg)
     export(run, "peft", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {
         path.name for path in (run / "adapter").glob("*.safetensors")
@@ -86,7 +88,7 @@ def test_any_config_of_an_adapter(times, run, parts) -> None:
 
     def check(changed: dict) -> None:
         path.write_text(json.dumps(changed))
-        refused(lambda: load_adapter(fresh(parts), run, "foura"))
+        refused(lambda: load_adapter(fresh(parts), run, FOURA))
         library(lambda: FouraConfig.from_pretrained(str(run / "adapter")))
         library(lambda: PeftModel.from_pretrained(fresh(parts), str(run / "adapter")))
         try:
@@ -100,7 +102,7 @@ def test_any_config_of_an_adapter(times, run, parts) -> None:
     try_all(mutated(described, LIKELY), check, CONFIGS * times)
     for text in ("", "[]", "3", "[" * 100_000, '{"r": ' + "9" * 5000 + "}", "\ufeff{}", "{"):
         path.write_text(text)
-        assert refused(lambda: load_adapter(fresh(parts), run, "foura"))
+        assert refused(lambda: load_adapter(fresh(parts), run, FOURA))
 
 
 @pytest.mark.parametrize("adapter", ["lora", "adalora", "vera", "fourierft"])
@@ -115,7 +117,7 @@ def test_any_config_of_a_peer(adapter, tmp_path, parts, monkeypatch) -> None:
 
     def check(changed: dict) -> bool:
         path.write_text(json.dumps(changed))
-        return refused(lambda: load_adapter(fresh(parts), run, adapter))
+        return refused(lambda: load_adapter(fresh(parts), run, composed(f"adapter={adapter}")))
 
     for name, values in likely.items():
         for value in values[:3]:
@@ -132,7 +134,7 @@ def test_any_weights_of_an_adapter(times, run, parts) -> None:
 
     def check(content: bytes) -> bool:
         path.write_bytes(content)
-        return refused(lambda: load_adapter(fresh(parts), run, "foura"))
+        return refused(lambda: load_adapter(fresh(parts), run, FOURA))
 
     assert not check(whole)
     for content in (*HEADERS, payload(mark), whole[:500], whole[:-1]):
@@ -145,12 +147,12 @@ def test_any_weights_of_an_adapter(times, run, parts) -> None:
         {},
     ):
         save_file(changed, path)
-        assert refused(lambda: load_adapter(fresh(parts), run, "foura")), list(changed)
+        assert refused(lambda: load_adapter(fresh(parts), run, FOURA)), list(changed)
     try_all(BYTES | damaged(whole), check, CONFIGS // 2 * times)
     path.unlink()
     path.with_name("adapter_model.bin").write_bytes(payload(mark))
     with pytest.raises(UserError, match="is a pickle"):
-        load_adapter(fresh(parts), run, "foura")
+        load_adapter(fresh(parts), run, FOURA)
     assert not mark.exists()
     files = f"{len(HEADERS) + 2} files, all refused, nothing executed"
     record("bad input", "pickles, and headers that lie, as an adapter's weights", files)

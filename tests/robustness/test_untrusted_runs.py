@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 from foura import schema
 from foura.cli import main
-from foura.run.checkpoint import KEYS, usable
 from foura.run.export import export
 from foura.run.load import read_config
+from foura.run.resume import KEYS, usable
 from tests.helpers.hostile import BYTES, TIMES, damaged, in_time, is_a_sentence, mutated, payload, refused, try_all
 from tests.helpers.survives import record
 from tests.helpers.untrusted import HEADERS, LIKELY, run_folder
@@ -125,14 +125,14 @@ def test_a_run_over_a_checkpoint_of_somebody_else_starts_anew(train, tmp_path) -
     (folder / "status.json").write_text(json.dumps({**status, "state": "interrupted"}))
     (folder / "checkpoint.pt").write_bytes(zipped({"a/data.pkl": payload(mark), "a/version": b"3"}))
     again = train(*quick)
-    assert again.code == 0 and "goes on" not in again.out and not mark.exists()
+    assert again.code == 0 and "resumes" not in again.out and not mark.exists()
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
 
 
 def test_a_checkpoint_of_another_model_is_not_gone_on_from(train, monkeypatch) -> None:
     quick = ("adapter=lora", "rank=4", "dataset.limit=20", "trainer.max_epochs=1")
     with monkeypatch.context() as patch:
-        patch.setattr("foura.run.recorder.SelectedEpoch.restore", Mock(side_effect=SystemExit(143)))
+        patch.setattr("foura.run.recorder.Recorder.restore", Mock(side_effect=SystemExit(143)))
         stopped = train(*quick)
     assert stopped.code == 143
     path = stopped.folder() / "checkpoint.pt"
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_model_is_not_gone_on_from(train, monkeypatch) -
     kept["state_dict"][name] = torch.ones(3)
     torch.save(kept, path)
     again = train(*quick)
-    assert again.code == 0 and "checkpoint.pt of before is damaged, or of another model" in again.out
+    assert again.code == 0 and "checkpoint.pt in the run's folder is damaged or of another model" in again.out
 
 
 @TIMES

@@ -15,7 +15,7 @@ from tests.helpers.config import CONF, composed
 
 
 def choices(schema: type, name: str) -> tuple[str, ...]:
-    return next(spec.metadata["choices"] for spec in dataclasses.fields(schema) if spec.name == name)
+    return next(spec.metadata["choices"]() for spec in dataclasses.fields(schema) if spec.name == name)
 
 
 def test_the_light_schema_says_what_the_adapter_says() -> None:

@@ -119,7 +119,7 @@ def build_unet(cfg: DictConfig) -> DiffusionBackbone:
                 "backbone.text_encoder=true: the embedded UNet's text encoder is a table without layers to adapt."
             )
         targets += choose_targets(model, list(TEXT_TARGETS), TEXT_TARGETS, "")
-    return DiffusionBackbone(model=model, targets=targets, head="unet.conv_out", new_head=False, body="unet", **parts)
+    return DiffusionBackbone(model=model, targets=targets, head="unet.conv_out", new=(), body="unet", **parts)
 
 
 def fresh_embedded() -> Denoiser:

@@ -63,7 +63,7 @@ def build_vit(cfg: DictConfig, num_classes: int) -> ImageBackbone:
         model=model,
         targets=choose_targets(model, cfg.target_modules, TARGETS, head),
         head=head,
-        new_head=True,
+        new=(head,),
         body="",
         image_mode="L" if channels == 1 else "RGB",
         preprocess=create_transform(**data, is_training=False),

@@ -69,7 +69,7 @@ def build_llama(cfg: DictConfig) -> LanguageBackbone:
         model=model,
         targets=choose_targets(model, cfg.target_modules, TARGETS, head),
         head=head,
-        new_head=False,
+        new=(),
         body="",
         tokenizer=tokenizer,
         max_tokens=int(getattr(model.config, "max_position_embeddings", 0) or 2**31),
