@@ -35,7 +35,9 @@ def told(program: str, pages: list[Path] = DOCS) -> list[list[str]]:
 
 def trained(sweep: bool) -> list[list[str]]:
     """The overrides of every `python train.py`."""
-    found = [words[2:] for words in told("python", [*DOCS, ROOT / "experiments" / "README.md"]) if words[1] == "train.py"]
+    found = [
+        words[2:] for words in told("python", [*DOCS, ROOT / "experiments" / "README.md"]) if words[1] == "train.py"
+    ]
     return [[word for word in words if word != "-m"] for words in found if ("-m" in words) == sweep]
 
 

@@ -15,7 +15,6 @@ from foura.adapter.transforms import TRANSFORMS
 from foura.errors import UserError
 from tests.helpers.config import CONF, composed
 
-
 CHOICES = """
 import dataclasses, sys
 from foura.schema import AdapterConfig
@@ -91,7 +90,7 @@ class Section:
     old: int = 1
     new: str | None = schema.since("0.2.0", None)
     chosen: str = schema.since("0.2.0", schema._choice("a", "a", "b"))
-    table: dict[str, int] = schema.since("0.2.0", dataclasses.field(default_factory=lambda: {"x": 1}))
+    table: dict[str, int] = schema.since("0.2.0", dataclasses.field(default_factory=lambda: {"x": 1}))  # noqa: RUF009
 
 
 @dataclasses.dataclass

@@ -9,10 +9,11 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from foura.backbone import Backbone, check_layers, choose_targets
-from foura.bundled.unet import CAPTION_BYTES, EMBEDDED_NOISE, EMBEDDED_UNET, FOLDER
+from foura.bundled.caption_unet import Denoiser, caption_bytes, fresh_embedded
+from foura.bundled.unet import EMBEDDED_NOISE, EMBEDDED_UNET, FOLDER
 from foura.errors import UserError, reason
 from foura.files import here, read_weights, unfit
 
@@ -20,43 +21,6 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # self- and cross-attention (pap
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 MOST_TIMESTEPS, MOST_LATENTS = 100_000, 1024
 PREDICTIONS = ("epsilon", "v_prediction")
-
-
-class Denoiser(nn.Module):
-    """A UNet and the text encoder that it listens to; one model, so that one adapter can go on both.
-
-    Its module names are those of a diffusers pipeline ("unet.…", "text_encoder.…"), and so are the keys of its adapters.
-    """
-
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
-
-    def forward(self, noisy: Tensor, timestep: Tensor, captions: Tensor) -> Tensor:
-        """The predicted noise (or velocity) for latents (S, C, H, W), timesteps (S,) and caption tokens (S, T)."""
-        text = self.text_encoder(captions)
-        context = text if isinstance(text, Tensor) else text.last_hidden_state
-        return self.unet(noisy, timestep, context).sample
-
-
-class CaptionBytes(nn.Module):
-    """The embedded text encoder: one vector a byte and one a place, (S, CAPTION_BYTES) -> (S, CAPTION_BYTES, d).
-
-    Token 256 is no byte: it fills up short captions, and a caption of nothing else is the empty one.
-    """
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.byte, self.place = nn.Embedding(257, d), nn.Embedding(CAPTION_BYTES, d)
-
-    def forward(self, captions: Tensor) -> Tensor:
-        return self.byte(captions) + self.place.weight
-
-
-def caption_bytes(captions: list[str]) -> Tensor:
-    """Caption tokens of `CaptionBytes`, (S, CAPTION_BYTES)."""
-    rows = [list(caption.encode()[-CAPTION_BYTES:]) for caption in captions]
-    return torch.tensor([[256] * (CAPTION_BYTES - len(row)) + row for row in rows])
 
 
 @dataclass(frozen=True)
@@ -120,12 +84,6 @@ def build_unet(cfg: DictConfig) -> DiffusionBackbone:
             )
         targets += choose_targets(model, list(TEXT_TARGETS), TEXT_TARGETS, "")
     return DiffusionBackbone(model=model, targets=targets, head="unet.conv_out", new=(), body="unet", **parts)
-
-
-def fresh_embedded() -> Denoiser:
-    """The embedded model with random weights."""
-    unet: Any = UNet2DConditionModel(**EMBEDDED_UNET)
-    return Denoiser(unet, CaptionBytes(EMBEDDED_UNET["cross_attention_dim"]))
 
 
 def _embedded(pretrained: bool) -> tuple[Denoiser, dict[str, Any]]:
