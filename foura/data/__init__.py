@@ -1,1 +1,1 @@
-"""What a backbone can be adapted to."""
+"""What families share about data: splits, images, records, the hub."""

@@ -30,7 +30,8 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
     model, method = backbone.model, method_of(cfg)
     if method.trained is not None:
         model.get_submodule(backbone.body).requires_grad_(method.trained == "body")
-        model.get_submodule(backbone.head).requires_grad_(True)
+        for name in {backbone.head, *backbone.new}:
+            model.get_submodule(name).requires_grad_(True)
         return model
     layers = target_layers(model, backbone.targets)
     if not layers:
@@ -43,8 +44,8 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
     if method.ranked:
         _check_rank(method.first_rank(cfg.rank), layers)
     common: dict[str, Any] = {"target_modules": list(backbone.targets)}
-    if backbone.new_head:
-        common["modules_to_save"] = [backbone.head]
+    if backbone.new:
+        common["modules_to_save"] = list(backbone.new)
     adapted, config = _wrapped(model, cfg, method, layers, steps, common)
     config.base_model_name_or_path = cfg.backbone.name  # after wrapping: PEFT overwrites it with what it finds
     return adapted

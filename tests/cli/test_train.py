@@ -35,7 +35,7 @@ def test_a_run_leaves_what_the_contract_says(train, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     ended = train("adapter=foura", *QUICK)
     assert ended.code == 0
-    assert "kept rank" in ended.out
+    assert "open ranks" in ended.out
     assert "Look at the runs: foura ui" in ended.out
     assert "ETA" in ended.out
     state = status(ended)

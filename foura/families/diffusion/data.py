@@ -17,10 +17,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from foura.data.hub import read_hub, rows
+from foura.data.images import encoded, image_files, open_image
+from foura.data.records import spellable
+from foura.data.splits import check_column, existing, split_folders, split_tables
 from foura.errors import UserError
-from foura.families.images.data import open_image
-from foura.families.images.sources import SPLIT_NAMES, encoded, existing, image_files, read_hub, rows
-from foura.families.language.text import spellable
 from foura.files import json_lines
 
 ENCODED_AT_ONCE = 8
@@ -83,10 +84,7 @@ def _folders(cfg: DictConfig) -> dict[str, Captioned]:
     root = existing(cfg.path)
     if not root.is_dir():
         raise UserError(f"dataset.path={cfg.path} is not a folder.")
-    folders = {split: root / name for split, names in SPLIT_NAMES.items() for name in names if (root / name).is_dir()}
-    if "train" not in folders:
-        folders = {"train": root}
-    return {split: _folder(folder, cfg) for split, folder in folders.items()}
+    return {split: _folder(folder, cfg) for split, folder in split_folders(root).items()}
 
 
 def _folder(folder: Path, cfg: DictConfig) -> Captioned:
@@ -129,35 +127,26 @@ def _listed(path: Path, column: str) -> dict[str, str]:
 
 
 def _hub(cfg: DictConfig) -> dict[str, Captioned]:
+    tables = split_tables(read_hub(cfg.path), cfg.path)
+    return {split: _table(table, name, cfg) for split, (name, table) in tables.items()}
+
+
+def _table(table: Any, name: str, cfg: DictConfig) -> Captioned:
     import datasets
 
-    found, splits = read_hub(cfg.path), {}
-    for split, names in SPLIT_NAMES.items():
-        for name in names:
-            if name not in found or split in splits:
-                continue
-            table, columns = found[name], {"dataset.columns.image": cfg.columns.image}
-            if cfg.prompt is None:
-                columns["dataset.columns.text"] = cfg.columns.text
-            for key, column in columns.items():
-                if column not in table.column_names:
-                    raise UserError(
-                        f"{key}={column}: there is no such column; the data has: {', '.join(table.column_names)}."
-                    )
-            if not isinstance(table.features[cfg.columns.image], datasets.Image):
-                raise UserError(f"dataset.columns.image={cfg.columns.image} does not hold images.")
-            pictures = rows(table.cast_column(cfg.columns.image, datasets.Image(decode=False))[cfg.columns.image])
-            images = encoded(pictures)
-            captions = [cfg.prompt] * len(images) if cfg.prompt is not None else rows(table[cfg.columns.text])
-            without = [
-                number for number, caption in enumerate(captions) if not isinstance(caption, str) or not caption.strip()
-            ]
-            if without:
-                raise UserError(f"dataset.columns.text={cfg.columns.text}: {name} item {without[0]} has no caption.")
-            splits[split] = Captioned(images, captions, [f"{name} item {number}" for number in range(len(images))])
-    if "train" not in splits:
-        raise UserError(f"dataset.path={cfg.path} has no split named train; it has: {', '.join(found)}.")
-    return splits
+    columns = {"dataset.columns.image": cfg.columns.image}
+    if cfg.prompt is None:
+        columns["dataset.columns.text"] = cfg.columns.text
+    for key, column in columns.items():
+        check_column(key, column, table.column_names)
+    if not isinstance(table.features[cfg.columns.image], datasets.Image):
+        raise UserError(f"dataset.columns.image={cfg.columns.image} does not hold images.")
+    images = encoded(rows(table.cast_column(cfg.columns.image, datasets.Image(decode=False))[cfg.columns.image]))
+    captions = [cfg.prompt] * len(images) if cfg.prompt is not None else rows(table[cfg.columns.text])
+    without = [n for n, caption in enumerate(captions) if not isinstance(caption, str) or not caption.strip()]
+    if without:
+        raise UserError(f"dataset.columns.text={cfg.columns.text}: {name} item {without[0]} has no caption.")
+    return Captioned(images, captions, [f"{name} item {number}" for number in range(len(images))])
 
 
 def prepare_captioned(

@@ -1,7 +1,6 @@
 """From labelled images to what a run trains, validates and tests on: cut once, decoded once, never mixed."""
 
 import hashlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image, ImageOps
+from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from foura.data.images import open_image
 from foura.errors import UserError
 from foura.families.images.sources import Labelled, Source
 from foura.files import regular
 
 IN_MEMORY_BYTES = 2**30  # decoded images up to this size are kept; larger data is decoded as it is read
-SMALLEST = 8  # pixels: what is smaller is no picture to draw
-THINNEST = 100  # times as long as wide: scaled to a model's size, one such strip would fill the memory
 
 
 @dataclass
@@ -136,48 +134,6 @@ def _decode(items: Labelled, mode: str, preprocess: Callable[[Image.Image], Tens
         return lazy
     images = torch.stack([lazy[index][0] for index in range(len(lazy))])
     return TensorDataset(images, torch.from_numpy(items.labels))
-
-
-def open_image(image: Any, name: str, mode: str, turned: bool = False) -> Image.Image:
-    """An image of Pillow's `mode`; of a moving one the first picture.
-
-    Args:
-        turned: as its camera was held, and what is transparent white; pictures too small to be one are refused.
-
-    Raises:
-        UserError: it cannot be read, or its values have no known white.
-    """
-    if isinstance(image, str):
-        regular(Path(image))
-    try:
-        if isinstance(image, np.ndarray):
-            opened = Image.fromarray(image)
-        else:
-            opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
-            _check_shape(opened.size, name, SMALLEST if turned else 1)  # before any pixel is decoded
-            opened.load()
-        if opened.mode.startswith("I;16"):  # Pillow would clip what is above 255
-            opened = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
-        if turned:
-            opened = ImageOps.exif_transpose(opened)
-            if "A" in opened.getbands() or "transparency" in opened.info:
-                opened = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened.convert("RGBA"))
-        if opened.mode in ("I", "F"):
-            raise UserError(f"{name} holds 32-bit values, whose white nobody knows; convert it to 8 bits.")
-        return opened.convert(mode)
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's decoders raise what their arithmetic raises: struct.error, IndexError, …
-        reason = str(error).replace(f" '{image}'", "") if isinstance(image, str) else str(error)
-        raise UserError(f"{name} cannot be read as an image ({reason[:200]}); repair it or take it out.") from None
-
-
-def _check_shape(size: tuple[int, int], name: str, least: int) -> None:
-    width, height = size
-    if min(size) < least:
-        raise UserError(f"{name} is {width} x {height} pixels: too small to be a picture; take it out.")
-    if max(size) > THINNEST * min(size):
-        raise UserError(f"{name} is {width} x {height} pixels: too long and thin to be a picture; take it out.")
 
 
 def _fingerprint(splits: dict[str, Labelled], classes: list[str]) -> str:

@@ -3,19 +3,18 @@
 Each source gives `Labelled` splits with images still encoded; cutting and decoding is the same for all (`splits`).
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
+from foura.data.hub import read_hub, rows
+from foura.data.images import encoded, image_files
+from foura.data.splits import check_column, existing, split_folders, split_tables
 from foura.errors import UserError, reason
-from foura.files import find, here, regular
 
-SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
 EXPECTED = "Expected FOLDER/<class>/<image files>, or FOLDER/train/<class>/…."
 
 
@@ -68,9 +67,7 @@ def _folder(cfg: DictConfig) -> Source:
     root = existing(cfg.path)
     if not root.is_dir():
         raise UserError(f"dataset.path={cfg.path} is not a folder.")
-    folders = {split: root / name for split, names in SPLIT_NAMES.items() for name in names if (root / name).is_dir()}
-    if "train" not in folders:
-        folders = {"train": root}
+    folders = split_folders(root)
     try:
         classes, index_of = find_classes(str(folders["train"]))
         splits = {}
@@ -91,14 +88,10 @@ def _folder(cfg: DictConfig) -> Source:
 
 
 def _hub(cfg: DictConfig) -> Source:
-    path, found = cfg.path, read_hub(cfg.path)
-    splits, classes = {}, None
-    for split, names in SPLIT_NAMES.items():
-        present = [name for name in names if name in found]
-        if present:
-            splits[split], classes = _hub_split(found[present[0]], cfg, classes)
-    if "train" not in splits:
-        raise UserError(f"dataset.path={path} has no split named train; it has: {', '.join(found)}.")
+    splits: dict[str, Labelled] = {}
+    classes: list[str] | None = None
+    for split, (_, table) in split_tables(read_hub(cfg.path), cfg.path).items():
+        splits[split], classes = _hub_split(table, cfg, classes)
     assert classes is not None
     return Source(splits, classes)
 
@@ -108,8 +101,7 @@ def _hub_split(table: Any, cfg: DictConfig, classes: list[str] | None) -> tuple[
 
     columns = {"dataset.columns.image": cfg.columns.image, "dataset.columns.label": cfg.columns.label}
     for key, column in columns.items():
-        if column not in table.column_names:
-            raise UserError(f"{key}={column}: there is no such column; the data has: {', '.join(table.column_names)}.")
+        check_column(key, column, table.column_names)
     image_column, label_column = columns.values()
     if not isinstance(table.features[image_column], datasets.Image):
         raise UserError(f"dataset.columns.image={image_column} holds {table.features[image_column]}, not images.")
@@ -149,74 +141,3 @@ def _restrict(source: Source, wanted: list[str]) -> Source:
         kept.labels = np.array([old.index(label) for label in kept.labels], dtype=np.int64)
         splits[split] = kept
     return Source(splits, wanted)
-
-
-def read_hub(path: str) -> Any:
-    """What `datasets.load_dataset` finds at a hub id, a folder or a parquet file: {split: table}.
-
-    Raises:
-        UserError: nothing is there, or it cannot be read.
-    """
-    import datasets
-
-    if not path.strip():  # a library would take it for the folder that it happens to be in
-        raise UserError("dataset.path is empty: say a hub id, a folder or a parquet file.")
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    local = existing(path) if looks_local else here(path)
-    datasets.disable_progress_bars()
-    try:
-        if local is not None and not local.is_dir():
-            return datasets.load_dataset("parquet", data_files=str(regular(local)))
-        return datasets.load_dataset(path if local is None else str(local))
-    except UserError:
-        raise
-    except Exception as error:  # the library raises many kinds; all of them say why the data cannot be read
-        raise UserError(f"dataset.path={path} could not be loaded: {reason(error)}") from error
-
-
-def rows(table: Any) -> list[Any]:
-    """All rows, or all values, of a table of `datasets`.
-
-    Raises:
-        UserError: one that cannot be decoded.
-    """
-    try:
-        return list(table)
-    except Exception as error:  # of the decoders of every kind of column, each with its own
-        raise UserError(
-            f"the data has an item that cannot be read ({reason(error)}); repair it or take it out."
-        ) from error
-
-
-def encoded(records: list[Any]) -> list[Any]:
-    """The bytes or the path of each image of a column that is not decoded.
-
-    Raises:
-        UserError: an item without an image.
-    """
-    images = [record and (record["path"] if record["bytes"] is None else record["bytes"]) for record in records]
-    if not all(images):
-        raise UserError(f"item {[bool(image) for image in images].index(False)} of the data has no image; take it out.")
-    return images
-
-
-def image_files(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
-    """The image files in a folder and the folders in it, in order; linked folders are followed, none is read twice.
-
-    Raises:
-        UserError: one that is no ordinary file.
-    """
-    found, seen = [], set()
-    for place, inner, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above: the same pictures again and again
-            inner.clear()
-            continue
-        seen.add(real)
-        inner.sort()
-        found += [regular(Path(place, name)) for name in names if name.lower().endswith(extensions)]
-    return sorted(found)
-
-
-def existing(path: str) -> Path:
-    return find(path, "dataset.path")

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from foura.data.records import hub_records, json_records, spellable, text_field
+from foura.data.splits import existing, split_folders
 from foura.errors import UserError
-from foura.families.images.sources import SPLIT_NAMES, existing, read_hub, rows
-from foura.files import json_lines, read_text
+from foura.files import read_text
 
 TEXT_FILES = (
     ".txt",
@@ -92,12 +93,12 @@ def open_text(cfg: DictConfig, format: str) -> TextSource:
         return TextSource({"train": list(_stdlib())}, "text")
     if cfg.source == "text":
         return TextSource(_files(existing(cfg.path)), "text")
-    records = _jsonl(existing(cfg.path)) if cfg.source == "jsonl" else _hub(cfg)
+    records = json_records(cfg.path) if cfg.source == "jsonl" else hub_records(cfg.path)
     make = {"text": _document, "completion": _completion, "commonsense": _commonsense, "verbalizer": _verbalizer}[
         format
     ]
     splits = {}
-    for split, named in records.items():
+    for split, named in records.splits.items():
         splits[split] = [make(row, name, cfg) for name, row in named]
         if not splits[split]:
             raise UserError(f"dataset.path={cfg.path}: the {split} split is empty.")
@@ -116,11 +117,8 @@ def _files(path: Path) -> dict[str, list[Example]]:
     """One file or a folder of them, with the folders train, validation and test where the user has them."""
     if path.is_file():
         return {"train": [Example(path.name, read_text(path))]}
-    folders = {split: path / name for split, names in SPLIT_NAMES.items() for name in names if (path / name).is_dir()}
-    if "train" not in folders:
-        folders = {"train": path}
     splits = {}
-    for split, folder in folders.items():
+    for split, folder in split_folders(path).items():
         found = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix.lower() in TEXT_FILES)
         if not found:
             raise UserError(f"{folder} has no text files ({', '.join(TEXT_FILES)}).")
@@ -128,73 +126,27 @@ def _files(path: Path) -> dict[str, list[Example]]:
     return splits
 
 
-def _jsonl(path: Path) -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """A file of JSON lines, or a folder with train.jsonl and, where the user has them, validation.jsonl and test.jsonl."""
-    files = {"train": path}
-    if path.is_dir():
-        files = {
-            split: path / f"{name}.jsonl"
-            for split, names in SPLIT_NAMES.items()
-            for name in names
-            if (path / f"{name}.jsonl").is_file()
-        }
-        if "train" not in files:
-            raise UserError(f"{path} has no train.jsonl; it has: {', '.join(sorted(p.name for p in path.iterdir()))}.")
-    return {split: json_lines(file) for split, file in files.items()}
-
-
-def _hub(cfg: DictConfig) -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    found = read_hub(cfg.path)
-    splits = {}
-    for split, names in SPLIT_NAMES.items():
-        present = [name for name in names if name in found]
-        if present:
-            splits[split] = [(f"{present[0]} item {number}", row) for number, row in enumerate(rows(found[present[0]]))]
-    if "train" not in splits:
-        raise UserError(f"dataset.path={cfg.path} has no split named train; it has: {', '.join(found)}.")
-    return splits
-
-
-def _field(row: dict[str, Any], name: str, key: str, column: str | None) -> str:
-    if column is None or column not in row:
-        raise UserError(f"{name} has no field {column!r} ({key}={column}); it has: {', '.join(map(str, row))}.")
-    value = row[column]
-    if not isinstance(value, str):
-        raise UserError(f"{name}: the field {column!r} holds {type(value).__name__}, not text.")
-    return spellable(value, f"{name}: the field {column!r}")
-
-
-def spellable(text: str, name: str) -> str:
-    """The text, which has bytes: JSON can hold half of a character pair, which no tokenizer takes.
-
-    Raises:
-        UserError: it does.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{name} holds half a character (at {error.start}), which is no text.") from None
-    return text
-
-
 def _document(row: dict[str, Any], name: str, cfg: DictConfig) -> Example:
-    text = _field(row, name, "dataset.columns.text", cfg.columns.text)
+    text = text_field(row, name, "dataset.columns.text", cfg.columns.text)
     if not text.strip():
         raise UserError(f"{name}: the field {cfg.columns.text!r} is empty.")
     return Example(name, text)
 
 
 def _completion(row: dict[str, Any], name: str, cfg: DictConfig) -> Example:
-    prompt = _field(row, name, "dataset.columns.prompt", cfg.columns.prompt)
-    text = _field(row, name, "dataset.columns.completion", cfg.columns.completion)
+    prompt = text_field(row, name, "dataset.columns.prompt", cfg.columns.prompt)
+    text = text_field(row, name, "dataset.columns.completion", cfg.columns.completion)
     if not text.strip():
         raise UserError(f"{name}: the field {cfg.columns.completion!r} is empty.")
     return Example(name, text, prompt)
 
 
 def _commonsense(row: dict[str, Any], name: str, cfg: DictConfig) -> Example:
-    instruction = _field(row, name, "the question", "instruction")
-    output, answer = _field(row, name, "what is learnt", "output"), _field(row, name, "the gold choice", "answer")
+    instruction = text_field(row, name, "the question", "instruction")
+    output, answer = (
+        text_field(row, name, "what is learnt", "output"),
+        text_field(row, name, "the gold choice", "answer"),
+    )
     _, asked, listed = instruction.rpartition("Answer format:")
     names = [choice.strip() for choice in listed.split("/", MOST_CHOICES)]
     if not asked or not all(names):
@@ -219,7 +171,8 @@ def _verbalizer(row: dict[str, Any], name: str, cfg: DictConfig) -> Example:
             'dataset.verbalizer=\'[" bad"," good"]\': a prompt of the record\'s fields, and a word for each label.'
         )
     prompt = "".join(
-        said + (_field(row, name, "dataset.template", field) if field else "") for said, field in _pieces(cfg.template)
+        said + (text_field(row, name, "dataset.template", field) if field else "")
+        for said, field in _pieces(cfg.template)
     )
     label = row.get(cfg.columns.label)
     words = tuple(spellable(word, "dataset.verbalizer") for word in cfg.verbalizer)

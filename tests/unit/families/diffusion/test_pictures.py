@@ -190,7 +190,10 @@ def test_an_evaluation_is_the_same_every_time_and_in_any_batch(unet) -> None:
     cfg = config(source="letters", limit=6, eval_limit=8)
     data = prepared(cfg)
     task = Diffusion(
-        unet.model.eval(), unet, data, OmegaConf.merge(OmegaConf.structured(Config), {"dataset": cfg, "seed": 0})
+        unet.model.eval(),
+        unet,
+        data,
+        OmegaConf.merge(OmegaConf.structured(Config), {"adapter": {"method": "lora"}, "dataset": cfg, "seed": 0}),
     )
     losses = []
     for size in (8, 3, 8):
@@ -329,7 +332,8 @@ def test_both_adapters_have_their_rate_in_a_pipeline(tmp_path) -> None:
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert any(".unet." in name for name in names) and any(".text_encoder." in name for name in names)
     settings = {"optimizer": {"lr": 1e-4, "gate_lr": 1e-3, "text_encoder_lr": 5e-5}}
-    cfg = OmegaConf.merge(OmegaConf.structured(Config), settings, {"dataset": {"source": "imagefolder"}})
+    given = {"adapter": {"method": "lora"}, "dataset": {"source": "imagefolder"}}
+    cfg = OmegaConf.merge(OmegaConf.structured(Config), settings, given)
     groups = Diffusion(model, backbone, None, cfg).parameter_groups()
     rates = {group["lr"]: sum(p.numel() for p in group["params"]) for group in groups}
     text = sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and ".text_encoder." in n)
