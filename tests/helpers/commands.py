@@ -64,9 +64,13 @@ def _command(*argv: str) -> Iterator[tuple[io.StringIO, io.StringIO]]:
     """Arguments, environment and folder as a command of its own would have them; yields (standard output, error)."""
     out, error, here = io.StringIO(), io.StringIO(), Path.cwd()
     try:
-        with mock.patch.object(sys, "argv", list(argv)), mock.patch.dict(os.environ):
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-                yield out, error
+        with (
+            mock.patch.object(sys, "argv", list(argv)),
+            mock.patch.dict(os.environ),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(error),
+        ):
+            yield out, error
     finally:
         os.chdir(here)
 
