@@ -94,7 +94,7 @@ def test_the_saved_language_adapter_is_the_tested_one(train, adapter) -> None:
 
     from foura.families.language.backbone import build_llama
     from foura.families.language.data import prepare_text
-    from foura.families.language.text import open_text
+    from foura.families.language.sources import open_text
 
     ended = train("backbone=llama_small", f"adapter={adapter}", *FAMILIES["llama_small"], *QUICK, "optimizer.lr=1e-2")
     cfg = OmegaConf.load(ended.folder() / "config.yaml")
