@@ -105,42 +105,10 @@ def _embedded(pretrained: bool) -> tuple[Denoiser, dict[str, Any]]:
 
 
 def _pipeline(cfg: DictConfig) -> tuple[Denoiser, dict[str, Any]]:
-    place = str(cfg.name)
-    folder = here(place)
-    if (folder is None or not folder.is_dir()) and (place.startswith((".", "/", "~")) or place.count("/") != 1):
-        raise UserError(f"backbone.name={cfg.name}: there is no such directory.")
-    if folder is not None and not (folder / "unet").is_dir():
-        raise UserError(
-            f"backbone.name={cfg.name} is no Stable Diffusion pipeline: it has no unet/ (expected unet, vae, text_encoder, "
-            "tokenizer and scheduler, as diffusers' save_pretrained writes them)."
-        )
-    place = place if folder is None else str(folder)
-    dtype = getattr(torch, cfg.torch_dtype or "float32")
-    weights: dict[str, Any] = {
-        "use_safetensors": True,
-        "output_loading_info": True,
-    }  # safetensors: a pickle can run code
+    place = _pipeline_place(cfg)
     found: dict[str, dict[str, Any]] = {}
     try:
-        kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": DDPMScheduler}
-        described = {part: kind.load_config(place, subfolder=part) for part, kind in kinds.items()}
-        text_described = transformers.CLIPTextConfig.from_pretrained(place, subfolder="text_encoder")
-        check_layers([*described.values(), text_described.to_dict()], cfg.name)
-        if not 0 < described["scheduler"].get("num_train_timesteps", 1000) <= MOST_TIMESTEPS:
-            raise ValueError(f"the scheduler says num_train_timesteps={described['scheduler']['num_train_timesteps']}")
-        scheduler = DDPMScheduler.from_pretrained(place, subfolder="scheduler")
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(place, subfolder="tokenizer")
-        if cfg.pretrained:
-            clip: Any = transformers.CLIPTextModel
-            text, found["text_encoder"] = clip.from_pretrained(place, subfolder="text_encoder", dtype=dtype, **weights)
-            unet, found["unet"] = UNet2DConditionModel.from_pretrained(
-                place, subfolder="unet", torch_dtype=dtype, **weights
-            )
-        else:
-            text = transformers.CLIPTextModel(text_described).to(dtype)
-            unet = UNet2DConditionModel.from_config(described["unet"]).to(dtype)
-        vae, found["vae"] = AutoencoderKL.from_pretrained(place, subfolder="vae", **weights)
-        vae.requires_grad_(False).eval()
+        scheduler, tokenizer, unet, text, vae = _load_pipeline(place, cfg, found)
     except UserError:
         raise
     except Exception as error:  # diffusers, transformers and the hub raise many kinds; all say what is missing
@@ -167,6 +135,48 @@ def _pipeline(cfg: DictConfig) -> tuple[Denoiser, dict[str, Any]]:
     if size % factor:
         raise UserError(f"backbone.img_size={size} must be a multiple of {factor}, the VAE's step.")
     return Denoiser(unet, text), {"scheduler": scheduler, "vae": vae, "size": size, "tokenize": tokenize}
+
+
+def _pipeline_place(cfg: DictConfig) -> str:
+    """The hub id, or the directory of a pipeline."""
+    place = str(cfg.name)
+    folder = here(place)
+    if (folder is None or not folder.is_dir()) and (place.startswith((".", "/", "~")) or place.count("/") != 1):
+        raise UserError(f"backbone.name={cfg.name}: there is no such directory.")
+    if folder is not None and not (folder / "unet").is_dir():
+        raise UserError(
+            f"backbone.name={cfg.name} is not a Stable Diffusion pipeline: it has no unet/ (expected unet, vae, text_encoder, "
+            "tokenizer and scheduler, as diffusers' save_pretrained writes them)."
+        )
+    return place if folder is None else str(folder)
+
+
+def _load_pipeline(place: str, cfg: DictConfig, found: dict[str, dict[str, Any]]) -> tuple[Any, Any, Any, Any, Any]:
+    """(scheduler, tokenizer, UNet, text encoder, VAE); `found` gets what the loaders say of each part's weights."""
+    dtype = getattr(torch, cfg.torch_dtype or "float32")
+    # safetensors alone: a pickle can run code
+    weights: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": DDPMScheduler}
+    described = {part: kind.load_config(place, subfolder=part) for part, kind in kinds.items()}
+    text_described = transformers.CLIPTextConfig.from_pretrained(place, subfolder="text_encoder")
+    check_layers([*described.values(), text_described.to_dict()], cfg.name)
+    if not 0 < described["scheduler"].get("num_train_timesteps", 1000) <= MOST_TIMESTEPS:
+        raise ValueError(f"the scheduler says num_train_timesteps={described['scheduler']['num_train_timesteps']}")
+    scheduler = DDPMScheduler.from_pretrained(place, subfolder="scheduler")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(place, subfolder="tokenizer")
+    unet: Any
+    if cfg.pretrained:
+        clip: Any = transformers.CLIPTextModel
+        text, found["text_encoder"] = clip.from_pretrained(place, subfolder="text_encoder", dtype=dtype, **weights)
+        unet, found["unet"] = UNet2DConditionModel.from_pretrained(
+            place, subfolder="unet", torch_dtype=dtype, **weights
+        )
+    else:
+        text = transformers.CLIPTextModel(text_described).to(dtype)
+        unet = UNet2DConditionModel.from_config(described["unet"]).to(dtype)
+    vae, found["vae"] = AutoencoderKL.from_pretrained(place, subfolder="vae", **weights)
+    vae.requires_grad_(False).eval()
+    return scheduler, tokenizer, unet, text, vae
 
 
 def _check_parts(unet: Any, text: Any, vae: Any, scheduler: Any, cfg: DictConfig) -> None:
