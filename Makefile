@@ -26,10 +26,10 @@ test: $(STAMP)  ## lint and the fast tests (about 10 minutes)
 	$(MAKE) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-all: $(STAMP)  ## everything: slow tests, and PEFT's own test-suite on our tuner, and the README's table of what was survived (an hour or two)
+test-all: $(STAMP)  ## everything: slow tests, PEFT's own test suite on our tuner, the table of docs/robustness.md (an hour or two)
 	$(MAKE) lint
 	rm -rf .pytest_cache/survives
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --ignore tests/peers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-profile=all tests --ignore tests/peers
 	$(BIN)/python -m pytest tests/peers
 	$(BIN)/python -m tests.helpers.survives
 

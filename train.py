@@ -6,18 +6,24 @@ import sys
 import traceback
 from pathlib import Path
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from foura.errors import Busy, Interrupted, UserError, cannot_write, exit_without_lab, out_of_memory, reason
 
-from foura import distributed
-from foura.config import check, explain, register, run_key
-from foura.errors import Busy, Interrupted, UserError, cannot_write, out_of_memory, reason
-from foura.run import resume, worker
-from foura.run.signals import handle_sigterm
-from foura.tracking.status import RunStatus
+try:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import DictConfig, OmegaConf
 
+    from foura import distributed
+    from foura.config import check, explain, register, run_key
+    from foura.run import resume, worker
+    from foura.run.signals import handle_sigterm
+    from foura.threads import wait_without_spinning
+    from foura.tracking.status import RunStatus
+except ModuleNotFoundError as error:
+    exit_without_lab(error)
+
+wait_without_spinning()
 register()
 
 

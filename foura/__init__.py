@@ -1,7 +1,7 @@
 """FouRA: Fourier Low-Rank Adaptation (Borse et al., NeurIPS 2024) as a PEFT tuner, and a framework to compare it.
 
-`import foura` makes the method known to PEFT. It costs nothing until PEFT itself is imported, so that the command line
-and the checks of a configuration answer at once.
+`import foura` registers the method with PEFT as soon as PEFT itself is imported, and loads nothing before that, so that
+the command line and the checks of a configuration start at once.
 """
 
 import importlib

@@ -22,14 +22,14 @@ class Backbone:
         model: all parameters frozen.
         targets: names (or suffixes of names) of the linear layers that an adapter goes on.
         head: name of the output layer, which adapter=head trains.
-        new_head: whether that layer is new, and so trained with every adapter.
+        new: names of the modules without pretrained weights, which are trained with every adapter.
         body: name of the part that adapter=full trains; "" for the whole model.
     """
 
     model: nn.Module
     targets: list[str]
     head: str
-    new_head: bool
+    new: tuple[str, ...]
     body: str
 
 

@@ -2,15 +2,18 @@
 
 import argparse
 import collections
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
-from foura.errors import UserError, cannot_write, reason
+from foura.errors import UserError, cannot_write, exit_without_lab, reason
+from foura.threads import wait_without_spinning
 
 
 def main() -> None:
     """Entry point of `foura` and `python -m foura`."""
+    wait_without_spinning()
     parser = argparse.ArgumentParser(
         prog="foura", description="Look at runs, export adapters, remake weights. Runs are `python train.py`."
     )
@@ -58,6 +61,8 @@ def main() -> None:
         does[arguments.command](arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        exit_without_lab(error)
     except Exception as error:
         if not cannot_write(error):
             raise
@@ -66,6 +71,8 @@ def main() -> None:
 
 def _ui(arguments: argparse.Namespace) -> None:
     store = _store(arguments.outputs)
+    if importlib.util.find_spec("mlflow") is None:
+        raise ModuleNotFoundError(name="mlflow")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # three times faster to start, a third of the memory
     print(f"http://{arguments.host}:{arguments.port}", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--workers", "1"]

@@ -1,7 +1,7 @@
 """Reading a config: checks beyond types, the key that identifies an experiment, and messages for mistakes.
 
-Light on purpose: no torch in here. A wrong key, choice or type ends the program before anything heavy is imported.
-Types are checked by OmegaConf, choices and ranges by `check`, from each field's metadata in `foura/schema.py`.
+OmegaConf checks types; `check` checks choices and ranges, from each field's metadata in `foura/schema.py`. Light on purpose:
+a wrong key, choice or type ends the program before torch is imported.
 """
 
 import dataclasses
@@ -9,6 +9,8 @@ import difflib
 import hashlib
 import math
 import re
+import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,20 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from foura.errors import UserError
+from foura.errors import UserError, first_line
 from foura.families import family_of
 from foura.methods import method_of
-from foura.schema import Config
+from foura.schema import Config, defaults_since
 
-# Keys that say where and under which name a run is kept, not what it computes.
+# Keys that name a run and say where it is kept, and cannot change its numbers.
 UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "force", "plan", "outputs")
 UNSCIENTIFIC += ("trainer.enable_progress_bar", "trainer.profiler", "dataset.num_workers")
-# Hydra's launchers that are not installed with foura, and the extra that brings each
+# Hydra's launchers that are not installed with foura, and the extra that has each
 LAUNCHERS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 
 
 def register() -> None:
-    """Make the schema and the resolvers of conf/ known to Hydra."""
+    """Register the schema and the resolvers of conf/ with Hydra and OmegaConf."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("foura.times", lambda a, b: float(a) * float(b), replace=True)
     OmegaConf.register_new_resolver("foura.folder", folder_name, replace=True)
@@ -66,9 +68,10 @@ def _check_family(cfg: DictConfig) -> None:
             f"dataset.format={data.format} does not go with backbone={family.name}; choose one of "
             f"{', '.join(family.formats)}."
         )
-    if cfg.select not in family.selectable:
+    selectable = family.selectable(data.format)
+    if cfg.select not in selectable:
         raise UserError(
-            f"select={cfg.select} is not a metric of backbone={family.name}; choose {', '.join(family.selectable)}."
+            f"select={cfg.select} is not a metric of backbone={family.name}; choose {', '.join(selectable)}."
         )
     if data.source not in family.bundled and data.path is None:
         raise UserError(f"dataset.path is not set: dataset={data.name} needs dataset.path=… to say where the data is.")
@@ -83,21 +86,22 @@ def _check_node(node: DictConfig, schema: type, prefix: str) -> None:
         key = prefix + spec.name
         if OmegaConf.is_missing(node, spec.name):
             raise UserError(f"{key} is not set, and has no default: add {key}=… to the command.")
-        value = node[spec.name]
         if isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type):
-            _check_node(value, spec.type, key + ".")
-        elif (
-            "choices" in spec.metadata
-            and value not in spec.metadata["choices"]()
-            and not (value is spec.default is None)
-        ):
-            raise UserError(f"{key}={value} is not known. {_suggest(str(value), spec.metadata['choices']())}")
-        elif "at_least" in spec.metadata and value is not None:
-            limits = spec.metadata
-            if not (value >= limits["at_least"] and limits["above"] < value < limits["below"]):
-                bounds = (("at least", limits["at_least"]), ("above", limits["above"]), ("below", limits["below"]))
-                wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
-                raise UserError(f"{key} must be {wanted}, got {value}.")
+            _check_node(node[spec.name], spec.type, key + ".")
+        elif node[spec.name] is not None or spec.default is not None:
+            _check_value(key, node[spec.name], spec.metadata)
+
+
+def _check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
+    """Check a value against the metadata of its field in the schema."""
+    if "choices" in limits and value not in limits["choices"]():
+        raise UserError(f"{key}={value} is not known. {_suggest(str(value), limits['choices']())}")
+    if "at_least" in limits and value is not None:
+        if value >= limits["at_least"] and limits["above"] < value < limits["below"]:
+            return
+        bounds = (("at least", limits["at_least"]), ("above", limits["above"]), ("below", limits["below"]))
+        wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
+        raise UserError(f"{key} must be {wanted}, got {value}.")
 
 
 def scientific(cfg: DictConfig) -> dict[str, Any]:
@@ -107,53 +111,64 @@ def scientific(cfg: DictConfig) -> dict[str, Any]:
 
 
 def run_key(cfg: DictConfig) -> str:
-    """Hash of the scientific config (16 hex digits): equal keys are the same experiment."""
-    text = repr(sorted(scientific(cfg).items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Hash of the scientific config (16 hex digits): equal keys are the same experiment.
+
+    A key of the schema that is marked by `since` enters where it is not at its default, so that configs of before have the
+    hash that they had.
+    """
+    silent = [key for key, default in defaults_since(Config).items() if OmegaConf.select(cfg, key) == default]
+    told = [
+        (key, value)
+        for key, value in sorted(scientific(cfg).items())
+        if not any(key == one or key.startswith(f"{one}.") for one in silent)
+    ]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 def explain(error: Exception) -> str:
-    """One sentence for what Hydra or OmegaConf found wrong in the command line or in conf/, with the valid choices."""
-    text = str(error)
-    cause = error.__cause__
+    """One sentence for a mistake that Hydra or OmegaConf found in the command line or in conf/, with the valid choices."""
+    text, cause = str(error), error.__cause__
     ended = re.match(r"Job (\S+) \(task: \d+\) with path (\S+)/\S+\s+has not produced any output \(state: (\w+)", text)
-    if ended:  # submitit waits for no other job then
+    if ended:  # submitit then does not wait for the other jobs
         job, folder, state = ended.groups()
         return (
-            f"job {job} ended before its run did (state: {state}; what it said: {folder}). Other jobs of this sweep may "
-            "still be at it; the same command goes on with what is missing."
+            f"job {job} ended before its run did (state: {state}; its output: {folder}). Other jobs of this sweep may still "
+            "be running; the same command resumes what is missing."
         )
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown and not unknown.group(1).startswith("hydra"):
         return _unknown_key(unknown.group(1).split("@")[0])
     missing = re.search(r"Could not find '([^']+)/([^/']+)'", text)
     if missing:
-        group, choice = missing.groups()
-        if group == "hydra/launcher" and choice in LAUNCHERS:
-            return f"{group}={choice} needs a package that is not installed: pip install 'foura[{LAUNCHERS[choice]}]'."
-        found = re.findall(r"^\t(\w+)$", text, flags=re.MULTILINE)
-        choices = [name for name in found if not name.startswith("for_")]  # a backbone's default, under another name
-        return f"{group}={choice} is not known. {_suggest(choice, choices)}"
+        return _unknown_choice(*missing.groups(), text)
     if cause is not None and "full_key" in str(cause):
-        first, key = str(cause).splitlines()[0], re.search(r"full_key: (\S+)", str(cause))
-        return f"{key.group(1) if key else ''}: {first}."
+        key = re.search(r"full_key: (\S+)", str(cause))
+        return f"{key.group(1) if key else ''}: {first_line(cause)}."
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
+def _unknown_choice(group: str, choice: str, text: str) -> str:
+    """The sentence for a choice that a group of conf/ does not have; `text` is Hydra's, with a line per choice."""
+    if group == "hydra/launcher" and choice in LAUNCHERS:
+        return f"{group}={choice} needs a package that is not installed: pip install 'foura[{LAUNCHERS[choice]}]'."
+    found = re.findall(r"^\t(\w+)$", text, flags=re.MULTILINE)
+    choices = [name for name in found if not name.startswith("for_")]  # a backbone's default, under another name
+    return f"{group}={choice} is not known. {_suggest(choice, choices)}"
+
+
 def _unknown_key(key: str) -> str:
-    """The sentence for a key that does not exist, with the keys that do at its level."""
+    """The sentence for a key that does not exist, with the keys that exist at its level."""
     schema: Any = Config
-    *parents, last = key.split(".")
-    for depth, part in enumerate(parents):
-        fields = {spec.name: spec for spec in dataclasses.fields(schema)}
-        nested = fields[part].type if part in fields else None
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        types = {spec.name: spec.type for spec in dataclasses.fields(schema)}
+        nested, where = types.get(part), ".".join(parts[:depth])
+        if typing.get_origin(nested) is dict:
+            return f"{key} is not set yet; a plus sign adds it: +{where}.{part}.NAME=VALUE."
         if not (isinstance(nested, type) and dataclasses.is_dataclass(nested)):
-            last, parents = part, parents[:depth]
             break
         schema = nested
-    names = [spec.name for spec in dataclasses.fields(schema)]
-    where = ".".join(parents)
-    return f"{key} is not a key{' of ' + where if where else ''}. {_suggest(last, names)}"
+    return f"{key} is not a key{' of ' + where if where else ''}. {_suggest(part, types)}"
 
 
 def _suggest(word: str, choices: Any) -> str:
@@ -179,9 +194,9 @@ def folder_name(overrides: str) -> str:
 
 
 def _sweep_name(given: str | None, overrides: list[str]) -> str:
-    """The name of a sweep: as given, or made from its overrides, so that the same command is the same sweep.
+    """The name of a sweep: as given, or a hash of its overrides, so that the same command is the same sweep.
 
-    Hydra copies cached resolver values from the sweep to its jobs; that is how a job learns a name made here.
+    Hydra copies cached values of resolvers from the sweep to its jobs, which is how a job gets a name that was made here.
     """
     if given:
         return given
@@ -190,5 +205,5 @@ def _sweep_name(given: str | None, overrides: list[str]) -> str:
 
 
 def outputs_dir(cfg: DictConfig) -> Path:
-    """The absolute folder that everything made goes to."""
+    """The absolute path of the folder for stores, runs and sweeps."""
     return Path(cfg.outputs).expanduser().absolute()

@@ -1,7 +1,7 @@
 """The processes of one run, as torchrun, Slurm's srun or `run.worker.launch` start them.
 
-Rank 0 is the main process: it alone writes to the run's folder, its status.json and its MLflow run. Light on purpose: torch
-is imported with the process group. ("rank" here is a process; elsewhere it is the rank of a matrix.)
+Rank 0 is the main process: it alone writes to the run's folder and to MLflow. In this module "rank" is the number of a
+process; elsewhere it is the rank of a matrix. Light on purpose: torch is imported with the process group.
 """
 
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def rank() -> int:
-    """The number of this process among those of the run."""
+    """The number of this process, from 0."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) if started() else 0
 
 
@@ -19,7 +19,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """True in the process that writes; always true where there is only one."""
+    """True in rank 0; always true in a run of one process."""
     return rank() == 0
 
 
@@ -29,10 +29,12 @@ def started() -> bool:
 
 
 def init_process_group() -> None:
-    """Join the other processes of the run, if there are any. Collectives of CPU tensors work on GPU machines too."""
+    """Join the other processes of the run, if there are any. Collectives work on CPU tensors, on GPU machines too."""
+    if not started():
+        return
     import torch
 
-    if not started() or torch.distributed.is_initialized():
+    if torch.distributed.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -46,7 +48,7 @@ def init_process_group() -> None:
 
 
 def broadcast(value: Any = None) -> Any:
-    """The value that rank 0 passes, on every process."""
+    """The value that rank 0 passes, in every process; the other processes pass nothing."""
     if world_size() == 1:
         return value
     import torch
@@ -57,7 +59,7 @@ def broadcast(value: Any = None) -> Any:
 
 
 def all_reduce_sum(*numbers: float) -> list[float]:
-    """The sums of some numbers over all processes."""
+    """The sum of each number over all processes."""
     if world_size() == 1:
         return list(numbers)
     import torch

@@ -1,16 +1,29 @@
-"""What a user did or gave that cannot work, said in one sentence. Everything else that is raised is a bug of ours."""
+"""Mistakes of a user, each said in one sentence. Any other exception that reaches the terminal is a bug of ours."""
 
 import errno
+import sys
+from typing import NoReturn
 
+# import names of the packages that the extra "lab" installs
+LAB: tuple[str, ...] = (
+    "torchvision",
+    "diffusers",
+    "pytorch_lightning",
+    "lightning_fabric",
+    "torchmetrics",
+    "timm",
+    "hydra",
+    "omegaconf",
+)
+LAB += ("mlflow", "datasets", "sklearn", "scipy", "matplotlib", "pandas", "jinja2", "filelock", "PIL", "numpy", "rich")
+LAB += ("hydra_plugins",)
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 FULL = ("No space left on device", "disk is full", "Read-only file system", "Disk quota exceeded")
-
-
-LONGEST = 1500  # characters of a message; what users give can be quoted in it, however long it is
+LONGEST = 1500  # characters of a message, which may quote a user's input of any length
 
 
 class UserError(Exception):
-    """One clear sentence: what was found, and what to do about it. Ends a run with a non-zero exit and no traceback."""
+    """One sentence: what was found, and what to do about it. It ends a run with a non-zero exit and no traceback."""
 
     def __init__(self, said: str) -> None:
         super().__init__(one_line(said))
@@ -21,14 +34,14 @@ class Diverged(UserError):
 
 
 class Busy(UserError):
-    """Another process is at the same run."""
+    """Another process is executing the same run."""
 
 
 class Interrupted(UserError):
-    """Asked to stop by a signal, and stopped in order.
+    """A signal asked the run to stop, and it stopped at a point from which it can resume.
 
     Args:
-        signum: the signal; the process then exits with 128 + signum, as a shell would say it.
+        signum: the signal; the process exits with 128 + signum, as a shell reports it.
     """
 
     def __init__(self, sentence: str, signum: int) -> None:
@@ -37,16 +50,36 @@ class Interrupted(UserError):
 
 
 class Ended(UserError):
-    """A run in processes of its own ended in this state, other than "finished"."""
+    """A run in several processes ended in `state`, other than "finished"."""
 
     def __init__(self, sentence: str, state: str) -> None:
         super().__init__(sentence)
         self.state = state
 
 
+def exit_without_lab(error: ModuleNotFoundError) -> NoReturn:
+    """Exit with one sentence if a package of the extra "lab" is missing; raise the error again if it is another one."""
+    if (error.name or "").partition(".")[0] not in LAB:
+        raise error
+    sys.exit(f"error: {error.name} is not installed, and the framework needs it: pip install 'foura[lab]'")
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this error is that of an allocation that was refused: by a GPU, by the system, by Python."""
+    """True if a GPU, the system or Python refused an allocation."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
+def cannot_write(error: BaseException | None) -> bool:
+    """True if this error, or one that caused it, is a disk that is full or cannot be written to."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES):
+            return True
+        if any(words.lower() in str(error).lower() for words in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def one_line(said: str) -> str:
@@ -57,18 +90,11 @@ def one_line(said: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What a library's error says, or its kind where it says nothing."""
+    """An error's whole message on one line, at most 300 characters; its type where the message is empty."""
     return one_line(str(error))[:300] or type(error).__name__
 
 
-def cannot_write(error: BaseException | None) -> bool:
-    """Whether this error, or one that it came from, is a disk that is full or cannot be written to."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES):
-            return True
-        if any(words.lower() in str(error).lower() for words in FULL):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 300 characters; its type where the message is empty."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip()[:300] if lines else type(error).__name__

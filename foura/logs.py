@@ -1,4 +1,4 @@
-"""Silences what libraries print that is of no use to a user."""
+"""Silences messages of libraries that do not help a user of this one."""
 
 import logging
 import warnings
@@ -8,8 +8,11 @@ ADVICE = (
     ".*number of training batches.*",
     ".*LeafSpec.*",
     ".*Kernel Inception Distance.*",
-    ".*dataloader is not resumable.*",  # ours is: run/checkpoint.py
+    ".*dataloader is not resumable.*",  # ours is: run/loop.py
     ".*srun. command is available.*",
+    ".*will save all targets and predictions.*",
+    ".*variance of predictions or target is close to zero.*",  # a constant prediction: counts as correlation 0
+    ".*is_gradient_checkpointing. is deprecated.*",
 )
 
 

@@ -6,13 +6,15 @@ Choices that are records (families, methods, transforms, gates) are read from th
 import math
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from types import MappingProxyType
 from typing import Any, Union
 
 from omegaconf import MISSING
 
 from foura.families import FAMILIES
 from foura.methods import METHODS
+from foura.metrics import EPOCH, shown
 
 
 def _choice(default: Any, *choices: str) -> Any:
@@ -31,6 +33,28 @@ def _names(registry: str, *shipped: str) -> Callable[[], Iterable[str]]:
 
 def _number(default: Any, at_least: float = -math.inf, above: float = -math.inf, below: float = math.inf) -> Any:
     return field(default=default, metadata={"at_least": at_least, "above": above, "below": below})
+
+
+def since(version: str, spec: Any) -> Any:
+    """A key that was added in `version`, after 0.1.0: at its default it does not enter `run_key`, so older runs keep theirs.
+
+    Args:
+        spec: the key's default, or the field that `field`, `_choice`, `_choice_of` or `_number` makes of one.
+    """
+    made = spec if isinstance(spec, Field) else field(default=spec)
+    made.metadata = MappingProxyType({**made.metadata, "since": version})
+    return made
+
+
+def defaults_since(schema: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: default} of every key that `since` marks."""
+    found: dict[str, Any] = {}
+    for spec in fields(schema):
+        if is_dataclass(spec.type):
+            found |= defaults_since(spec.type, f"{prefix}{spec.name}.")
+        elif "since" in spec.metadata:
+            found[prefix + spec.name] = getattr(schema(), spec.name)
+    return found
 
 
 @dataclass
@@ -193,9 +217,7 @@ class Config:
     rank: int = _number(16, at_least=1)
     alpha: float = _number(1.0, above=0.0)
     seed: int = _number(0, at_least=0)
-    select: str = _choice_of(
-        "loss", lambda: (key for family in FAMILIES.values() for key in family.selectable)
-    )  # the validation metric that picks the epoch
+    select: str = _choice_of("loss", lambda: (metric.key for metric in shown(EPOCH)))
     iso_parameters: bool = False  # the largest rank with no more parameters than LoRA has at `rank`
     sweep: str | None = None  # groups runs under one parent run
     tune: list[str] = field(default_factory=list)  # swept keys whose best value the report picks on validation

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from hypothesis import settings
+
+from foura.threads import wait_without_spinning
+
+wait_without_spinning()
+import torch  # noqa: E402 (it reads the variables of its threads once)
 
 ROOT = Path(__file__).resolve().parent.parent
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # before anything imports the hub's client, which would otherwise try for half a minute
-)
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported, which would otherwise try for half a minute
+settings.register_profile("all")  # pytest --hypothesis-profile=all: every example that is generated
 
 
 @pytest.fixture(autouse=True)

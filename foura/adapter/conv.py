@@ -1,6 +1,6 @@
-"""FouRA on nn.Conv1d/2d/3d: the transform acts on the channels, one tap of the kernel like another.
+"""FouRA on nn.Conv1d/2d/3d: the transform acts on the channels, the same for every tap of the kernel.
 
-z = A ∗ (F x), y = F⁻¹ B z, with A a kernel (r, in_channels, *kernel) and B a 1x1 kernel, as PEFT's LoRA splits them.
+z = A ∗ (F x), y = F⁻¹ B z, with A a kernel (r, in_channels, *kernel) and B a 1x1 kernel, as in PEFT's LoRA.
 """
 
 from typing import Any
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from foura.adapter.config import FouraConfig
 from foura.adapter.delta import gated, plain_fold
-from foura.adapter.layer import Factors, FouraLayer
+from foura.adapter.layer import FouraLayer
+from foura.adapter.merging import Factors
 from foura.adapter.transforms import Transform
 
 CONVOLUTIONS = {
@@ -21,10 +22,10 @@ CONVOLUTIONS = {
 
 
 class Conv(FouraLayer):
-    """FouRA on a convolution; stride, padding and dilation are the base layer's.
+    """FouRA on a convolution; x is (S, in_channels, ...), stride, padding and dilation are the base layer's.
 
     Raises:
-        ValueError: the convolution has groups, whose channels a transform over all channels would mix.
+        ValueError: more than one group; a transform over all channels would mix the groups.
     """
 
     def _transform(self, config: FouraConfig, splits: int) -> Transform:

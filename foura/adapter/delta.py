@@ -50,13 +50,6 @@ def transformed_delta(
     return transform.synthesise((z * scaling) @ transform.coefficients(B).T)
 
 
-def delta_weight(down: Tensor, up: Tensor, scaling: float, rank: int, gate: Tensor | None = None) -> Tensor:
-    """ΔW (M, N) = scaling · up diag(g) down for a fixed gate vector g (r,); g = 1 without one."""
-    if gate is not None:
-        up = masked(up, gate, rank)
-    return scaling * (up @ down)
-
-
 def masked(up: Tensor, gate: Tensor, rank: int) -> Tensor:
     """up diag(g) for a gate vector g (r,)."""
     return up * gate.to(up.dtype).repeat(up.shape[-1] // rank)

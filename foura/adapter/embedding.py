@@ -1,7 +1,7 @@
 """FouRA on nn.Embedding: y = E[i] + s · F⁻¹ B (g(z) ⊙ z), z = A[:, i].
 
-The vocabulary has no order, so no transform acts on it: A is (r, num_embeddings), real for the DFT too. F⁻¹ acts on the
-embedding axis.
+The vocabulary has no order, so no transform acts on it: A is (r, num_embeddings), and real for every transform. F⁻¹
+acts on the embedding axis.
 """
 
 from typing import Any
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from foura.adapter.delta import gated, plain_fold
-from foura.adapter.layer import Factors, FouraLayer
+from foura.adapter.layer import FouraLayer
+from foura.adapter.merging import Factors
 from foura.adapter.transforms import Transform
 
 
 class Embedding(FouraLayer):
-    """FouRA on nn.Embedding; x is integer, any shape. `embed_scale` of the base layer is honoured as in PEFT's LoRA."""
+    """FouRA on nn.Embedding; x holds token ids, any shape. A base layer's `embed_scale` applies as in PEFT's LoRA."""
 
     def _shape_A(self, transform: Transform, r: int) -> tuple[int, ...]:
         return (r, self.in_features)
@@ -24,7 +25,7 @@ class Embedding(FouraLayer):
         return 3  # each token picks one column of A: unit variance, as in PEFT's LoRA
 
     def fold(self, adapter_name: str) -> Factors:
-        """(A (r, num_embeddings), F⁻¹B (embedding_dim, r)); of the DFT's columns those that meet a real z."""
+        """(A (r, num_embeddings), F⁻¹B (embedding_dim, r)); z is real, so only the first part of the columns counts."""
         A = self.foura_A[adapter_name]
         B = self.foura_B[adapter_name]
         transform = self.transform[adapter_name]

@@ -1,4 +1,4 @@
-"""Another trained adapter into the place of a loaded one, without rebuilding (or recompiling) the model."""
+"""Replacing a loaded adapter by another trained one, without rebuilding (or recompiling) the model."""
 
 import os
 from pathlib import Path
@@ -17,11 +17,11 @@ from foura.adapter.freeze import foura_layers
 def hotswap_adapter(model: nn.Module, path: str | os.PathLike[str], adapter_name: str = "default") -> None:
     """Copy the FouRA checkpoint in the folder `path` onto the adapter `adapter_name`, in place.
 
-    Both must have the same layers, ranks, transform and gate; strengths may differ. PEFT's own `hotswap_adapter` knows
-    LoRA only.
+    Both must have the same layers, ranks, transform and gate; strengths may differ. PEFT's own `hotswap_adapter`
+    supports only LoRA.
 
     Raises:
-        ValueError: the checkpoint is not FouRA's, or does not fit; the model is then unchanged.
+        ValueError: the checkpoint is not a FouRA adapter or does not fit; the model is then unchanged.
     """
     new = PeftConfig.from_pretrained(str(path))
     old = getattr(model, "peft_config", {}).get(adapter_name)

@@ -1,29 +1,29 @@
 """The PEFT layer: a frozen layer plus any number of named FouRA adapters. Base class of every kind of layer.
 
 Weights live in the transform domain: `foura_A` (r, in_features) and `foura_B` (out_features, r); real views with a last
-axis of 2 for the DFT. The mathematics is in `delta`, `transforms` and `gates`; this file is bookkeeping.
+axis of 2 for the DFT. The mathematics is in `delta`, `transforms` and `gates`, merging in `merging`; this file is
+bookkeeping.
 """
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 
 from foura.adapter.config import FouraConfig
-from foura.adapter.delta import delta_weight, masked, plain_fold
+from foura.adapter.delta import plain_fold
 from foura.adapter.gates import GATES, Gate
+from foura.adapter.merging import Factors, MergingLayer
 from foura.adapter.transforms import TRANSFORMS, Transform
 
-Factors = tuple[Tensor, Tensor]  # (down, up)
 MOST_RANK = 4096  # allowed in every layer, however small
 
 
-class FouraLayer(nn.Module, BaseTunerLayer):
+class FouraLayer(nn.Module, MergingLayer):
     """A layer with FouRA adapters, keyed by adapter name like every PEFT layer."""
 
     adapter_layer_names = ("foura_A", "foura_B", "foura_gate")
@@ -160,90 +160,15 @@ class FouraLayer(nn.Module, BaseTunerLayer):
             else:
                 self.scaling[name] /= scale
 
-    # -- the folded factors
+    # -- factors and gate
 
     def fold(self, adapter_name: str) -> Factors:
         """(down (q, in), up (out, q)) of the adapter in float32 or better, before mask and scaling; see `delta`."""
         return plain_fold(self.foura_A[adapter_name], self.foura_B[adapter_name], self.transform[adapter_name])
 
-    def depends_on_input(self, adapter_name: str) -> bool:
-        """True if the adapter's gate depends on the input, so that its update has no single ΔW."""
-        return adapter_name in self.foura_gate
-
     def gate(self, adapter_name: str) -> Gate | None:
         """The adapter's input-dependent gate, if it has one."""
         return self.foura_gate[adapter_name] if adapter_name in self.foura_gate else None  # type: ignore[return-value]
-
-    def mask_up(self, adapter_name: str, up: Tensor) -> Tensor:
-        """`up` with the columns that a frozen gate has closed set to zero."""
-        if adapter_name not in self.foura_gate_mask:
-            return up
-        return masked(up, self.foura_gate_mask[adapter_name], self.r[adapter_name])
-
-    def fixed_factors(self, adapter_name: str) -> Factors:
-        """(down, up) with mask and scaling in up: ΔW = up · down.
-
-        Raises:
-            ValueError: the adapter's gate depends on the input, and so does its ΔW.
-        """
-        if self.depends_on_input(adapter_name):
-            raise ValueError(
-                f"adapter {adapter_name!r} has an adaptive gate: its update depends on the input and has no single "
-                "weight to merge or export. Call foura.freeze_gates(model, batches) first."
-            )
-        down, up = self.fold(adapter_name)
-        return down, self.mask_up(adapter_name, up) * self.scaling[adapter_name]
-
-    # -- merging
-
-    def get_delta_weight(self, adapter_name: str, gate: Tensor | None = None) -> Tensor:
-        """ΔW of the adapter in the shape of the base weight, scaling included.
-
-        Args:
-            gate: a fixed gate vector (r,) in place of one that depends on the input, such as its mean over data.
-
-        Raises:
-            ValueError: the adapter's gate depends on the input, and no fixed gate was given.
-        """
-        if gate is None:
-            delta = self._weight_shaped(*self.fixed_factors(adapter_name))
-        else:
-            down, up = self.fold(adapter_name)
-            flat = delta_weight(down.flatten(1), up, self.scaling[adapter_name], self.r[adapter_name], gate)
-            delta = flat if down.dim() == 2 else flat.view(-1, *down.shape[1:])
-        return delta.to(self.foura_A[adapter_name].dtype)
-
-    def _weight_shaped(self, down: Tensor, up: Tensor) -> Tensor:
-        delta = (up @ down.flatten(1)).view(-1, *down.shape[1:])
-        return delta.T if self.fan_in_fan_out else delta
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add ΔW of the adapters to the base weight (all active ones by default); `safe_merge` refuses NaN and Inf."""
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.foura_A]
-        deltas = [self.get_delta_weight(name) for name in names]  # all of them before the weight is touched
-        for name, delta in zip(names, deltas, strict=True):
-            weight = self.get_base_weight()
-            merged = weight + delta.to(weight)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(
-                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
-                )  # PEFT's words
-            self.set_base_weight(merged)
-            self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Subtract every merged ΔW from the base weight."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            if name in self.foura_A:
-                weight = self.get_base_weight()
-                self.set_base_weight(weight - self.get_delta_weight(name).to(weight))
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return not self.depends_on_input(adapter_name)
 
     # -- forward
 

@@ -16,19 +16,20 @@ from foura.adapter.delta import (
     plain_delta,
     transformed_delta,
 )
-from foura.adapter.layer import Factors, FouraLayer
+from foura.adapter.layer import FouraLayer
+from foura.adapter.merging import Factors
 
-# Without gradients the folded factors are kept from call to call, but only calls of few tokens (decoding) use them;
-# larger ones can afford to fold, and so refresh them.
+# Without gradients the folded factors are cached, but only calls with few tokens (decoding) use the cache; larger ones
+# can afford to fold, and so refresh it.
 FEW_TOKENS = 256
 
 
 class Linear(FouraLayer):
     """y = W0 x + b + Σ eq. 5 over the active adapters; x is (..., in_features).
 
-    One line of mathematics (`delta.plain_delta`), run in the cheapest way that the situation allows:
+    One line of mathematics (`delta.plain_delta`), computed in the cheapest way for the situation:
         torch.compile            the line itself; the compiler fuses it
-        no gradients             folded factors, kept while A and B are unchanged
+        no gradients             folded factors, cached while A and B are unchanged
         fewer tokens than ranks  the activations are transformed, not the factors
         one adapter, no gate     `delta.adapted_linear`: one operation
         otherwise                `delta.adapted`: folded once, accumulated in place
@@ -110,11 +111,11 @@ class Linear(FouraLayer):
     def _kept_factors(self, name: str, x: Tensor) -> Factors:
         """The factors for a call without gradients, from the last such call if nothing has changed.
 
-        A and B are recognised by address and by the counter that autograd keeps of in-place writes. Writes through
-        `.data` escape it: `train()` and `eval()` drop what is kept.
+        Changes of A and B are seen by their address and by autograd's counter of in-place writes. Writes through `.data`
+        are not counted: `train()` and `eval()` clear the cache.
         """
         A, B, mask = self.foura_A[name], self.foura_B[name], self._mask(name)
-        if A.is_inference() or B.is_inference():  # these have no counter
+        if A.is_inference() or B.is_inference():  # inference tensors have no such counter
             return self._fresh_factors(name, x.dtype)
         key = (A.data_ptr(), A._version, B.data_ptr(), B._version, x.dtype, mask is None or mask._version)
         kept = self._cached.get(name)
@@ -129,7 +130,7 @@ class Linear(FouraLayer):
         return self.foura_gate_mask[name] if name in self.foura_gate_mask else None
 
     def _one_dtype(self, x: Tensor, names: list[str], autocast: torch.dtype | None) -> bool:
-        """Whether input, base output and adapters share a dtype, so that products can be accumulated."""
+        """True if input, base output and adapters share a dtype, so that products can be accumulated in place."""
         if self.quantization_backend is not None or not isinstance(self.base_layer, (nn.Linear, Conv1D)):
             return False
         if autocast is not None:
@@ -137,13 +138,14 @@ class Linear(FouraLayer):
         return x.dtype == self.base_layer.weight.dtype and all(self.foura_A[name].dtype == x.dtype for name in names)
 
     def _owns_output(self) -> bool:
-        """Whether nobody else can hold the base layer's output or input gradient, which are then written to."""
+        """True if no hook can hold the base layer's output or input gradient, so that both may be written to."""
         base: Any = self.base_layer
         return type(base) is nn.Linear and not (
             base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
         )
 
     def _is_one_operation(self, name: str, x: Tensor) -> bool:
+        """True if `delta.adapted_linear` can compute the layer with this adapter."""
         weight: Any = self.base_layer.weight
         return (
             name not in self.foura_gate

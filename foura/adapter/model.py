@@ -1,4 +1,4 @@
-"""The PEFT tuner: finds the layers that a FouraConfig names, wraps them, and steers them per call."""
+"""The PEFT tuner: wraps the layers that a FouraConfig names, and passes adapters and padding masks to them per call."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -36,6 +36,7 @@ class FouraModel(BaseTuner):
     uses_shared_state = False
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's own; if no target is found, the error lists the linear layers of the model."""
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:
@@ -74,7 +75,7 @@ class FouraModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(new_module, nn.MultiheadAttention):  # unwrapped again; it has no `weight` for PEFT to hand over
+        if isinstance(new_module, nn.MultiheadAttention):  # unwrapping; it has no `weight` for PEFT to copy
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
@@ -87,16 +88,17 @@ class FouraModel(BaseTuner):
         combination_type: str = "svd",
         svd_rank: int | None = None,
     ) -> None:
-        """A new adapter from existing ones, weighted. Arguments as for PEFT's LoRA.
+        """Add a new adapter, the weighted combination of existing ones. Arguments as for PEFT's LoRA.
 
         Args:
-            combination_type: "cat", exact: the ranks stand side by side. "svd": the best approximation of rank
-                `svd_rank` (default: the largest rank combined). Both give plain LoRA factors (transform "identity"),
-                and take any mix of transforms. "linear": A and B are averaged where they are, for equal r and
-                transform; cheap, and not the weighted sum of the updates unless there is one adapter.
+            combination_type: "cat" is exact: the ranks are concatenated. "svd" is the best approximation of rank
+                `svd_rank` (default: the largest rank combined). Both give plain LoRA factors (transform "identity") and
+                take any mix of transforms. "linear" averages A and B themselves, for equal r and transform; it is cheap,
+                and differs from the weighted sum of the updates unless there is one adapter.
 
         Raises:
-            ValueError: an unknown adapter or type, an adaptive gate, or adapters that the type cannot combine.
+            ValueError: an unknown adapter or type, a gate that depends on the input, or adapters that the type cannot
+                combine.
         """
         if adapter_name in self.peft_config:
             return
@@ -108,9 +110,17 @@ class FouraModel(BaseTuner):
                 combine_layer(module, dict(zip(adapters, weights, strict=True)), adapter_name, combination_type)
                 module.set_requires_grad(adapter_name, False)
 
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """PEFT's own for checkpoint keys, and also for gates made of modules: foura_gate.<adapter>.net.weight."""
+        gate = f".foura_gate.{adapter_name}."
+        if gate in key:
+            return key.replace(gate, ".foura_gate.", 1)
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT enters this around every forward and generate: adapters by row, and the padding that gates ignore."""
+        """PEFT enters this around every forward and generate: adapters per row, and the padding that gates ignore."""
         names = kwargs.pop("adapter_names", None)
         mask = kwargs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
@@ -127,7 +137,7 @@ class FouraModel(BaseTuner):
                 handle.remove()
 
     def _route_rows(self, names: list[str], beams: int) -> list[Any]:
-        """Hooks that hand every layer the adapter of each row, as PEFT's LoRA does."""
+        """Register hooks that tell every layer the adapter of each row, as in PEFT's LoRA; returns their handles."""
         if self.training:
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
         layers = [module for module in self.modules() if isinstance(module, (FouraLayer, AuxiliaryTrainingWrapper))]
@@ -136,7 +146,7 @@ class FouraModel(BaseTuner):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
         get_encoder = getattr(self.model, "get_encoder", None)
         encoder = get_encoder() if get_encoder else None
-        # beams repeat the rows of the decoder; an encoder still sees each once
+        # beam search repeats the rows of the decoder; an encoder still sees each row once
         once = set(encoder.modules()) if beams > 1 and encoder not in (None, self.model) else set()
         repeated = [name for name in names for _ in range(beams)]
         return [
@@ -153,23 +163,23 @@ def _with_adapter_names(_module: nn.Module, args: Any, kwargs: Any, names: list[
 
 @contextmanager
 def attention_mask(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
-    """Within the context, the adaptive gates of `model` look at real tokens alone: mask (S, T), true or 1 = real.
+    """Within the context, the gates of `model` ignore padding: mask (S, T), true or 1 for real tokens.
 
-    A PeftModel does this by itself with the `attention_mask` that it is called with; this is for models that carry
-    FouRA without the wrapper (`model.add_adapter`). Layers whose input has another number of tokens are not affected.
+    A PeftModel does this itself with the `attention_mask` that it is called with; this is for models that have FouRA
+    adapters without the wrapper (`model.add_adapter`). Layers whose input has another number of tokens are not affected.
     """
     gates = [module for module in model.modules() if isinstance(module, Gate)]
     for gate in gates:
         gate.padding_mask = None if mask is None else mask.bool()
     yield
     if torch.is_grad_enabled() and model.training:
-        return  # gradient checkpointing runs the layers again in backward; the next call sets its own mask
+        return  # gradient checkpointing runs the layers again in the backward pass; the next call sets its own mask
     for gate in gates:
         gate.padding_mask = None
 
 
 def layer_class(module: nn.Module) -> type[FouraLayer] | None:
-    """The FouRA layer for a module, or None."""
+    """The FouRA layer class for a module, or None if FouRA cannot adapt it."""
     if isinstance(module, (nn.Linear, Conv1D)):
         return Linear
     if isinstance(module, nn.Embedding):
@@ -183,9 +193,5 @@ def layer_class(module: nn.Module) -> type[FouraLayer] | None:
 
 
 def linear_layers(model: nn.Module) -> list[str]:
-    """Names of the nn.Linear layers in `model`, in order, each adapted layer under its own name."""
-    names = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            names.append(name.removesuffix(".base_layer"))
-    return names
+    """Names of the nn.Linear layers in `model`, in order; adapted layers under the name of their wrapper."""
+    return [name.removesuffix(".base_layer") for name, module in model.named_modules() if isinstance(module, nn.Linear)]

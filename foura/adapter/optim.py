@@ -1,4 +1,4 @@
-"""Learning rates by role: LoRA+'s larger one for B, and the gate's own."""
+"""Learning rates per role: LoRA+'s larger one for B, and one for the gates."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ def param_groups(
     PEFT's `create_loraplus_optimizer` looks for "lora_B" and silently finds nothing in a FouRA model.
 
     Args:
-        lr: for A, and for whatever else is trained (heads, biases).
-        lr_ratio: B learns with lr * lr_ratio (LoRA+, Hayou et al. 2024, recommends about 16).
-        gate_lr: for the gate networks; `lr` without it. Ten to twenty times lr makes gates select.
+        lr: for A and everything else that is trained (heads, biases).
+        lr_ratio: the learning rate of B is lr * lr_ratio (LoRA+, Hayou et al. 2024, recommends about 16).
+        gate_lr: for the gate networks (default: lr). Ten to twenty times lr makes gates select.
 
     Raises:
         ValueError: nothing is trainable.

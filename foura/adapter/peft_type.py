@@ -1,7 +1,7 @@
 """FOURA as a member of PEFT's enum of methods.
 
-PEFT looks every method up by a `PeftType` member and has no entry point for outsiders; `register_peft_method` insists
-on a member of that name. A `str` enum cannot be subclassed, so the member is added to the enum itself, once.
+PEFT looks every method up by its `PeftType` member and has no entry points for other packages; `register_peft_method`
+requires a member of that name. A `str` enum cannot be subclassed, so the member is added to the enum itself, once.
 """
 
 from peft import PeftType

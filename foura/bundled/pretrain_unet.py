@@ -37,8 +37,8 @@ def pretrain_unet(folder: Path, *, steps: int, seed: int, report: Callable[[str]
     from diffusers import DDPMScheduler
     from safetensors.torch import save_file
 
+    from foura.bundled.caption_unet import caption_bytes, fresh_embedded
     from foura.bundled.letters import render_letters
-    from foura.families.diffusion.backbone import caption_bytes, fresh_embedded
 
     torch.manual_seed(seed)
     model = fresh_embedded()

@@ -43,8 +43,8 @@ class Family:
     Attributes:
         name: the choice of `backbone=` and the value of `backbone.family`.
         sources: the choices of `dataset.source`. bundled: those among them that need no dataset.path.
-        formats: {choice of `dataset.format`: key of the metric that its runs are judged by}; the first is the default.
-        selectable: keys of the metrics that can select the epoch.
+        formats: {choice of `dataset.format`: keys of the metrics that its runs have}; the first format is the default, and
+            the first metric is the one that a run is judged by.
         causal: later tokens must not change earlier outputs, so that a gate may not look at them.
         build: data, backbone and task of a whole config.
         save_merged: (parts, merged model, config, folder): the model for the stack that it came from.
@@ -56,8 +56,7 @@ class Family:
     name: str
     sources: tuple[str, ...]
     bundled: tuple[str, ...]
-    formats: Mapping[str, str]
-    selectable: tuple[str, ...]
+    formats: Mapping[str, tuple[str, ...]]
     causal: bool
     build: Callable[[DictConfig], Parts]
     save_merged: Callable[[Parts, Any, DictConfig, Path], None]
@@ -71,9 +70,12 @@ class Family:
 
     def headline(self, chosen: str | None) -> Metric:
         """The metric that a run of this `dataset.format` is judged by, on test data."""
-        return METRICS[self.formats[self.format(chosen)]]
+        return METRICS[self.formats[self.format(chosen)][0]]
 
     def curve(self, chosen: str | None) -> Metric:
-        """The metric that is shown while a run trains: the headline, or the loss where that is measured at the end only."""
-        headline = self.headline(chosen)
-        return headline if EPOCH in headline.shown else METRICS["loss"]
+        """The metric that is shown while a run trains: the headline, or the next one where that is measured at the end only."""
+        return METRICS[self.selectable(chosen)[0]]
+
+    def selectable(self, chosen: str | None) -> list[str]:
+        """Keys of the metrics that every epoch has, any of which can select the epoch."""
+        return [key for key in self.formats[self.format(chosen)] if EPOCH in METRICS[key].shown]

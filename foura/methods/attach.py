@@ -50,18 +50,23 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
     if method.ranked:
         _check_rank(method.first_rank(cfg.rank), layers)
     common: dict[str, Any] = {"target_modules": list(backbone.targets)}
-    if backbone.new_head:
-        common["modules_to_save"] = [backbone.head]
+    if backbone.new:
+        common["modules_to_save"] = list(backbone.new)
     adapted, config = _wrapped(model, cfg, method, layers, steps, common)
     config.base_model_name_or_path = cfg.backbone.name  # after wrapping: PEFT overwrites it with what it finds
     return adapted
 
 
 def unfreeze(backbone: Backbone, trained: str) -> nn.Module:
-    """The bare model with its head trainable, and its body where `trained` is "body"."""
-    backbone.model.get_submodule(backbone.body).requires_grad_(trained == "body")
-    backbone.model.get_submodule(backbone.head).requires_grad_(True)
+    """The bare model, with the modules that adapter=full ("body") or adapter=head ("head") trains made trainable."""
+    for name in trained_modules(backbone, trained):
+        backbone.model.get_submodule(name).requires_grad_(True)
     return backbone.model
+
+
+def trained_modules(backbone: Backbone, trained: str) -> list[str]:
+    """Names of the modules that adapter=full ("body") or adapter=head ("head") trains."""
+    return [*([backbone.body] if trained == "body" else []), backbone.head, *backbone.new]
 
 
 def _wrapped(

@@ -11,6 +11,7 @@ from foura.errors import UserError
 from foura.families import family_of
 from foura.families.family import Parts
 from foura.methods import method_of
+from foura.methods.attach import trained_modules
 
 
 def check_forgetting(cfg: DictConfig) -> None:
@@ -42,7 +43,7 @@ class Before:
             layers = target_layers(backbone.model, backbone.targets)
         self.weights: dict[str, Tensor] = {name: layer.weight.detach().clone() for name, layer in layers.items()}
         self.parameters = {f"{name}.weight": weight for name, weight in self.weights.items()}
-        for name in {"body": (backbone.body, backbone.head), "head": (backbone.head,)}.get(method.trained or "", ()):
+        for name in trained_modules(backbone, method.trained) if method.trained else ():
             for key, value in backbone.model.get_submodule(name).named_parameters(prefix=name):
                 if key not in self.parameters:
                     self.parameters[key] = value.detach().clone()

@@ -50,7 +50,7 @@ def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> li
     rows: list[dict[str, Any]] = []
     for own, cfg in zip(names, configs, strict=True):
         parts = build(cfg)
-        if parts.backbone.new_head:
+        if parts.backbone.new:
             raise UserError("each of these runs has a classifier of its own, and classifiers do not add up.")
         model: Any = parts.backbone.model
         for name, run in zip(names, runs, strict=True):

@@ -1,1 +1,1 @@
-"""A run's life: status.json, the MLflow store, the parent run of a sweep."""
+"""Tracking: each run's status.json, its journal for the MLflow store, the store itself, the parent run of a sweep."""

@@ -6,7 +6,6 @@
 import contextlib
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +15,7 @@ from filelock import FileLock, Timeout
 
 from foura.errors import Busy, Diverged, Ended, Interrupted, UserError, cannot_write
 
-DONE = ("finished", "diverged")
-UNFINISHED = ("running", "interrupted")
+DONE = ("finished", "diverged")  # a diverged run is a result
 
 
 class RunStatus:
@@ -31,6 +29,9 @@ class RunStatus:
             killed, because a living one would hold the lock.
         killed: how often in a row a process of this run was killed before it wrote a new checkpoint.
         fields: the file's content besides "state"; fill in "key", "run_id", "metrics" as they become known.
+
+    Raises:
+        Busy: on entering, if another process holds the lock.
     """
 
     def __init__(self, folder: Path, held: bool = False) -> None:
@@ -44,7 +45,7 @@ class RunStatus:
         self.held, self.lock = held, FileLock(folder / ".lock")
 
     def __enter__(self) -> "RunStatus":
-        if self.held:  # and so it was started before
+        if self.held:  # the process that holds it has written the file
             self.previous = read_json(self.path)
             self.fields |= {key: value for key, value in self.previous.items() if key != "state"}
             return self
@@ -52,10 +53,10 @@ class RunStatus:
             self.lock.acquire(timeout=0)
         except Timeout:
             raise Busy(f"another process is at this run already ({self.path.parent}).") from None
-        self.previous = read_json(self.path)  # nobody else can change it from here on
-        kept = self._kept()
+        self.previous = read_json(self.path)  # no other process can change it from here on
+        kept = self._checkpoint_identity()
         if self.previous.get("state") == "running" and self.previous.get("kept", kept) == kept:
-            self.killed = int(self.previous.get("killed", 0)) + 1
+            self.killed = _count(self.previous.get("killed")) + 1
         self.fields |= {"kept": kept, "killed": self.killed}
         return self
 
@@ -64,35 +65,34 @@ class RunStatus:
     ) -> None:
         try:
             if error is not None:
-                said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                with contextlib.suppress(
-                    OSError
-                ):  # a full disk: "running" without a process says the same to the next one
-                    self.write(state_of(error), error=said)
+                self._fail(error)
             elif self.state is not None:
                 self.write("finished", seconds=round(time.monotonic() - self.began, 1))
                 self.checkpoint.unlink(missing_ok=True)  # only now: until then a killed run resumes from it
         finally:
             self.lock.release()
 
-    def _kept(self) -> list[int]:
-        """Identifies the checkpoint; the time in it is compared for equality only, so a clock that was set does not matter."""
+    def _fail(self, error: BaseException) -> None:
+        if self.state is None:  # it did not start: what an earlier process left stays as it was
+            self.fields |= {name: self.previous[name] for name in ("key", "run_id", "metrics") if name in self.previous}
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(OSError):  # a full disk: the next process reads "running" without a lock, as of a kill
+            self.write(state_of(error), error=said)
+
+    def _checkpoint_identity(self) -> list[int]:
+        """[time, size] of the checkpoint, [] for none. The time is only compared for equality, so a reset clock is harmless."""
         path = self.checkpoint
         return [path.stat().st_mtime_ns, path.stat().st_size] if path.is_file() else []
 
-    def unfinished(self, key: str) -> bool:
-        """True if this very experiment was begun and not ended."""
-        return self.previous.get("key") == key and self.previous.get("state") in UNFINISHED
-
-    def done(self, key: str) -> bool:
-        """True if this very experiment has its result already; a diverged run is a result."""
-        return self.previous.get("key") == key and self.previous.get("state") in DONE
-
     def write(self, state: str, **more: Any) -> None:
-        """Replace the file as a whole; nobody ever reads half of it."""
+        """Replace the file as a whole, so that no reader ever finds half of it."""
         self.state = state
         self.fields.update(more)
         write_json(self.path, {"state": state, **self.fields})
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def held(folder: Path) -> bool:
@@ -110,17 +110,17 @@ def state_of(error: BaseException) -> str:
         return error.state
     if isinstance(error, Diverged):
         return "diverged"
-    ended_from_outside = isinstance(error, (KeyboardInterrupt, SystemExit, Interrupted)) or cannot_write(error)
-    if type(error).__name__ == "UncompletedJobError":  # submitit's: the job's time is over and it is not queued again
+    if type(error).__name__ == "UncompletedJobError":  # submitit's: the job's time is over and it is not requeued
         return "interrupted"
+    ended_from_outside = isinstance(error, (KeyboardInterrupt, SystemExit, Interrupted)) or cannot_write(error)
     return "interrupted" if ended_from_outside else "failed"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where there is none or it cannot be read, which then is not a result."""
+    """The object in a JSON file; {} where there is none or it cannot be read, which counts as no result."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -128,12 +128,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON beside `path`, then rename over it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    scratch = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with open(scratch, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=2, allow_nan=True)
             file.write("\n")
         os.replace(scratch, path)
     except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise

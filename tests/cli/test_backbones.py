@@ -94,7 +94,7 @@ def test_the_saved_language_adapter_is_the_tested_one(train, adapter) -> None:
 
     from foura.families.language.backbone import build_llama
     from foura.families.language.data import prepare_text
-    from foura.families.language.text import open_text
+    from foura.families.language.sources import open_text
 
     ended = train("backbone=llama_small", f"adapter={adapter}", *FAMILIES["llama_small"], *QUICK, "optimizer.lr=1e-2")
     cfg = OmegaConf.load(ended.folder() / "config.yaml")
@@ -195,7 +195,7 @@ def test_own_pictures_with_captions(train, tmp_path) -> None:
             ["backbone=unet", "dataset=letters", "dataset.format=text"],
             "dataset.format=text does not go with backbone=unet",
         ),
-        (["backbone=unet", "select=acc"], "select=acc is no metric of backbone=unet; choose loss"),
+        (["backbone=unet", "select=acc"], "select=acc is not a metric of backbone=unet; choose loss"),
         (["backbone=llama_small", "adapter.gate_scope=sequence"], "looks at later tokens"),
         (["backbone=llama_small", "backbone.name=./nowhere"], "backbone.name=./nowhere: there is no such directory"),
         (["backbone=unet", "backbone.name=./nowhere"], "backbone.name=./nowhere: there is no such directory"),
@@ -260,7 +260,7 @@ def test_two_adapters_at_once(train, tmp_path, monkeypatch) -> None:
     with pytest.raises(SystemExit, match="adapters of one method in a model, and these are of foura, lora"):
         main()
     monkeypatch.setattr("sys.argv", ["foura", "merge-eval", str(tmp_path), str(tmp_path)])
-    with pytest.raises(SystemExit, match="is no finished run"):
+    with pytest.raises(SystemExit, match="is not a finished run"):
         main()
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from tests.helpers.survives import record
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "cluster"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "clusters"
 OBJECTS = list(yaml.safe_load_all((DOCS / "kubernetes.yaml").read_text()))
 SCRIPT = (DOCS / "slurm.sh").read_text()
 

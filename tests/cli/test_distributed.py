@@ -3,17 +3,17 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from tests.helpers.network import free_port
 from tests.helpers.runs import children, start, statuses
 from tests.helpers.survives import record
+from tests.helpers.waiting import wait_until
 
 CPU = ("trainer.accelerator=cpu", "trainer.devices=2")
 VIT = ("rank=4", "dataset.limit=65", "dataset.epochs=2")  # the last batch has one item: nothing is left for rank 1
@@ -102,9 +102,7 @@ def test_torchrun_starts_a_run_and_a_sweep_starts_its_own(root, run_env, tmp_pat
 @pytest.mark.slow
 def test_two_launchers_of_one_process_each_meet_at_one_run(root, run_env, tmp_path, train) -> None:
     """As on two nodes with a shared disk: a torchrun on each, which knows of the other by its address alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    meeting = f"127.0.0.1:{free_port()}"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "--rdzv-id=two", "--local-addr=127.0.0.1"]
     command = [*torchrun, str(root / "train.py"), "adapter=foura", *VIT, "trainer=ddp", "trainer.accelerator=cpu"]
@@ -127,13 +125,13 @@ def test_stopped_or_killed_processes_go_on_by_the_same_command(trainer, how, roo
     choice = ("adapter=foura", "rank=4", "dataset.limit=200", "dataset.epochs=8", f"trainer={trainer}", *CPU)
     outputs = tmp_path / "killed"
     process = start(root, run_env, outputs, "sweep=s", *choice)
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not list(outputs.glob("sweeps/s/*/checkpoint.pt")):
-        time.sleep(0.05)
+    wait_until(lambda: list(outputs.glob("sweeps/s/*/checkpoint.pt")), "the first checkpoint")
     if how == signal.SIGTERM:
         process.send_signal(how)
     else:
-        ranks = subprocess.run(["pgrep", "-f", f"foura.ranks {outputs}"], capture_output=True, text=True, check=True)
+        ranks = subprocess.run(
+            ["pgrep", "-f", f"foura.run.worker {outputs}"], capture_output=True, text=True, check=True
+        )
         pids = ranks.stdout.split()
         (second,) = [pid for pid in pids if "\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_text()]
         os.kill(int(second), how)
@@ -156,7 +154,7 @@ def test_stopped_or_killed_processes_go_on_by_the_same_command(trainer, how, roo
             assert status["metrics"][key] == pytest.approx(value, rel=ROUNDING, abs=ROUNDING), key
     assert len(children(outputs, "s")[1]) == 1
     record(
-        "processes", f"{trainer}: {how.name} to {'the command' if how == signal.SIGTERM else 'rank 1'}", "1 run goes on"
+        "processes", f"{trainer}: {how.name} to {'the command' if how == signal.SIGTERM else 'rank 1'}", "1 run resumes"
     )
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from foura.cli import main
 from foura.errors import UserError
-from foura.families.family import build
+from foura.families import build
 from foura.run.export import export
 
 QUICK = ("rank=4", "dataset.epochs=1", "trainer.max_steps=4", "optimizer.lr=1e-2")
@@ -49,7 +49,7 @@ def test_a_language_adapter_as_lora_and_merged(train, tmp_path) -> None:
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").float().eval()
     torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-4)
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("def f")["input_ids"]
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         export(run, "lora", tmp_path / "lora")
 
 

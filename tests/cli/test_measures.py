@@ -7,7 +7,7 @@ from tests.helpers.runs import client, status
 
 @pytest.mark.parametrize("adapter", ["lora", "foura_dct", "foura_dft", "foura", "dora", "adalora", "sora"])
 def test_equal_parameters_are_as_near_below_loras_as_a_rank_can_be(adapter) -> None:
-    from foura.families.family import build
+    from foura.families import build
     from foura.methods.attach import attach
     from tests.helpers.config import composed
 

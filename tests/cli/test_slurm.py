@@ -2,8 +2,7 @@
 
 import re
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from mlflow.tracking import MlflowClient
 from tests.helpers.runs import children, scientific, start, statuses
 from tests.helpers.slurm_cluster import Slurm, missing
 from tests.helpers.survives import record
+from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -44,13 +44,6 @@ def env(slurm, run_env) -> dict[str, str]:
     return {**run_env, **{key: slurm.env[key] for key in ("PATH", "SLURM_CONF")}}
 
 
-def until(true: Callable[[], object], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        time.sleep(0.05)
-
-
 def only(outputs: Path) -> dict:
     """The status of the only run."""
     (status,) = statuses(outputs, "s").values()
@@ -67,9 +60,13 @@ def epochs_kept(outputs: Path) -> float:
     return max((path.stat().st_mtime for path in outputs.glob("sweeps/s/*/checkpoint.pt")), default=0.0)
 
 
+def trains_again(outputs: Path, since: float) -> bool:
+    return epochs_kept(outputs) > since and only(outputs)["state"] == "running"
+
+
 def running_on(outputs: Path, process: subprocess.Popen, since: float) -> None:
     """Waits until the run trains again and has kept an epoch since."""
-    until(lambda: process.poll() is not None or (epochs_kept(outputs) > since and only(outputs)["state"] == "running"))
+    wait_until(lambda: process.poll() is not None or trains_again(outputs, since), "the run to train again")
     assert process.poll() is None, process.communicate()[0]
 
 
@@ -104,7 +101,7 @@ def test_a_run_interrupted_in_every_way_ends_as_if_nothing_had_happened(slurm, e
         running_on(outputs, process, since=epochs_kept(outputs))
         job = newest_job(outputs)
         subprocess.Popen([word.format(job=job) for word in command], env=env, stderr=subprocess.DEVNULL)
-        until(lambda job=job: slurm.jobs().get(job) == "PENDING")
+        wait_until(lambda job=job: slurm.jobs().get(job) == "PENDING", f"the job in the queue again after: {how}")
         assert only(outputs)["state"] == "interrupted", how
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0 and "report: " in said, said
@@ -124,7 +121,7 @@ def test_a_run_interrupted_in_every_way_ends_as_if_nothing_had_happened(slurm, e
 
 def test_the_script_without_submitit_goes_back_into_the_queue_and_goes_on(slurm, env, root, tmp_path) -> None:
     outputs, log = tmp_path / "outputs", tmp_path / "log"
-    text = (root / "docs" / "cluster" / "slurm.sh").read_text()
+    text = (root / "docs" / "clusters" / "slurm.sh").read_text()
     text = text.replace(". .venv/bin/activate", "").replace("OMP_NUM_THREADS=2", "OMP_NUM_THREADS=1")
     command = f"python {root / 'train.py'} -m {' '.join(LONG)} outputs={outputs} &"
     (tmp_path / "slurm.sh").write_text(re.sub(r"^python train\.py .* &$", command, text, flags=re.MULTILINE))
@@ -135,13 +132,13 @@ def test_the_script_without_submitit_goes_back_into_the_queue_and_goes_on(slurm,
     job, kept = f"{sent.stdout.strip()}_0", 0.0
     # by Slurm itself (so does it preempt a job without steps, once GraceTime is over); by --signal=B:TERM@60
     for interruption in (("scontrol", "requeue", job), ("scancel", "--batch", "--signal=TERM", job)):
-        until(lambda since=kept: epochs_kept(outputs) > since and only(outputs)["state"] == "running")
+        wait_until(lambda since=kept: trains_again(outputs, since), "the run to train")
         slurm.ask(*interruption)
-        until(lambda: slurm.jobs().get(job) == "PENDING")
+        wait_until(lambda: slurm.jobs().get(job) == "PENDING", "the job in the queue again")
         assert only(outputs)["state"] == "interrupted"
         kept = epochs_kept(outputs)
-    until(lambda: job not in slurm.jobs(), seconds=600)
+    wait_until(lambda: job not in slurm.jobs(), "the job's end", seconds=600)
     said = log.read_text()
     assert only(outputs)["state"] == "finished", said
-    assert said.count("goes on after ") == 2 and "report: " in said
+    assert said.count("resumes after ") == 2 and "report: " in said
     record("schedulers", "Slurm of one node: an sbatch array requeued, and out of time", "1 run, 2 interruptions")

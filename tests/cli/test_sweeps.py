@@ -5,48 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from mlflow.tracking import MlflowClient
 
-from tests.helpers.runs import children, scientific, start, statuses
+from tests.helpers.runs import children, start, statuses
 from tests.helpers.survives import record
-
-SMALL = ("dataset.limit=60", "trainer.max_epochs=6", "rank=4")
-
-
-@pytest.mark.parametrize(
-    "choice",
-    [
-        ("adapter=foura", "adapter.dropout=0.1"),
-        pytest.param(("adapter=adalora",), marks=pytest.mark.slow),
-        pytest.param(("adapter=sora",), marks=pytest.mark.slow),
-        pytest.param(("adapter=full",), marks=pytest.mark.slow),
-    ],
-    ids=lambda choice: choice[0],
-)
-def test_killed_and_repeated_is_as_never_killed(choice, train, root, run_env, tmp_path) -> None:
-    whole = train("-m", "sweep=s", *SMALL, *choice, into="whole")
-    outputs = tmp_path / "killed"
-    process = start(root, run_env, outputs, "sweep=s", *SMALL, *choice)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(outputs.glob("sweeps/s/*/checkpoint.pt")):
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    (before,) = statuses(outputs, "s").values()
-    assert before["state"] == "running"
-    repeated = train("-m", "sweep=s", *SMALL, *choice, into="killed")
-    assert repeated.code == 0
-    (after,), (expected,) = statuses(outputs, "s").values(), statuses(whole.outputs, "s").values()
-    assert after["run_id"] == before["run_id"]
-    assert scientific(after["metrics"]) == pytest.approx(scientific(expected["metrics"]), rel=1e-5)
-    store = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
-    history = store.get_metric_history(after["run_id"], "val/loss")
-    assert [point.step for point in history] == list(range(6))
-    assert store.get_run(after["run_id"]).info.status == "FINISHED"
-    assert not list(outputs.glob("sweeps/s/*/checkpoint.pt"))
+from tests.helpers.waiting import wait_until
 
 
 def test_a_sweep_repeated_runs_what_is_missing_and_nothing_else(train) -> None:
@@ -142,12 +106,12 @@ def test_a_sweep_killed_in_the_middle_finishes_by_the_same_command(root, run_env
     outputs = tmp_path / "outputs"
     command = ("experiment=rank_sweep", "seed=range(2)", "rank=4,16", "dataset.epochs=4", "dataset.limit=60")
     process = start(root, run_env, outputs, *command)
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        time.sleep(0.1)
+
+    def in_the_middle() -> bool:
         states = [status["state"] for status in statuses(outputs, "rank_sweep").values()]
-        if states.count("finished") >= 3 and "running" in states:
-            break
+        return states.count("finished") >= 3 and "running" in states
+
+    wait_until(in_the_middle, "3 finished runs and one that is running")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = {name: one for name, one in statuses(outputs, "rank_sweep").items() if one["state"] == "finished"}

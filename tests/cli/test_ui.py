@@ -5,14 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.helpers.network import free_port
+from tests.helpers.network import answers, free_port
+from tests.helpers.waiting import wait_until
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -56,17 +55,10 @@ def test_the_ui_lists_a_sweep_opens_a_run_and_shows_the_report(train, run_env, t
     child = next(run for run in runs if run.data.tags["role"] == "run")
     port = free_port()
     command = [sys.executable, "-m", "foura", "ui", str(ended.outputs), "--port", str(port)]
-    began = time.monotonic()
     server = subprocess.Popen(command, env={**run_env, **os.environ}, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
-        while time.monotonic() - began < 90:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.2)
-        assert time.monotonic() - began < 60
+        wait_until(lambda: answers(f"{url}/health"), "the UI's answer")
         listed = seen(f"{url}/#/experiments/{experiment}/runs", ">look<", tmp_path, "list")
         assert ">look<" in listed
         opened = seen(f"{url}/#/experiments/{experiment}/runs/{child.info.run_id}", "test/acc", tmp_path, "run")

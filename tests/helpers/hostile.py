@@ -5,22 +5,19 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from foura.errors import UserError
 from tests.helpers.survives import record
 
-MORE = int(os.environ.get("FOURA_EXAMPLES", "1"))  # times as many examples in every test
-# a test with this parameter runs once with few examples, and among the slow ones with twenty times as many
-TIMES = pytest.mark.parametrize("times", [MORE, pytest.param(20 * MORE, marks=pytest.mark.slow)])
-SECONDS = 30  # a single example may not take longer
+FAST = 25  # examples in `make test`, at most; `make test-all` takes the profile "all"
+SECONDS = 120  # against hanging: what a single example may take on the busiest machine
 BYTES = st.binary(max_size=200)
 LEAVES = st.one_of(
     st.none(),
@@ -79,26 +76,34 @@ def refused(call: Callable[[], Any]) -> bool:
     return False
 
 
+def thorough() -> bool:
+    """The tests run with `--hypothesis-profile=all`, as in `make test-all`."""
+    return settings.get_current_profile_name() == "all"
+
+
+def few(values: Sequence[Any], count: int = 2) -> Sequence[Any]:
+    """The first `count` of the values, all of them in a thorough run."""
+    return values if thorough() else values[:count]
+
+
 def try_all(strategy: st.SearchStrategy[Any], check: Callable[[Any], Any], examples: int) -> None:
-    """`check` on so many examples, the same ones every time."""
-    tried = 0
+    """`check` on so many examples, the same ones every time; on a twentieth, and at most `FAST`, in a fast run."""
+    examples = examples if thorough() else min(FAST, -(-examples // 20))
 
     @settings(
         max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(strategy)
     def run(value: Any) -> None:
-        nonlocal tried
-        tried += 1
         check(value)
 
     run()
+    if not thorough():
+        return
     name, _, parameter = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].removesuffix(" (call)").partition("[")
-    subject, _, times = parameter.removesuffix("]").rpartition("-")
-    if times == str(MORE):
-        return  # the longer of the two tells
+    subject = parameter.removesuffix("]")
     what = name.removeprefix("test_").replace("_", " ") + (f" ({subject})" if subject else "")
-    record("bad input", what, f"{tried:,} inputs by generation")
+    record("bad input", what, f"{examples:,} inputs by generation")
 
 
 class Payload:

@@ -6,9 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+
+from tests.helpers.network import free_ports
+from tests.helpers.waiting import wait_until
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
@@ -87,7 +88,7 @@ class Slurm:
         for name in ("state", "spool", "bin"):
             (folder / name).mkdir()
         self.conf = folder / "slurm.conf"
-        controller, daemon = _free_ports(2)
+        controller, daemon = free_ports(2)
         host = socket.gethostname().partition(".")[0]
         self.conf.write_text(CONF.format(folder=folder, host=host, controller=controller, daemon=daemon))
         (folder / "bin" / "sacct").write_text(SACCT)
@@ -104,10 +105,11 @@ class Slurm:
         places = {"socket": "munge.socket", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
         options = [f"--{name}={self.folder / place}" for name, place in places.items()]
         self._daemon("munged", "--foreground", "--force", f"--key-file={key}", *options)
-        self._until((self.folder / "munge.socket").exists, "munged did not start")
+        wait_until((self.folder / "munge.socket").exists, f"munged; {self.folder}/*.out")
         self._daemon("slurmctld", "-D", "-i", "-f", str(self.conf))
         self._daemon("slurmd", "-D", "-f", str(self.conf))
-        self._until(lambda: self.ask("sinfo", "-h", "-p", "normal", "-o", "%t") == "idle", "the node is not idle")
+        idle = ("sinfo", "-h", "-p", "normal", "-o", "%t")
+        wait_until(lambda: self.ask(*idle) == "idle", f"the node to be idle; {self.folder}/*.out")
 
     def stop(self) -> None:
         """End the jobs, then the daemons."""
@@ -133,21 +135,3 @@ class Slurm:
         log = (self.folder / f"{command[0]}.out").open("w")
         with_us = ("setpriv", "--pdeathsig", "TERM", *command)  # also where nobody comes to stop it
         self.daemons.append(subprocess.Popen(with_us, env=self.env, stdout=log, stderr=log, start_new_session=True))
-
-    def _until(self, true: Callable[[], object], else_say: str, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while not true():
-            if time.monotonic() > deadline:
-                logs = "\n".join(path.read_text()[-1500:] for path in self.folder.glob("*.out"))
-                raise RuntimeError(f"{else_say}:\n{logs}")
-            time.sleep(0.2)
-
-
-def _free_ports(count: int) -> list[int]:
-    taken = [socket.socket() for _ in range(count)]
-    for one in taken:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in taken]
-    for one in taken:
-        one.close()
-    return ports

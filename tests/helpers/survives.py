@@ -1,4 +1,4 @@
-"""The table of what the framework survives, from what the tests of a `make test-all` recorded."""
+"""The table of docs/robustness.md, from what the tests of a `make test-all` recorded: python -m tests.helpers.survives"""
 
 import json
 import shutil
@@ -31,10 +31,10 @@ def table() -> str:
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    page = ROOT / "docs" / "robustness.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    readme.write_text(before + BEGIN + table() + END + after, encoding="utf-8")
+    page.write_text(before + BEGIN + table() + END + after, encoding="utf-8")
     shutil.rmtree(FOLDER)
 
 

@@ -5,13 +5,12 @@ import struct
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from peft import PeftModel
-from safetensors.torch import save_file
 
 from foura.config import check
-from foura.families.family import build
-from foura.methods.attach import adapter_parameters, attach
-from foura.methods.sora import fold
+from foura.families import build
+from foura.methods.attach import attach
+from foura.methods.state import adapter_parameters
+from foura.run.artifacts import save_adapter
 from foura.schema import BackboneConfig
 from tests.helpers.config import composed
 
@@ -80,13 +79,7 @@ def run_folder(folder: Path, adapter: str, *overrides: str) -> Path:
     model = attach(parts.backbone, cfg, steps=10)
     folder.mkdir()
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    fold(model)
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
-    else:
-        (folder / "adapter").mkdir()
-        save_file(
-            {key: value.contiguous() for key, value in adapter_parameters(model).items()},
-            folder / "adapter/model.safetensors",
-        )
+    save_adapter(parts.task(model), adapter_parameters(model), folder)
+    for checksum in folder.glob("adapter/*.sha256"):
+        checksum.unlink()  # whoever changes a file can change it too
     return folder

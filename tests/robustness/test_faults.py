@@ -1,42 +1,29 @@
-"""Bad days: files cut short, two processes at one run. Each is really done, and nothing is lost or counted twice."""
+"""Bad days: files cut short, two processes at one run, a full disk, a clock that jumps. Nothing is lost or counted twice."""
 
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.runs import children, start, statuses
+from tests.helpers.stops import stopped
 from tests.helpers.survives import record
+from tests.helpers.waiting import wait_until
 
-SMALL = ("adapter=lora", "rank=4", "dataset.limit=60", "sweep=s")
-
-
-def killed_after_an_epoch(root, run_env, outputs: Path, *more: str) -> Path:
-    """The folder of a run that was killed with kill -9 when it had a checkpoint."""
-    process = start(root, run_env, outputs, *SMALL, *more)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(outputs.glob("sweeps/s/*/checkpoint.pt")):
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    (checkpoint,) = outputs.glob("sweeps/s/*/checkpoint.pt")
-    return checkpoint.parent
+SMALL = ("adapter=lora", "rank=4", "dataset.limit=60")
 
 
-@pytest.mark.parametrize("file", ["checkpoint.pt", "status.json"])
+@pytest.mark.parametrize("file", ["checkpoint.pt", pytest.param("status.json", marks=pytest.mark.slow)])
 def test_a_file_that_was_cut_short_costs_the_epochs_and_nothing_else(file, train, root, run_env, tmp_path) -> None:
-    outputs = tmp_path / "outputs"
-    folder = killed_after_an_epoch(root, run_env, outputs, "dataset.epochs=8")
-    path = folder / file
+    outputs, command = tmp_path / "outputs", ("-m", "sweep=s", *SMALL, "dataset.epochs=3")
+    assert stopped(root, run_env, outputs, *command, at="wrote checkpoint.pt").returncode == -signal.SIGKILL
+    (path,) = outputs.glob(f"sweeps/s/*/{file}")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    ended = train("-m", *SMALL, "dataset.epochs=8")
-    assert ended.code == 0
+    assert train(*command).code == 0
     (status,) = statuses(outputs, "s").values()
     assert status["state"] == "finished"
     parents, runs = children(outputs, "s")
@@ -46,45 +33,18 @@ def test_a_file_that_was_cut_short_costs_the_epochs_and_nothing_else(file, train
 
 @pytest.mark.slow
 def test_two_processes_at_one_run(root, run_env, tmp_path) -> None:
-    outputs = tmp_path / "outputs"
-    first = start(root, run_env, outputs, *SMALL, "dataset.epochs=60")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(outputs.glob("sweeps/s/*/checkpoint.pt")):
-        time.sleep(0.05)
-    second = start(root, run_env, outputs, *SMALL, "dataset.epochs=60")
-    said, _ = second.communicate(timeout=120)
+    """The first is held in the middle of its run while the second comes."""
+    outputs, command = tmp_path / "outputs", ("sweep=s", *SMALL, "dataset.epochs=60")
+    first = start(root, run_env, outputs, *command)
+    wait_until(lambda: list(outputs.glob("sweeps/s/*/checkpoint.pt")), "the first checkpoint")
+    os.killpg(first.pid, signal.SIGSTOP)
+    said, _ = start(root, run_env, outputs, *command).communicate(timeout=300)
+    os.killpg(first.pid, signal.SIGCONT)
     assert "left to the other: another process is at this run already" in said
     assert first.communicate(timeout=300) and first.returncode == 0
     (status,) = statuses(outputs, "s").values()
     assert status["state"] == "finished" and len(children(outputs, "s")[1]) == 1
     record("faults", "two processes at one run", "1 run, one of them leaves it to the other")
-
-
-@pytest.mark.slow
-def test_a_single_run_that_was_interrupted_goes_on(root, run_env, tmp_path) -> None:
-    command = [
-        sys.executable,
-        str(root / "train.py"),
-        "adapter=lora",
-        "rank=4",
-        "dataset.limit=60",
-        "dataset.epochs=30",
-    ]
-    options = {"env": run_env, "cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, start_new_session=True, **options)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(tmp_path.glob("outputs/runs/*/checkpoint.pt")):
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    (path,) = tmp_path.glob("outputs/runs/*/status.json")
-    before = json.loads(path.read_text())
-    again = subprocess.run(command, check=False, **options)
-    assert again.returncode == 0, again.stdout
-    assert "goes on after epoch" in again.stdout
-    after = json.loads(path.read_text())
-    assert after["state"] == "finished" and after["run_id"] == before["run_id"]
-    record("faults", "kill -9 in training", "1 run")
 
 
 @pytest.fixture
@@ -152,20 +112,17 @@ def test_a_clock_that_jumps_does_no_harm(root, run_env, tmp_path) -> None:
     grid = ("sweep=s", "adapter=lora", "rank=4", "seed=range(3)", "dataset.limit=200", "dataset.epochs=10")
 
     def until(count: int, state: str) -> None:
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline:
-            if [one["state"] for one in statuses(outputs, "s").values()].count(state) >= count:
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"not {count} {state}")
+        def seen() -> int:
+            return [one["state"] for one in statuses(outputs, "s").values()].count(state)
+
+        wait_until(lambda: seen() >= count, f"{count} {state}")
 
     process = start(root, environment, outputs, *grid)
     until(1, "finished")
     clock.write_text("-3d\n")
     until(2, "finished")
     clock.write_text("+365d\n")
-    while not list(outputs.glob("sweeps/s/*/checkpoint.pt")):
-        time.sleep(0.02)
+    wait_until(lambda: list(outputs.glob("sweeps/s/*/checkpoint.pt")), "a checkpoint", every=0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     clock.write_text("-365d\n")

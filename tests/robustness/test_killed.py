@@ -1,121 +1,94 @@
-"""Processes that are killed, stopped or out of memory in the worst moment: the same command goes on, and nothing is lost."""
+"""Processes that are killed, stopped or out of memory in the worst moment: the same command resumes, nothing is lost."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.runs import children, scientific, start, statuses
+from tests.helpers.runs import children, client, scientific, start, statuses
+from tests.helpers.stops import stopped
 from tests.helpers.survives import record
+from tests.helpers.waiting import wait_until
 
-# kill -9 of itself while the file or folder of that name is being written: what is there of it is half of it
-KILLED_WHILE = """
-import os, pathlib, runpy, signal, sys
-name, left = sys.argv[1], int(sys.argv[2])
-del sys.argv[:3]
-real = os.replace
-def replace(source, target, **more):
-    global left
-    if pathlib.Path(target).name == name:
-        left -= 1
-        if left == 0:
-            files = [source] if os.path.isfile(source) else [one for one in pathlib.Path(source).iterdir()]
-            for one in files:
-                os.truncate(one, os.path.getsize(one) // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-    return real(source, target, **more)
-os.replace = replace
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-SMALL = ("adapter=foura", "rank=4", "dataset.limit=60", "dataset.epochs=4", "sweep=s")
+SMALL = ("rank=4", "dataset.limit=60", "dataset.epochs=4")
+RANDOM = ("adapter=foura", "adapter.dropout=0.1")  # an adapter that draws from the generator in every step
+
+
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
-    ("name", "number"),
+    ("at", "number", "choice"),
     [
-        ("checkpoint.pt", 3),
-        pytest.param("adapter", 1, marks=pytest.mark.slow),
-        pytest.param("status.json", 3, marks=pytest.mark.slow),
+        ("writing checkpoint.pt", 3, RANDOM),
+        slow("writing adapter", 1, RANDOM),
+        slow("writing status.json", 3, RANDOM),
+        slow("wrote checkpoint.pt", 2, ("adapter=adalora",)),
+        slow("wrote checkpoint.pt", 2, ("adapter=sora",)),
+        slow("wrote checkpoint.pt", 2, ("adapter=full",)),
     ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else str(value),
 )
-def test_killed_while_it_writes(name, number, train, root, run_env, tmp_path) -> None:
+def test_killed_and_repeated_is_as_never_killed(at, number, choice, train, root, run_env, tmp_path) -> None:
+    command = ("-m", "sweep=s", *SMALL, *choice)
     outputs = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED_WHILE, name, str(number), str(root / "train.py"), "-m", *SMALL]
-    ran = subprocess.run([*command, f"outputs={outputs}"], env=run_env, cwd=tmp_path, capture_output=True, check=False)
-    assert ran.returncode == -signal.SIGKILL
+    assert stopped(root, run_env, outputs, *command, at=at, number=number).returncode == -signal.SIGKILL
     (before,) = statuses(outputs, "s").values()
     assert before["state"] == "running"
-    again, whole = train("-m", *SMALL, into="killed"), train("-m", *SMALL, into="whole")
-    assert again.code == 0 and "goes on after epoch" in again.out
+    again, whole = train(*command, into="killed"), train(*command, into="whole")
+    assert again.code == 0 and "resumes after epoch" in again.out
     (after,), (expected,) = statuses(outputs, "s").values(), statuses(whole.outputs, "s").values()
     assert after["state"] == "finished" and after["run_id"] == before["run_id"]
     assert scientific(after["metrics"]) == pytest.approx(scientific(expected["metrics"]), rel=1e-5)
-    assert len(children(outputs, "s")[1]) == 1
-    (adapter,) = outputs.glob("sweeps/s/*/adapter/adapter_model.safetensors")
-    (intact,) = whole.outputs.glob("sweeps/s/*/adapter/adapter_model.safetensors")
+    (parent,), (run,) = children(outputs, "s")
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id and run.info.status == "FINISHED"
+    history = client(outputs).get_metric_history(after["run_id"], "val/loss")
+    assert [point.step for point in history] == list(range(4))
+    (adapter,), (intact,) = (list(one.glob("sweeps/s/*/adapter/*.safetensors")) for one in (outputs, whole.outputs))
     assert adapter.stat().st_size == intact.stat().st_size
-    record("faults", f"kill -9 while {name} is written", "1 run, its numbers those of one never killed")
+    assert not list(outputs.glob("sweeps/s/*/checkpoint.pt"))
+    record("faults", f"kill -9, {at} ({choice[0]})", "1 run, its numbers those of one never killed")
 
 
-LONG = ("adapter=foura", "adapter.dropout=0.1", "rank=4", "dataset.limit=600", "dataset.batch_size=2", "sweep=s")
-LONG += ("dataset.epochs=2",)
-
-
-def begun(root, run_env, outputs: Path, *arguments: str) -> subprocess.Popen:
-    """A sweep's command, a second after its first epoch: in the middle of its second."""
-    command = [sys.executable, str(root / "train.py"), "-m", *arguments, f"outputs={outputs}"]
-    process = subprocess.Popen(
-        command,
-        env=run_env,
-        cwd=outputs.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests may run where it is ignored
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(outputs.glob("sweeps/s/*/checkpoint.pt")):
-        time.sleep(0.05)
-    time.sleep(1)
-    return process
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_stopped_within_an_epoch_goes_on_from_that_step(signum, train, root, run_env, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("signum", "sweep"), [(signal.SIGINT, ()), slow(signal.SIGTERM, ("-m", "sweep=s")), slow(signal.SIGTERM, ())]
+)
+def test_stopped_within_an_epoch_resumes_from_that_step(signum, sweep, train, root, run_env, tmp_path) -> None:
+    """60 items in batches of 2: an epoch has 30 steps, and the signal comes in the middle of the second."""
+    command = (*sweep, *RANDOM, *SMALL, "dataset.batch_size=2")
     outputs = tmp_path / "stopped"
-    process = begun(root, run_env, outputs, *LONG)
-    process.send_signal(signum)
-    said, _ = process.communicate(timeout=120)
-    (before,) = statuses(outputs, "s").values()
-    assert before["state"] == "interrupted" and process.returncode == 128 + signum, said
-    assert "in epoch 2; the same command goes on from there" in said
-    again, whole = train("-m", *LONG, into="stopped"), train("-m", *LONG, into="whole")
-    assert again.code == 0 and "goes on after batch " in again.out
-    (after,), (expected,) = statuses(outputs, "s").values(), statuses(whole.outputs, "s").values()
+    ended = stopped(root, run_env, outputs, *command, at="step", number=45, by=signum)
+    before = status_of_the_only_run(outputs)
+    assert before["state"] == "interrupted" and ended.returncode == 128 + signum, ended.stdout
+    assert "step 45, in epoch 2; the same command resumes from there" in ended.stdout
+    assert list(outputs.glob("*/**/adapter/adapter_model.safetensors"))  # what was earned is kept
+    assert client(outputs).get_run(before["run_id"]).info.status == "KILLED"
+    again, whole = train(*command, into="stopped"), train(*command, into="whole")
+    assert again.code == 0 and "resumes after batch 15 of epoch 2" in " ".join(again.out.split())
+    after, expected = status_of_the_only_run(outputs), status_of_the_only_run(whole.outputs)
     assert after["run_id"] == before["run_id"]
     assert scientific(after["metrics"]) == pytest.approx(scientific(expected["metrics"]), rel=1e-5)
-    record(
-        "faults", f"{signal.Signals(signum).name} within an epoch", "1 run, goes on from that step, the same numbers"
-    )
+    what = f"{signal.Signals(signum).name} within an epoch of a {'sweep' if sweep else 'run'}"
+    record("faults", what, "1 run, resumes from that step, the same numbers")
+
+
+def status_of_the_only_run(outputs: Path) -> dict:
+    (status,) = [*statuses(outputs).values(), *statuses(outputs, "s").values()]
+    return status
 
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(root, run_env, tmp_path) -> None:
+    """Both come within one step; the first alone would have a checkpoint written within the epoch."""
     outputs = tmp_path / "stopped"
-    process = begun(root, run_env, outputs, *LONG)
-    os.killpg(process.pid, signal.SIGSTOP)  # so that both come within one step
-    process.send_signal(signal.SIGINT)
-    os.killpg(process.pid, signal.SIGCONT)
-    time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    (status,) = statuses(outputs, "s").values()
-    assert process.returncode != 0 and status["state"] == "interrupted"
+    ended = stopped(root, run_env, outputs, *RANDOM, *SMALL, at="step", number=3, by=signal.SIGINT, times=2)
+    status = status_of_the_only_run(outputs)
+    assert ended.returncode != 0 and status["state"] == "interrupted"
+    assert not list(outputs.glob("runs/*/checkpoint.pt"))
     record("faults", "Ctrl-C twice", "1 run, ends at once, interrupted")
 
 
@@ -125,9 +98,7 @@ def test_a_worker_that_is_killed_does_not_end_the_sweep(root, run_env, tmp_path)
     outputs = tmp_path / "outputs"
     grid = ("adapter=lora", "rank=4", "seed=range(4)", "dataset.limit=200", "dataset.epochs=12", "sweep=s")
     process = start(root, run_env, outputs, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *grid)
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not list(outputs.glob("sweeps/s/*/checkpoint.pt")):
-        time.sleep(0.05)
+    wait_until(lambda: list(outputs.glob("sweeps/s/*/checkpoint.pt")), "the first checkpoint")
     found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "loky"], capture_output=True, text=True, check=True)
     workers = [
         int(pid) for pid in found.stdout.split() if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -135,7 +106,7 @@ def test_a_worker_that_is_killed_does_not_end_the_sweep(root, run_env, tmp_path)
     os.kill(workers[0], signal.SIGKILL)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
-    assert "a worker of the sweep was killed, as when memory runs out; the sweep goes on" in said
+    assert "a worker of the sweep was killed, as when memory runs out; the sweep continues" in said
     assert [one["state"] for one in statuses(outputs, "s").values()] == ["finished"] * 4
     assert len(children(outputs, "s")[1]) == 4
     record("faults", "kill -9 of a worker of a sweep", "4 runs")
@@ -152,15 +123,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_out_of_memory_does_not_end_the_sweep(root, run_env, tmp_path) -> None:
     outputs = tmp_path / "outputs"
-    choice = (
-        "sweep=s",
-        "backbone.name=embedded,vit_giant_patch14_224",
-        "backbone.pretrained=false",
-        "seed=0",
-        "rank=4",
-    )
+    names = "backbone.name=embedded,vit_giant_patch14_224"
+    choice = ("sweep=s", names, "backbone.pretrained=false", "seed=0", "rank=4")
     command = [sys.executable, "-c", LITTLE_MEMORY, str(root / "train.py"), "-m", *choice, "dataset.limit=40"]
     command += ["dataset.epochs=1", "adapter=lora", f"outputs={outputs}"]
     ran = subprocess.run(command, env=run_env, cwd=tmp_path, capture_output=True, text=True, check=False)

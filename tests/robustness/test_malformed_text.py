@@ -10,13 +10,13 @@ from omegaconf import OmegaConf
 
 from foura.errors import UserError
 from foura.families.diffusion.backbone import caption_bytes
-from foura.families.diffusion.data import open_captioned
+from foura.families.diffusion.sources import open_captioned
 from foura.families.language.data import prepare_text
-from foura.families.language.text import open_text
+from foura.families.language.sources import open_text
 from foura.schema import DatasetConfig
-from tests.helpers.hostile import BYTES, TIMES, VALUES, mutated, refused, try_all
+from tests.helpers.hostile import BYTES, VALUES, mutated, refused, try_all
 
-LINES, TEXTS, TEMPLATES, CAPTIONS = 60, 60, 100, 60  # examples tried
+LINES, TEXTS, TEMPLATES, CAPTIONS = 1200, 1200, 2000, 1200  # examples of make test-all
 FORMATS = ("text", "completion", "commonsense", "verbalizer")
 RECORD = {
     "text": "a text",
@@ -89,9 +89,8 @@ def lines(path: Path, form: str, **fields) -> bool:
     return refused(lambda: read(config(path, "jsonl", block_size=8, **fields), form))
 
 
-@TIMES
 @pytest.mark.parametrize("form", FORMATS)
-def test_any_json_lines_are_read_or_refused(form, times, tmp_path) -> None:
+def test_any_json_lines_are_read_or_refused(form, tmp_path) -> None:
     path = tmp_path / "data.jsonl"
 
     def check(content: bytes) -> None:
@@ -102,7 +101,7 @@ def test_any_json_lines_are_read_or_refused(form, times, tmp_path) -> None:
     content = st.lists(row | st.text(max_size=20), min_size=1, max_size=8).map("\n".join).map(encoded)
     for text in RAW:
         check(encoded(text))
-    try_all(content | content | BYTES, check, LINES * times)
+    try_all(content | content | BYTES, check, LINES)
 
 
 def test_what_is_no_mistake_is_read(tmp_path) -> None:
@@ -119,8 +118,7 @@ def test_what_is_no_mistake_is_read(tmp_path) -> None:
         assert not lines(path, form), form
 
 
-@TIMES
-def test_templates_are_filled_in_and_never_formatted(times, tmp_path) -> None:
+def test_templates_are_filled_in_and_never_formatted(tmp_path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join([json.dumps(RECORD)] * 10))
     pieces = [
@@ -142,15 +140,14 @@ def test_templates_are_filled_in_and_never_formatted(times, tmp_path) -> None:
     def check(given: tuple[str, list[str]]) -> None:
         lines(path, "verbalizer", template=given[0], verbalizer=given[1])
 
-    try_all(st.tuples(template, words), check, TEMPLATES * times)
+    try_all(st.tuples(template, words), check, TEMPLATES)
     examples = open_text(
         config(path, "jsonl", template="{x.__class__} {0} {{}}", verbalizer=["a", "b"]), "verbalizer"
     ).splits
     assert examples["train"][0].prompt == "y zero {}"
 
 
-@TIMES
-def test_any_text_files_are_read_or_refused(times, tmp_path) -> None:
+def test_any_text_files_are_read_or_refused(tmp_path) -> None:
     def check(files: list[bytes]) -> None:
         for number, content in enumerate(files):
             (tmp_path / f"{number}.txt").write_bytes(content)
@@ -161,7 +158,7 @@ def test_any_text_files_are_read_or_refused(times, tmp_path) -> None:
         text.encode(code) for text in ("naïve €", "x" * 300) for code in ("utf-16", "utf-8-sig", "cp1252", "utf-8")
     ]
     content = st.one_of(BYTES, st.sampled_from([*written, b"", b" \n\t", b"\x00" * 50]), st.text().map(str.encode))
-    try_all(st.lists(content, min_size=1, max_size=3), check, TEXTS * times)
+    try_all(st.lists(content, min_size=1, max_size=3), check, TEXTS)
 
 
 @pytest.mark.parametrize("source", ["text", "jsonl", "hf", "imagefolder"])
@@ -179,8 +176,7 @@ def test_paths_that_are_no_files_do_not_hang(source, tmp_path) -> None:
         assert refused(lambda cfg=cfg, opened=opened: opened(cfg)), place
 
 
-@TIMES
-def test_any_captions_are_read_or_refused(times, tmp_path) -> None:
+def test_any_captions_are_read_or_refused(tmp_path) -> None:
     from PIL import Image
 
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
@@ -198,7 +194,7 @@ def test_any_captions_are_read_or_refused(times, tmp_path) -> None:
 
     for text in RAW:
         check(text)
-    try_all(content, check, CAPTIONS * times)
+    try_all(content, check, CAPTIONS)
 
 
 def test_captions_never_lead_out_of_their_folder(tmp_path) -> None:

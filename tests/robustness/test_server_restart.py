@@ -6,16 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.helpers.network import free_port
+from tests.helpers.network import answers, free_port
 from tests.helpers.runs import start, statuses
 from tests.helpers.survives import record
+from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 WORKERS = 8
@@ -83,14 +83,8 @@ class Server:
         with open(self.log, "ab") as log:
             told = {"stdout": log, "stderr": log}
             self.process = subprocess.Popen(self.command, env=environment, start_new_session=True, **told)
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
-                return
-            except OSError:
-                assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
-                time.sleep(0.3)
+        wait_until(lambda: self.process.poll() is not None or answers(f"{self.uri}/health"), "the server's answer")
+        assert self.process.poll() is None, self.log.read_text()
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -118,13 +112,12 @@ def test_eight_workers_lose_nothing_when_the_server_and_its_database_restart(
     environment = {**run_env, "MLFLOW_TRACKING_URI": server.uri}
     parallel = ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={WORKERS}")
     sweep = start(root, environment, outputs, *parallel, *GRID)
-    deadline = time.monotonic() + 400
-    while time.monotonic() < deadline:
-        time.sleep(0.2)
-        if sum(one["state"] == "finished" for one in statuses(outputs, "s").values()) >= 2:
-            break
-    before = statuses(outputs, "s")
-    assert 2 <= sum(one["state"] == "finished" for one in before.values()) < RUNS
+
+    def finished() -> int:
+        return [one["state"] for one in statuses(outputs, "s").values()].count("finished")
+
+    wait_until(lambda: finished() >= 2, "two finished runs", seconds=600)
+    assert finished() < RUNS
     server.kill()
     postgres.stop()  # as if the power failed
     time.sleep(DOWN)

@@ -1,13 +1,14 @@
 """A tracking store that fails while a run goes on: the run ends as it would have, and every number arrives."""
 
-import contextlib
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -94,48 +95,54 @@ def test_a_store_that_is_not_there_at_the_start_is_said_at_once(train, monkeypat
     assert "the tracking store at http://127.0.0.1:9 does not answer" in code and "\n" not in code
 
 
-def in_mid_run(outputs, deed) -> threading.Thread:
-    """Does the deed when a run's first epochs are in the store, while the run goes on in this process."""
+@pytest.fixture
+def in_mid_run(monkeypatch):
+    """in_mid_run(deed): does the deed once, when a run in this process has kept its second epoch."""
 
-    def wait() -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not list(outputs.glob("runs/*/checkpoint.pt")):
-            time.sleep(0.02)
-        deed()
+    def plan(deed: Callable[[], object]) -> None:
+        replace, kept = os.replace, 0
 
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
+        def replace_and_count(source, target, **more) -> None:
+            nonlocal kept
+            replace(source, target, **more)
+            kept += Path(target).name == "checkpoint.pt"
+            if Path(target).name == "checkpoint.pt" and kept == 2:
+                deed()
+
+        monkeypatch.setattr(os, "replace", replace_and_count)
+
+    return plan
 
 
-SLOWER = ("adapter=lora", "rank=4", "dataset.limit=200", "dataset.epochs=20")
+LONGER = ("adapter=lora", "rank=4", "dataset.limit=60", "dataset.epochs=20")
+LOCKED = 8.0  # seconds
 
 
 @pytest.mark.slow
-def test_a_locked_store_is_told_when_it_is_free(train, tmp_path) -> None:
-    outputs = tmp_path / "outputs"
+def test_a_locked_store_is_told_when_it_is_free(train, in_mid_run, tmp_path) -> None:
+    outputs, threads = tmp_path / "outputs", []
 
     def lock() -> None:
-        with contextlib.closing(sqlite3.connect(outputs / "mlflow.db", timeout=30)) as other:
-            other.execute("BEGIN EXCLUSIVE")
-            time.sleep(8)
+        other = sqlite3.connect(outputs / "mlflow.db", timeout=30, check_same_thread=False)
+        other.execute("BEGIN EXCLUSIVE")
+        threads.append(threading.Timer(LOCKED, other.close))
+        threads[0].start()
 
-    thread = in_mid_run(outputs, lock)
-    ended = train(*SLOWER)
-    thread.join()
+    in_mid_run(lock)
+    ended = train(*LONGER)
+    threads[0].join()
     assert ended.code == 0 and "behind" not in ended.out
     (path,) = outputs.glob("runs/*/status.json")
     steps, metrics, artifacts = arrived(outputs, json.loads(path.read_text())["run_id"])
     assert steps == list(range(20)) and "test/acc" in metrics and "adapter" in artifacts
-    record("tracking", "SQLite locked by another process for 8 s", "1 run of 20 epochs")
+    record("tracking", f"SQLite locked by another process for {LOCKED:g} s", "1 run of 20 epochs")
 
 
 @pytest.mark.slow
-def test_a_store_that_was_deleted_is_made_again_from_the_runs_folders(train, root, run_env, tmp_path) -> None:
+def test_a_store_that_was_deleted_is_made_again_from_the_runs_folders(train, in_mid_run, run_env, tmp_path) -> None:
     outputs = tmp_path / "outputs"
-    thread = in_mid_run(outputs, (outputs / "mlflow.db").unlink)
-    ended = train(*SLOWER)
-    thread.join()
+    in_mid_run((outputs / "mlflow.db").unlink)
+    ended = train(*LONGER)
     assert ended.code == 0
     assert "was deleted or replaced while it was in use): `foura sync` delivers" in " ".join(ended.out.split())
     sync = [sys.executable, "-m", "foura", "sync", str(outputs)]

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from foura import FouraConfig
 from foura.errors import UserError
-from foura.families.family import build
+from foura.families import build
 from foura.run.export import export
 from foura.run.load import load_adapter, load_bare, read_config
-from tests.helpers.hostile import BYTES, TIMES, damaged, in_time, mutated, payload, refused, try_all
+from tests.helpers.hostile import BYTES, damaged, few, in_time, mutated, payload, refused, try_all
 from tests.helpers.survives import record
 from tests.helpers.untrusted import HEADERS, LIKELY, run_folder
 
-CONFIGS = 20  # examples tried
+CONFIGS, WEIGHTS = 400, 200  # examples of make test-all
 ADAPTERS = (
     "foura_dct",
     "foura",
@@ -63,7 +63,7 @@ def test_what_a_run_left_is_taken(adapter, tmp_path, parts) -> None:
     if adapter in ("full", "head"):
         load_bare(run, build(cfg), cfg)
     else:
-        load_adapter(fresh(parts), run, cfg.adapter.method)
+        load_adapter(fresh(parts), run, cfg)
     export(run, "peft", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {
         path.name for path in (run / "adapter").glob("*.safetensors")
@@ -79,14 +79,13 @@ def library(call) -> None:
             assert str(error) and len(str(error)) < 20_000  # noqa: PT017 (all of them or none may be raised)
 
 
-@TIMES
-def test_any_config_of_an_adapter(times, run, parts) -> None:
-    path = run / "adapter" / "adapter_config.json"
+def test_any_config_of_an_adapter(run, parts) -> None:
+    path, cfg = run / "adapter" / "adapter_config.json", read_config(run)
     described = json.loads(path.read_text())
 
     def check(changed: dict) -> None:
         path.write_text(json.dumps(changed))
-        refused(lambda: load_adapter(fresh(parts), run, "foura"))
+        refused(lambda: load_adapter(fresh(parts), run, cfg))
         library(lambda: FouraConfig.from_pretrained(str(run / "adapter")))
         library(lambda: PeftModel.from_pretrained(fresh(parts), str(run / "adapter")))
         try:
@@ -95,12 +94,12 @@ def test_any_config_of_an_adapter(times, run, parts) -> None:
             assert "\n" not in str(error)  # noqa: PT017
 
     for name, values in LIKELY.items():
-        for value in values[: 4 * times]:
+        for value in few(values):
             check({**described, name: value})
-    try_all(mutated(described, LIKELY), check, CONFIGS * times)
+    try_all(mutated(described, LIKELY), check, CONFIGS)
     for text in ("", "[]", "3", "[" * 100_000, '{"r": ' + "9" * 5000 + "}", "\ufeff{}", "{"):
         path.write_text(text)
-        assert refused(lambda: load_adapter(fresh(parts), run, "foura"))
+        assert refused(lambda: load_adapter(fresh(parts), run, cfg))
 
 
 @pytest.mark.parametrize("adapter", ["lora", "adalora", "vera", "fourierft"])
@@ -108,31 +107,30 @@ def test_any_config_of_a_peer(adapter, tmp_path, parts, monkeypatch) -> None:
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
     run = run_folder(tmp_path / "run", adapter)
-    path = run / "adapter" / "adapter_config.json"
+    path, cfg = run / "adapter" / "adapter_config.json", read_config(run)
     described = json.loads(path.read_text())
     likely = {**LIKELY, "init_r": LIKELY["r"], "n_frequency": LIKELY["r"], "lora_dropout": [2.0, "x"]}
     likely |= {"n_frequency_pattern": [{"qkv": 10**12}, {"(a+)+$": 3}], "init_lora_weights": ["evil", 3]}
 
     def check(changed: dict) -> bool:
         path.write_text(json.dumps(changed))
-        return refused(lambda: load_adapter(fresh(parts), run, adapter))
+        return refused(lambda: load_adapter(fresh(parts), run, cfg))
 
     for name, values in likely.items():
-        for value in values[:3]:
+        for value in few(values):
             check({**described, name: value})
     assert check({**described, "megatron_config": {"a": 1}, "megatron_core": "evil"})
     assert "evil" not in sys.modules and not (tmp_path / "executed").exists()
 
 
-@TIMES
-def test_any_weights_of_an_adapter(times, run, parts) -> None:
-    path, mark = run / "adapter" / "adapter_model.safetensors", run / "executed"
+def test_any_weights_of_an_adapter(run, parts) -> None:
+    path, mark, cfg = run / "adapter" / "adapter_model.safetensors", run / "executed", read_config(run)
     whole, state = path.read_bytes(), load_file(path)
     name = min(state)
 
     def check(content: bytes) -> bool:
         path.write_bytes(content)
-        return refused(lambda: load_adapter(fresh(parts), run, "foura"))
+        return refused(lambda: load_adapter(fresh(parts), run, cfg))
 
     assert not check(whole)
     for content in (*HEADERS, payload(mark), whole[:500], whole[:-1]):
@@ -145,12 +143,12 @@ def test_any_weights_of_an_adapter(times, run, parts) -> None:
         {},
     ):
         save_file(changed, path)
-        assert refused(lambda: load_adapter(fresh(parts), run, "foura")), list(changed)
-    try_all(BYTES | damaged(whole), check, CONFIGS // 2 * times)
+        assert refused(lambda: load_adapter(fresh(parts), run, cfg)), list(changed)
+    try_all(BYTES | damaged(whole), check, WEIGHTS)
     path.unlink()
     path.with_name("adapter_model.bin").write_bytes(payload(mark))
     with pytest.raises(UserError, match="is a pickle"):
-        load_adapter(fresh(parts), run, "foura")
+        load_adapter(fresh(parts), run, cfg)
     assert not mark.exists()
     files = f"{len(HEADERS) + 2} files, all refused, nothing executed"
     record("bad input", "pickles, and headers that lie, as an adapter's weights", files)

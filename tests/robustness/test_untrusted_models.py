@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from foura.bundled import llama as llama_embedded
 from foura.families.diffusion.backbone import build_unet
 from foura.families.language.backbone import build_llama
-from tests.helpers.hostile import TIMES, mutated, payload, refused, try_all
+from tests.helpers.hostile import mutated, payload, refused, try_all
 from tests.helpers.untrusted import HEADERS, config
 
-FOLDERS = 15  # examples tried
+FOLDERS, PARTS = 300, 40  # examples of make test-all
 LIKELY_LAYERS = [0, -1, 10**9, [1, 10**9], "4", None, 2.5, True]
 
 
@@ -31,9 +31,8 @@ def remote_code(folder: Path) -> Path:
 AUTO_MAP = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
 
 
-@TIMES
 @pytest.mark.parametrize("part", ["config.json", "tokenizer_config.json", "tokenizer.json"])
-def test_any_folder_of_a_language_model(part, times, llama) -> None:
+def test_any_folder_of_a_language_model(part, llama) -> None:
     mark, path = remote_code(llama), llama / part
     described = json.loads(path.read_text())
     likely = {
@@ -69,7 +68,7 @@ def test_any_folder_of_a_language_model(part, times, llama) -> None:
     for name, values in some.items():
         for value in values:
             check({**described, name: value})
-    try_all(mutated(described, some), check, FOLDERS * times)
+    try_all(mutated(described, some), check, FOLDERS)
     assert not mark.exists()
 
 
@@ -97,8 +96,7 @@ def test_weights_of_a_language_model(llama) -> None:
     assert built()  # transformers would load the other model instead, and the adapter on it
 
 
-@TIMES
-def test_any_folder_of_a_pipeline(times, tmp_path) -> None:
+def test_any_folder_of_a_pipeline(tmp_path) -> None:
     from tests.peers.tiny_models import stable_diffusion
 
     stable_diffusion(tmp_path / "pipe")
@@ -143,7 +141,7 @@ def test_any_folder_of_a_pipeline(times, tmp_path) -> None:
         for name, some in values.items():
             for value in some:
                 check({**described, name: value})
-        try_all(mutated(described, values), check, FOLDERS // 7 * times)
+        try_all(mutated(described, values), check, PARTS)
         path.write_text(text)
     for part in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
         path = folder / f"{part}.safetensors"

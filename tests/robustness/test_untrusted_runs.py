@@ -15,14 +15,14 @@ from omegaconf import OmegaConf
 
 from foura import schema
 from foura.cli import main
-from foura.run.checkpoint import KEYS, usable
 from foura.run.export import export
 from foura.run.load import read_config
-from tests.helpers.hostile import BYTES, TIMES, damaged, in_time, is_a_sentence, mutated, payload, refused, try_all
+from foura.run.resume import KEYS, usable
+from tests.helpers.hostile import BYTES, damaged, in_time, is_a_sentence, mutated, payload, refused, try_all
 from tests.helpers.survives import record
 from tests.helpers.untrusted import HEADERS, LIKELY, run_folder
 
-YAMLS, CHECKPOINTS, COMMANDS = 30, 60, 3  # examples tried
+YAMLS, CHECKPOINTS, COMMANDS = 600, 1200, 60  # examples of make test-all
 BOMB = "a: &a [x,x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
 )
@@ -33,8 +33,7 @@ def run(tmp_path) -> Path:
     return run_folder(tmp_path / "run", "foura_dct")
 
 
-@TIMES
-def test_any_config_of_a_run(times, run) -> None:
+def test_any_config_of_a_run(run) -> None:
     path = run / "config.yaml"
     whole = OmegaConf.to_container(OmegaConf.load(path))
     mark = run / "executed"
@@ -73,7 +72,7 @@ def test_any_config_of_a_run(times, run) -> None:
             else mutated(whole)
         )
     )
-    try_all(nearly.map(json.dumps).map(str.encode) | damaged(path.read_bytes()) | BYTES, check, YAMLS * times)
+    try_all(nearly.map(json.dumps).map(str.encode) | damaged(path.read_bytes()) | BYTES, check, YAMLS)
     assert not mark.exists()
 
 
@@ -91,8 +90,7 @@ def zipped(names: dict[str, bytes], kind: int = zipfile.ZIP_STORED) -> bytes:
     return out.getvalue()
 
 
-@TIMES
-def test_any_checkpoint_is_usable_or_not_and_runs_nothing(times, tmp_path) -> None:
+def test_any_checkpoint_is_usable_or_not_and_runs_nothing(tmp_path) -> None:
     path, mark = tmp_path / "checkpoint.pt", tmp_path / "executed"
 
     def is_usable(content: bytes) -> bool:
@@ -113,7 +111,7 @@ def test_any_checkpoint_is_usable_or_not_and_runs_nothing(times, tmp_path) -> No
     )
     for number, content in enumerate(bad):
         assert not is_usable(content), number
-    try_all(BYTES | damaged(whole), is_usable, CHECKPOINTS * times)
+    try_all(BYTES | damaged(whole), is_usable, CHECKPOINTS)
     assert not mark.exists() and not usable(tmp_path, {}) and not usable(tmp_path / "absent", {})
     record("bad input", "pickles, paths and bombs as a checkpoint", f"{len(bad)} files, none used, nothing executed")
 
@@ -125,14 +123,14 @@ def test_a_run_over_a_checkpoint_of_somebody_else_starts_anew(train, tmp_path) -
     (folder / "status.json").write_text(json.dumps({**status, "state": "interrupted"}))
     (folder / "checkpoint.pt").write_bytes(zipped({"a/data.pkl": payload(mark), "a/version": b"3"}))
     again = train(*quick)
-    assert again.code == 0 and "goes on" not in again.out and not mark.exists()
+    assert again.code == 0 and "resumes" not in again.out and not mark.exists()
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
 
 
 def test_a_checkpoint_of_another_model_is_not_gone_on_from(train, monkeypatch) -> None:
     quick = ("adapter=lora", "rank=4", "dataset.limit=20", "trainer.max_epochs=1")
     with monkeypatch.context() as patch:
-        patch.setattr("foura.run.recorder.SelectedEpoch.restore", Mock(side_effect=SystemExit(143)))
+        patch.setattr("foura.run.recorder.Recorder.restore", Mock(side_effect=SystemExit(143)))
         stopped = train(*quick)
     assert stopped.code == 143
     path = stopped.folder() / "checkpoint.pt"
@@ -141,11 +139,10 @@ def test_a_checkpoint_of_another_model_is_not_gone_on_from(train, monkeypatch) -
     kept["state_dict"][name] = torch.ones(3)
     torch.save(kept, path)
     again = train(*quick)
-    assert again.code == 0 and "checkpoint.pt of before is damaged, or of another model" in again.out
+    assert again.code == 0 and "checkpoint.pt in the run's folder is damaged or of another model" in again.out
 
 
-@TIMES
-def test_the_export_command_says_it_in_a_sentence(times, run, tmp_path, monkeypatch, capsys) -> None:
+def test_the_export_command_says_it_in_a_sentence(run, tmp_path, monkeypatch, capsys) -> None:
     described = json.loads((run / "adapter" / "adapter_config.json").read_text())
     number = iter(range(10**6))
 
@@ -161,7 +158,7 @@ def test_the_export_command_says_it_in_a_sentence(times, run, tmp_path, monkeypa
                 except SystemExit as ended:
                     is_a_sentence(str(ended.code))
 
-    try_all(mutated(described, LIKELY), check, COMMANDS * times)
+    try_all(mutated(described, LIKELY), check, COMMANDS)
 
 
 def test_what_lies_beside_an_adapter_is_not_copied(run, tmp_path) -> None:

@@ -88,6 +88,18 @@ def test_the_export_is_a_plain_lora(kind, gate, transform, tmp_path) -> None:
     torch.testing.assert_close(loaded(x), model(x), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_delta_of_a_given_gate_is_that_of_the_frozen_one(kind) -> None:
+    _, model, _ = made(kind, gate="frozen")
+    layer, gate = model.base_model.model.layer, torch.tensor([True, False, True, False])
+    wide_open = layer.get_delta_weight("default")
+    layer.foura_gate_mask["default"] = gate
+    frozen = layer.get_delta_weight("default")
+    layer.foura_gate_mask["default"] = torch.ones(4, dtype=torch.bool)
+    assert frozen.shape == layer.get_base_weight().shape and not torch.allclose(frozen, wide_open)
+    torch.testing.assert_close(layer.get_delta_weight("default", gate.double()), frozen, rtol=0, atol=1e-12)
+
+
 def test_attention_has_no_export_for_as_long_as_peft_adds_its_out_projection_twice() -> None:
     _, model, x = made("attention")
     with pytest.raises(ValueError, match="merge_and_unload"):

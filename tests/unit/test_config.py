@@ -1,8 +1,10 @@
-"""What may be set, and what is said when it may not; the promises of conf/ that no single run would show broken."""
+"""Keys of a config: what may be set, the sentences for what may not, and the key that identifies an experiment."""
 
 import dataclasses
 import importlib.util
 import inspect
+import subprocess
+import sys
 
 import pytest
 from omegaconf import OmegaConf
@@ -13,15 +15,20 @@ from foura.adapter.transforms import TRANSFORMS
 from foura.errors import UserError
 from tests.helpers.config import CONF, composed
 
+CHOICES = """
+import dataclasses, sys
+from foura.schema import AdapterConfig
+for spec in dataclasses.fields(AdapterConfig):
+    if spec.name in ("transform", "gate", "gate_scope"):
+        print(*spec.metadata["choices"]())
+assert "torch" not in sys.modules
+"""
 
-def choices(schema: type, name: str) -> tuple[str, ...]:
-    return next(spec.metadata["choices"] for spec in dataclasses.fields(schema) if spec.name == name)
 
-
-def test_the_light_schema_says_what_the_adapter_says() -> None:
-    assert choices(schema.AdapterConfig, "transform") == tuple(TRANSFORMS)
-    assert choices(schema.AdapterConfig, "gate") == tuple(GATES)
-    assert choices(schema.AdapterConfig, "gate_scope") == GATE_SCOPES
+def test_the_light_schema_has_the_choices_of_the_adapter(run_env) -> None:
+    command = [sys.executable, "-c", CHOICES]
+    said = subprocess.run(command, env=run_env, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split() for line in said] == [list(TRANSFORMS), list(GATES), list(GATE_SCOPES)]
 
 
 def test_trainer_keys_are_lightnings() -> None:
@@ -56,6 +63,68 @@ def test_the_key_is_of_the_science_alone() -> None:
     assert config.run_key(composed("sweep=a", "outputs=elsewhere", "trainer.enable_progress_bar=false")) == base
     others = [config.run_key(composed(change)) for change in ("rank=4", "seed=1", "adapter=lora", "optimizer.lr=0.1")]
     assert len({base, *others}) == 5
+
+
+# computed by version 0.1.0 (commit 648038c): the same experiments must be found again by every later version
+KEYS = {
+    "": "b0f10cee4d0b6a5d",
+    "adapter=lora rank=64 seed=2": "74c64dae664afa10",
+    "backbone=llama_small adapter=foura_dft": "03569e5efa4f67d7",
+    "backbone=unet adapter=foura_dct_frozen trainer=gpu trainer.precision=bf16-mixed": "6cd43b95c79f6590",
+    "adapter=sora iso_parameters=true select=acc dataset.label_noise=0.2": "84106f03eed19e05",
+    "backbone=llama_small adapter=adalora dataset=jsonl dataset.path=/data/x.jsonl dataset.format=completion "
+    "dataset.columns.text=body": "18bad6045a4345cc",
+    "dataset=imagefolder dataset.path=/data/pictures dataset.classes=[a,b] adapter=lora "
+    "+adapter.options.init_lora_weights=pissa trainer=ddp": "e2f9596e74d499f8",
+    "experiment=overfitting": "3f45eb4918f38888",
+}
+
+
+@pytest.mark.parametrize("overrides", KEYS)
+def test_an_experiment_has_the_key_that_it_had_in_0_1_0(overrides) -> None:
+    assert config.run_key(composed(*overrides.split())) == KEYS[overrides]
+
+
+@dataclasses.dataclass
+class Section:
+    old: int = 1
+    new: str | None = schema.since("0.2.0", None)
+    chosen: str = schema.since("0.2.0", schema._choice("a", "a", "b"))
+    table: dict[str, int] = schema.since("0.2.0", dataclasses.field(default_factory=lambda: {"x": 1}))  # noqa: RUF009
+
+
+@dataclasses.dataclass
+class Later:
+    section: Section = dataclasses.field(default_factory=Section)
+    rank: int = 3
+    late: float = schema.since("0.3.0", schema._number(2.0, at_least=0.0))
+
+
+def test_a_key_that_was_added_later_enters_where_it_is_not_at_its_default(monkeypatch) -> None:
+    before = config.run_key(OmegaConf.create({"section": {"old": 1}, "rank": 3}))
+    monkeypatch.setattr(config, "Config", Later)
+    assert config.run_key(OmegaConf.structured(Later)) == before
+    assert config.scientific(OmegaConf.structured(Later))["section.chosen"] == "a"  # MLflow gets all keys
+    changes = ("section.new=x", "section.chosen=b", "section.table={x: 2}", "section.table={y: 1}", "late=1", "rank=4")
+    changed = [OmegaConf.merge(OmegaConf.structured(Later), OmegaConf.from_dotlist([change])) for change in changes]
+    assert len({before, *map(config.run_key, changed)}) == 1 + len(changes)
+    with pytest.raises(UserError, match="late must be at least 0"):
+        config._check_node(OmegaConf.structured(Later(late=-1.0)), Later, "")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("adapter.options", "adapter.options is not set yet; a plus sign adds it: +adapter.options.NAME=VALUE."),
+        ("adapter.options.x", "adapter.options.x is not set yet; a plus sign adds it: +adapter.options.NAME=VALUE."),
+        ("adapter.rnk", "adapter.rnk is not a key of adapter. Valid choices: name, method"),
+        ("dataset.colums.text", "dataset.colums.text is not a key of dataset. Did you mean columns?"),
+        ("trainer.max_epoch", "trainer.max_epoch is not a key of trainer. Did you mean max_epochs?"),
+        ("rnak", "rnak is not a key. Did you mean rank?"),
+    ],
+)
+def test_a_key_that_hydra_does_not_find_is_answered_with_those_there_are(key, said) -> None:
+    assert config.explain(ValueError(f"Could not override '{key}'.\nKey is not in struct")).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +169,8 @@ def test_a_cancelled_job_is_said_in_a_sentence() -> None:
         f"Job 4_1 (task: 0) with path {path}\nhas not produced any output (state: CANCELLED)\nError stream produced:"
     )
     said = config.explain(RuntimeError(submitit_says))
-    assert said.startswith("job 4_1 ended before its run did (state: CANCELLED; what it said: /s/.submitit/4_1).")
-    assert said.endswith("the same command goes on with what is missing.") and "\n" not in said
+    assert said.startswith("job 4_1 ended before its run did (state: CANCELLED; its output: /s/.submitit/4_1).")
+    assert said.endswith("the same command resumes what is missing.") and "\n" not in said
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="it is installed")

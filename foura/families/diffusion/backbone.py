@@ -9,10 +9,11 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from foura.backbone import Backbone, check_layers, choose_targets
-from foura.bundled.unet import CAPTION_BYTES, EMBEDDED_NOISE, EMBEDDED_UNET, FOLDER
+from foura.bundled.caption_unet import Denoiser, caption_bytes, fresh_embedded
+from foura.bundled.unet import EMBEDDED_NOISE, EMBEDDED_UNET, FOLDER
 from foura.errors import UserError, reason
 from foura.files import here, read_weights, unfit
 
@@ -20,43 +21,6 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # self- and cross-attention (pap
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 MOST_TIMESTEPS, MOST_LATENTS = 100_000, 1024
 PREDICTIONS = ("epsilon", "v_prediction")
-
-
-class Denoiser(nn.Module):
-    """A UNet and the text encoder that it listens to; one model, so that one adapter can go on both.
-
-    Its module names are those of a diffusers pipeline ("unet.…", "text_encoder.…"), and so are the keys of its adapters.
-    """
-
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
-
-    def forward(self, noisy: Tensor, timestep: Tensor, captions: Tensor) -> Tensor:
-        """The predicted noise (or velocity) for latents (S, C, H, W), timesteps (S,) and caption tokens (S, T)."""
-        text = self.text_encoder(captions)
-        context = text if isinstance(text, Tensor) else text.last_hidden_state
-        return self.unet(noisy, timestep, context).sample
-
-
-class CaptionBytes(nn.Module):
-    """The embedded text encoder: one vector a byte and one a place, (S, CAPTION_BYTES) -> (S, CAPTION_BYTES, d).
-
-    Token 256 is no byte: it fills up short captions, and a caption of nothing else is the empty one.
-    """
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.byte, self.place = nn.Embedding(257, d), nn.Embedding(CAPTION_BYTES, d)
-
-    def forward(self, captions: Tensor) -> Tensor:
-        return self.byte(captions) + self.place.weight
-
-
-def caption_bytes(captions: list[str]) -> Tensor:
-    """Caption tokens of `CaptionBytes`, (S, CAPTION_BYTES)."""
-    rows = [list(caption.encode()[-CAPTION_BYTES:]) for caption in captions]
-    return torch.tensor([[256] * (CAPTION_BYTES - len(row)) + row for row in rows])
 
 
 @dataclass(frozen=True)
@@ -119,13 +83,7 @@ def build_unet(cfg: DictConfig) -> DiffusionBackbone:
                 "backbone.text_encoder=true: the embedded UNet's text encoder is a table without layers to adapt."
             )
         targets += choose_targets(model, list(TEXT_TARGETS), TEXT_TARGETS, "")
-    return DiffusionBackbone(model=model, targets=targets, head="unet.conv_out", new_head=False, body="unet", **parts)
-
-
-def fresh_embedded() -> Denoiser:
-    """The embedded model with random weights."""
-    unet: Any = UNet2DConditionModel(**EMBEDDED_UNET)
-    return Denoiser(unet, CaptionBytes(EMBEDDED_UNET["cross_attention_dim"]))
+    return DiffusionBackbone(model=model, targets=targets, head="unet.conv_out", new=(), body="unet", **parts)
 
 
 def _embedded(pretrained: bool) -> tuple[Denoiser, dict[str, Any]]:
@@ -147,42 +105,10 @@ def _embedded(pretrained: bool) -> tuple[Denoiser, dict[str, Any]]:
 
 
 def _pipeline(cfg: DictConfig) -> tuple[Denoiser, dict[str, Any]]:
-    place = str(cfg.name)
-    folder = here(place)
-    if (folder is None or not folder.is_dir()) and (place.startswith((".", "/", "~")) or place.count("/") != 1):
-        raise UserError(f"backbone.name={cfg.name}: there is no such directory.")
-    if folder is not None and not (folder / "unet").is_dir():
-        raise UserError(
-            f"backbone.name={cfg.name} is no Stable Diffusion pipeline: it has no unet/ (expected unet, vae, text_encoder, "
-            "tokenizer and scheduler, as diffusers' save_pretrained writes them)."
-        )
-    place = place if folder is None else str(folder)
-    dtype = getattr(torch, cfg.torch_dtype or "float32")
-    weights: dict[str, Any] = {
-        "use_safetensors": True,
-        "output_loading_info": True,
-    }  # safetensors: a pickle can run code
+    place = _pipeline_place(cfg)
     found: dict[str, dict[str, Any]] = {}
     try:
-        kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": DDPMScheduler}
-        described = {part: kind.load_config(place, subfolder=part) for part, kind in kinds.items()}
-        text_described = transformers.CLIPTextConfig.from_pretrained(place, subfolder="text_encoder")
-        check_layers([*described.values(), text_described.to_dict()], cfg.name)
-        if not 0 < described["scheduler"].get("num_train_timesteps", 1000) <= MOST_TIMESTEPS:
-            raise ValueError(f"the scheduler says num_train_timesteps={described['scheduler']['num_train_timesteps']}")
-        scheduler = DDPMScheduler.from_pretrained(place, subfolder="scheduler")
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(place, subfolder="tokenizer")
-        if cfg.pretrained:
-            clip: Any = transformers.CLIPTextModel
-            text, found["text_encoder"] = clip.from_pretrained(place, subfolder="text_encoder", dtype=dtype, **weights)
-            unet, found["unet"] = UNet2DConditionModel.from_pretrained(
-                place, subfolder="unet", torch_dtype=dtype, **weights
-            )
-        else:
-            text = transformers.CLIPTextModel(text_described).to(dtype)
-            unet = UNet2DConditionModel.from_config(described["unet"]).to(dtype)
-        vae, found["vae"] = AutoencoderKL.from_pretrained(place, subfolder="vae", **weights)
-        vae.requires_grad_(False).eval()
+        scheduler, tokenizer, unet, text, vae = _load_pipeline(place, cfg, found)
     except UserError:
         raise
     except Exception as error:  # diffusers, transformers and the hub raise many kinds; all say what is missing
@@ -209,6 +135,48 @@ def _pipeline(cfg: DictConfig) -> tuple[Denoiser, dict[str, Any]]:
     if size % factor:
         raise UserError(f"backbone.img_size={size} must be a multiple of {factor}, the VAE's step.")
     return Denoiser(unet, text), {"scheduler": scheduler, "vae": vae, "size": size, "tokenize": tokenize}
+
+
+def _pipeline_place(cfg: DictConfig) -> str:
+    """The hub id, or the directory of a pipeline."""
+    place = str(cfg.name)
+    folder = here(place)
+    if (folder is None or not folder.is_dir()) and (place.startswith((".", "/", "~")) or place.count("/") != 1):
+        raise UserError(f"backbone.name={cfg.name}: there is no such directory.")
+    if folder is not None and not (folder / "unet").is_dir():
+        raise UserError(
+            f"backbone.name={cfg.name} is not a Stable Diffusion pipeline: it has no unet/ (expected unet, vae, text_encoder, "
+            "tokenizer and scheduler, as diffusers' save_pretrained writes them)."
+        )
+    return place if folder is None else str(folder)
+
+
+def _load_pipeline(place: str, cfg: DictConfig, found: dict[str, dict[str, Any]]) -> tuple[Any, Any, Any, Any, Any]:
+    """(scheduler, tokenizer, UNet, text encoder, VAE); `found` gets what the loaders say of each part's weights."""
+    dtype = getattr(torch, cfg.torch_dtype or "float32")
+    # safetensors alone: a pickle can run code
+    weights: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": DDPMScheduler}
+    described = {part: kind.load_config(place, subfolder=part) for part, kind in kinds.items()}
+    text_described = transformers.CLIPTextConfig.from_pretrained(place, subfolder="text_encoder")
+    check_layers([*described.values(), text_described.to_dict()], cfg.name)
+    if not 0 < described["scheduler"].get("num_train_timesteps", 1000) <= MOST_TIMESTEPS:
+        raise ValueError(f"the scheduler says num_train_timesteps={described['scheduler']['num_train_timesteps']}")
+    scheduler = DDPMScheduler.from_pretrained(place, subfolder="scheduler")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(place, subfolder="tokenizer")
+    unet: Any
+    if cfg.pretrained:
+        clip: Any = transformers.CLIPTextModel
+        text, found["text_encoder"] = clip.from_pretrained(place, subfolder="text_encoder", dtype=dtype, **weights)
+        unet, found["unet"] = UNet2DConditionModel.from_pretrained(
+            place, subfolder="unet", torch_dtype=dtype, **weights
+        )
+    else:
+        text = transformers.CLIPTextModel(text_described).to(dtype)
+        unet = UNet2DConditionModel.from_config(described["unet"]).to(dtype)
+    vae, found["vae"] = AutoencoderKL.from_pretrained(place, subfolder="vae", **weights)
+    vae.requires_grad_(False).eval()
+    return scheduler, tokenizer, unet, text, vae
 
 
 def _check_parts(unet: Any, text: Any, vae: Any, scheduler: Any, cfg: DictConfig) -> None:

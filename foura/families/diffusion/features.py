@@ -48,7 +48,7 @@ class Timm(nn.Module):
         super().__init__()
         import timm
 
-        from foura.families.images.backbone import left_unset
+        from foura.families.timm_models import left_unset
 
         folder = here(name)
         place = f"local-dir:{folder}" if folder is not None and folder.is_dir() else name

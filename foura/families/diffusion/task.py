@@ -92,7 +92,7 @@ class Diffusion(Task):
     def final_measures(self, data: DiffusionData, folder: Path) -> dict[str, float]:
         """test/frechet, test/kernel, test/diversity, test/copy_distance, and the same by strength in strengths.csv."""
         prompts, seeds = self._prompts(), self.evaluation.seeds_per_prompt
-        rows, grid, names = [], [data.pictures["test"][:GRID]], ["held out"]
+        rows, grid, names = [], [data.images["test"][:GRID]], ["held out"]
         with strength(self.model, 0.0, self.before):
             grid.append(self._draw(prompts[:GRID], 0))
             names.append("strength 0")

@@ -1,10 +1,7 @@
 """Image backbones by timm: the embedded ViT, any timm name, a local timm folder, or a checkpoint file."""
 
 import difflib
-import logging
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from foura.backbone import Backbone, choose_targets
 from foura.bundled.vit import EMBEDDED_VIT, INPUT_MEAN, INPUT_STD, WEIGHTS
 from foura.errors import UserError, reason
+from foura.families.timm_models import left_unset
 from foura.files import find, here, read_weights, regular, unfit
 
 TARGETS = ("qkv", "attn.proj", "fc1", "fc2")
@@ -63,7 +61,7 @@ def build_vit(cfg: DictConfig, num_classes: int) -> ImageBackbone:
         model=model,
         targets=choose_targets(model, cfg.target_modules, TARGETS, head),
         head=head,
-        new_head=True,
+        new=(head,),
         body="",
         image_mode="L" if channels == 1 else "RGB",
         preprocess=create_transform(**data, is_training=False),
@@ -124,24 +122,3 @@ def _timm_model(cfg: DictConfig, num_classes: int) -> nn.Module:
             f"as {missing[0]}."
         )
     return model
-
-
-@contextmanager
-def left_unset() -> Iterator[list[str]]:
-    """Names of the weights that timm did not find and left at random: with a new head it tells its log alone."""
-    names: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            found = re.match(r"Missing keys \((.*)\) discovered", record.getMessage())
-            names.extend(found.group(1).split(", ") if found else [])
-
-    log, listener = logging.getLogger("timm.models._builder"), Listener()
-    level = log.level
-    log.addHandler(listener)
-    log.setLevel(logging.INFO)
-    try:
-        yield names
-    finally:
-        log.removeHandler(listener)
-        log.setLevel(level)

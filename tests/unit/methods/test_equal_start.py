@@ -4,7 +4,7 @@ import pytest
 import torch
 from pytorch_lightning import seed_everything
 
-from foura.families.family import build
+from foura.families import build
 from foura.methods.attach import attach
 from foura.run.loop import Loaders
 from tests.helpers.config import composed

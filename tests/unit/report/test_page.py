@@ -4,7 +4,6 @@ import csv
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +132,7 @@ def test_an_unknown_sweep_names_those_there_are(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_500_runs_in_half_a_minute_and_a_gigabyte(tmp_path) -> None:
+def test_500_runs_in_a_gigabyte(tmp_path) -> None:
     runs = [
         (adapter, {"rank": rank}, seed, 0.9 + 0.001 * seed, 0.9, "finished")
         for adapter in ("lora", "foura", "foura_dct", "foura_dft", "dora")
@@ -144,10 +143,8 @@ def test_500_runs_in_half_a_minute_and_a_gigabyte(tmp_path) -> None:
     # not getrusage: its maximum includes that of the process that started this one
     code = "import re; from foura.cli import main; main(); "
     code += r"print(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1])"
-    began = time.monotonic()
     command = [sys.executable, "-c", code, "report", "s", "--outputs", str(tmp_path)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds, megabytes = time.monotonic() - began, int(answer.stdout.split()[-1]) / 1024
-    print(f"500 runs: {seconds:.0f} s, {megabytes:.0f} MB")
-    assert seconds < 30 and megabytes < 1000
+    megabytes = int(answer.stdout.split()[-1]) / 1024
+    assert megabytes < 1000
     assert (tmp_path / "sweeps/s/report/report.html").stat().st_size < 5e6

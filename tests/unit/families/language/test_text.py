@@ -10,10 +10,13 @@ from torch import nn
 
 from foura.errors import UserError
 from foura.families.language.backbone import build_llama
-from foura.families.language.data import IGNORED, collate, prepare_text
+from foura.families.language.data import cut, mislabel, prepare_text
+from foura.families.language.formats import Example
+from foura.families.language.sources import TextSource, open_text
 from foura.families.language.task import Language
-from foura.families.language.text import Example, TextSource, cut, mislabel, open_text
-from foura.schema import BackboneConfig, Config, DatasetConfig
+from foura.families.language.tokens import IGNORED, collate
+from foura.schema import BackboneConfig, DatasetConfig
+from tests.helpers.config import composed
 
 
 def config(**fields):
@@ -156,7 +159,7 @@ class Fixed(nn.Module):
 
 def test_loss_accuracy_and_bits_per_byte_by_hand(llama) -> None:
     probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.2, 0.6, 0.2]])
-    task = Language(Fixed(probabilities.log()[None]), False, OmegaConf.structured(Config), llama.tokenizer)
+    task = Language(Fixed(probabilities.log()[None]), composed("backbone=llama_small"), llama.tokenizer)
     batch = {
         "input_ids": torch.tensor([[0, 1, 2]]),
         "attention_mask": torch.ones(1, 3, dtype=torch.long),
@@ -177,7 +180,7 @@ def test_the_likeliest_choice_is_the_answer(llama, lines) -> None:
     fields = {"template": "{sentence}", "verbalizer": [" array", " zebra of the sea"]}
     data = prepared(open_text(config(path=lines(*rows), **fields), "verbalizer"), llama)
     assert data.judged
-    task = Language(llama.model, True, OmegaConf.structured(Config), llama.tokenizer)
+    task = Language(llama.model, composed("backbone=llama_small"), llama.tokenizer)
     llama.model.eval()
     with torch.no_grad():
         task.evaluate("val", collate(data.validation, llama.tokenizer.pad_token_id))

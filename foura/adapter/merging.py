@@ -1,0 +1,100 @@
+"""ΔW of an adapter as one matrix, and merging it into the base weight. Refused while a gate depends on the input."""
+
+import warnings
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from foura.adapter.delta import masked
+
+Factors = tuple[Tensor, Tensor]  # (down, up)
+
+
+class MergingLayer(BaseTunerLayer):
+    """The part of a FouRA layer that knows ΔW; `layer.FouraLayer` has the rest."""
+
+    foura_A: nn.ParameterDict  # noqa: N815
+    foura_gate: nn.ModuleDict
+    foura_gate_mask: BufferDict
+    r: dict[str, int]
+    scaling: dict[str, float]
+    fan_in_fan_out: bool
+
+    def fold(self, adapter_name: str) -> Factors:
+        """(down (q, in), up (out, q)) of the adapter, before mask and scaling."""
+        raise NotImplementedError
+
+    def depends_on_input(self, adapter_name: str) -> bool:
+        """True if the adapter's gate depends on the input, so that its update has no single ΔW."""
+        return adapter_name in self.foura_gate
+
+    def mask_up(self, adapter_name: str, up: Tensor) -> Tensor:
+        """`up` with the columns that a frozen gate has closed set to zero."""
+        if adapter_name not in self.foura_gate_mask:
+            return up
+        return masked(up, self.foura_gate_mask[adapter_name], self.r[adapter_name])
+
+    def fixed_factors(self, adapter_name: str) -> Factors:
+        """(down, up) with mask and scaling in up: ΔW = up · down.
+
+        Raises:
+            ValueError: the adapter's gate depends on the input, and so does its ΔW.
+        """
+        if self.depends_on_input(adapter_name):
+            raise ValueError(
+                f"adapter {adapter_name!r} has an adaptive gate: its update depends on the input and has no single "
+                "weight to merge or export. Call foura.freeze_gates(model, batches) first."
+            )
+        down, up = self.fold(adapter_name)
+        return down, self.mask_up(adapter_name, up) * self.scaling[adapter_name]
+
+    def get_delta_weight(self, adapter_name: str, gate: Tensor | None = None) -> Tensor:
+        """ΔW of the adapter in the shape of the base weight, scaling included.
+
+        Args:
+            gate: a fixed gate vector (r,) in place of one that depends on the input, such as its mean over data.
+
+        Raises:
+            ValueError: the adapter's gate depends on the input, and no fixed gate was given.
+        """
+        if gate is None:
+            delta = self._weight_shaped(*self.fixed_factors(adapter_name))
+        else:
+            down, up = self.fold(adapter_name)
+            delta = self.scaling[adapter_name] * self._weight_shaped(down, masked(up, gate, self.r[adapter_name]))
+        return delta.to(self.foura_A[adapter_name].dtype)
+
+    def _weight_shaped(self, down: Tensor, up: Tensor) -> Tensor:
+        """up · down in the shape of the base weight."""
+        delta = (up @ down.flatten(1)).view(-1, *down.shape[1:])
+        return delta.T if self.fan_in_fan_out else delta
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add ΔW of the adapters to the base weight (all active ones by default); `safe_merge` refuses NaN and Inf."""
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.foura_A]
+        deltas = [self.get_delta_weight(name) for name in names]  # all of them before the weight is touched
+        for name, delta in zip(names, deltas, strict=True):
+            weight = self.get_base_weight()
+            merged = weight + delta.to(weight)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(
+                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
+                )  # PEFT's words
+            self.set_base_weight(merged)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Subtract every merged ΔW from the base weight."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            if name in self.foura_A:
+                weight = self.get_base_weight()
+                self.set_base_weight(weight - self.get_delta_weight(name).to(weight))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return not self.depends_on_input(adapter_name)

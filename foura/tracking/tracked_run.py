@@ -1,0 +1,202 @@
+"""One run in the MLflow store: created or reopened, its metrics and artifacts, and its end.
+
+A store that does not answer stops no run: what it does not take now waits in the run's folder (`foura.tracking.journal`).
+"""
+
+import functools
+import importlib.metadata
+import platform
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.tracking import MlflowClient
+
+from foura.tracking import journal
+from foura.tracking.store import code_tags, open_store, parent_run
+
+PARENT_TAG = "mlflow.parentRunId"
+UNKNOWN = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)  # of a run that the store does not have
+GONE = (UNKNOWN, ErrorCode.Name(INVALID_PARAMETER_VALUE))  # … or that is hidden in it
+ENDS = {"finished": "FINISHED", "interrupted": "KILLED"}  # MLflow's status by our state; FAILED for the others
+
+
+class TrackedRun:
+    """One run in the store.
+
+    Args:
+        outputs: the folder of the store. folder: of the run, with tracking.jsonl and the files that become artifacts.
+    """
+
+    def __init__(self, outputs: Path, folder: Path) -> None:
+        self.outputs, self.folder = outputs, folder
+        self.outbox = journal.Outbox(self._deliver, folder)
+
+    @property
+    def run_id(self) -> str | None:
+        """The id in MLflow; None as long as the store does not know the run."""
+        return self.outbox.run_id
+
+    @property
+    def error(self) -> str:
+        """Why the store did not take the last item; empty if it did."""
+        return self.outbox.error
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics in one call: a call costs as much as a small training step."""
+        self.outbox.send({"metrics": dict(metrics), "step": step, "time": int(time.time() * 1000)})
+
+    def log_artifact(self, path: Path, under: str | None = None) -> None:
+        """Log a file or folder of the run's folder, in the artifact folder `under`."""
+        self.outbox.send({"artifact": str(path.relative_to(self.folder)), "under": under})
+
+    def logged_steps(self, metric: str) -> set[int]:
+        """The steps at which a metric was logged, delivered or not."""
+        return {item["step"] for item in self.outbox.items if metric in item.get("metrics", {})}
+
+    def reopen(self) -> None:
+        """Set the run back to running."""
+        self.outbox.send({"reopen": True})
+
+    def close(self, state: str) -> bool:
+        """End the run in the state that it ended in; false if the store is behind."""
+        self.outbox.send({"end": state})
+        return self.outbox.deliver(journal.PATIENCE)
+
+    def stage(self) -> str:
+        """Where the run stands in the store.
+
+        Returns:
+            "none": nothing was ever logged. "there", or will be once the journal is delivered. "hidden": a user deleted it.
+            "lost": the store has no such run, so that the whole journal is delivered once more. "": it does not answer.
+        """
+        if not self.outbox.items:
+            return "none"
+        if self.run_id is None:
+            return "there"
+        try:
+            client, _ = open_store(self.outputs)
+            stage = client.get_run(self.run_id).info.lifecycle_stage
+        except Exception as error:  # requests, the database and MLflow each raise their own kinds
+            if not isinstance(error, MlflowException) or error.error_code != UNKNOWN:
+                return ""
+            self.outbox.again()
+            return "lost"
+        return "there" if stage == "active" else "hidden"
+
+    def _deliver(self, run_id: str | None, item: dict[str, Any]) -> str:
+        client, experiment_id = open_store(self.outputs)
+        if run_id is None:
+            return self._create(client, experiment_id, item["create"])
+        if "metrics" in item:
+            points = [Metric(key, value, item["time"], item["step"]) for key, value in item["metrics"].items()]
+            client.log_batch(run_id, metrics=points)
+        elif "artifact" in item:
+            client.log_artifact(run_id, str(self.folder / item["artifact"]), item["under"])
+        elif "reopen" in item:
+            client.update_run(run_id, status="RUNNING")
+        elif "end" in item:
+            client.set_tag(run_id, "state", item["end"])
+            client.set_terminated(run_id, ENDS.get(item["end"], "FAILED"))
+        return run_id
+
+    def _create(self, client: MlflowClient, experiment_id: str, run: dict[str, Any]) -> str:
+        """Create the run, or find it: a process that crashed here may have created it without writing that down."""
+        tags, sweep = dict(run["tags"]), run["sweep"]
+        query = f"tags.uid = '{tags['uid']}'"
+        found = client.search_runs([experiment_id], filter_string=query, max_results=1)
+        if found:
+            return found[0].info.run_id
+        if sweep is not None:
+            _hide(client, experiment_id, sweep, tags["key"], run["replaces"])
+            tags[PARENT_TAG] = parent_run(self.outputs, sweep)
+        made = client.create_run(experiment_id, run_name=run["name"], tags=tags, start_time=run["time"])
+        client.log_batch(made.info.run_id, params=[Param(key, value) for key, value in run["params"].items()])
+        return made.info.run_id
+
+
+class Untracked(TrackedRun):
+    """The run in processes other than rank 0: nothing is recorded."""
+
+    run_id = None
+    error = ""
+
+    def __init__(self) -> None:
+        pass
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        pass
+
+    def log_artifact(self, path: Path, under: str | None = None) -> None:
+        pass
+
+    def logged_steps(self, metric: str) -> set[int]:
+        return set()
+
+    def close(self, state: str) -> bool:
+        return True
+
+
+def start_run(
+    outputs: Path,
+    folder: Path,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, Any],
+    sweep: str | None,
+    replaces: str | None = None,
+) -> TrackedRun:
+    """A new MLflow run with its params and tags; in a sweep under the sweep's parent run.
+
+    Args:
+        tags: with the run's "key".
+        replaces: in a sweep: the id of the run that this folder had before. It is hidden, as are others with the same key, so
+            that no result counts twice; `mlflow runs restore` brings a hidden run back.
+
+    Raises:
+        UserError: outside a sweep, the store does not answer. (A sweep checks that when it starts.)
+    """
+    if sweep is None:
+        open_store(outputs)
+    run = TrackedRun(outputs, folder)
+    run.outbox.begin()
+    told = {**tags, "role": "run", "uid": uuid.uuid4().hex, "versions": versions(), **code_tags()}
+    described = {
+        "name": name,
+        "params": {key: str(value)[:6000] for key, value in params.items()},
+        "tags": {key: str(value) for key, value in told.items()},
+        "sweep": sweep,
+        "replaces": replaces,
+        "time": int(time.time() * 1000),
+    }
+    run.outbox.send({"create": described})
+    return run
+
+
+def _hide(client: MlflowClient, experiment_id: str, sweep: str, key: str, run_id: str | None) -> None:
+    """Delete, in MLflow's sense, the earlier runs of one experiment in a sweep.
+
+    They are searched by key too: a process that was killed between creating its run and writing status.json left a run
+    that no status.json names.
+    """
+    found = client.search_runs([experiment_id], filter_string=f"tags.sweep = '{sweep}' and tags.key = '{key}'")
+    for stale in {run.info.run_id for run in found} | ({run_id} if run_id else set()):
+        try:
+            client.delete_run(stale)
+        except MlflowException as error:
+            if error.error_code not in GONE:
+                raise
+
+
+@functools.cache
+def versions() -> str:
+    """Versions that the numbers may depend on, beside our own code: Python, its packages and the processor."""
+    packages = (
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "peft", "transformers", "diffusers", "timm")
+    )
+    return f"python {platform.python_version()}, {', '.join(packages)}, {platform.machine()}"

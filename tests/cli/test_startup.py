@@ -1,0 +1,63 @@
+"""What needs no training is answered at once: nothing heavy is imported for it, however slow the machine is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.imports import HEAVY, imports_of
+
+TYPOS = {
+    "adapter=fuora": "Did you mean foura?",
+    "adaptor=foura": "Did you mean adapter?",
+    "rnak=64": "Did you mean rank?",
+    "trainer.max_epoch=3": "Did you mean max_epochs?",
+    "rank=many": "could not be converted to Integer",
+    "rank=0": "rank must be at least 1",
+    "dataset=cifar": "Valid choices: digits, hf, imagefolder",
+    "adapter.transform=dtc": "Valid choices: dct, dft, identity, random",
+}
+
+
+def test_the_list_of_imports_has_what_is_heavy(run_env, tmp_path) -> None:
+    _, imported = imports_of(["-c", "import numpy.linalg, json"], run_env, tmp_path)
+    assert imported & HEAVY == {"numpy"} and "json" in imported
+
+
+def test_the_config_is_shown_at_once(root, run_env, tmp_path) -> None:
+    answer, imported = imports_of([str(root / "train.py"), "--cfg", "job"], run_env, tmp_path)
+    assert answer.returncode == 0
+    assert "rank: 16" in answer.stdout
+    assert "hydra" in imported and not imported & HEAVY
+
+
+@pytest.mark.parametrize("typo", TYPOS)
+def test_a_typo_is_answered_at_once_and_names_the_choices(typo, root, run_env, tmp_path) -> None:
+    answer, imported = imports_of([str(root / "train.py"), typo], run_env, tmp_path)
+    assert answer.returncode != 0
+    assert answer.stderr.startswith("error: ")
+    assert TYPOS[typo] in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+    assert "hydra" in imported and not imported & HEAVY
+
+
+@pytest.mark.parametrize("command", ["ui", "status s", "report s"])
+def test_a_place_without_runs_is_said_at_once(command, run_env, tmp_path) -> None:
+    answer, imported = imports_of(["-m", "foura", *command.split()], run_env, tmp_path)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: there ")
+    assert "foura" in imported and not imported & HEAVY
+
+
+@pytest.mark.parametrize("command", ["train.py adapter=lora", "-m foura export . --to lora out"])
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"GOMP_SPINCOUNT": "7"}, None)])
+def test_threads_are_told_how_to_wait_before_torch_is_loaded(command, given, policy, root, run_env, tmp_path) -> None:
+    """In place of torch there is a module that says what it finds."""
+    (tmp_path / "torch.py").write_text("import os, sys\nsys.exit(f\"policy: {os.environ.get('OMP_WAIT_POLICY')}\")")
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    env = {key: value for key, value in run_env.items() if key not in names} | given
+    env["PYTHONPATH"] = os.pathsep.join((str(tmp_path), env["PYTHONPATH"]))
+    words = [str(root / word) if word == "train.py" else word for word in command.split()]
+    ended = subprocess.run([sys.executable, *words], env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"policy: {policy}" in ended.stderr + ended.stdout
