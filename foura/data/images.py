@@ -11,36 +11,31 @@ from PIL import Image, ImageOps
 from foura.errors import UserError
 from foura.files import regular
 
-SMALLEST = 8  # pixels: a smaller image cannot be learnt from
+SMALLEST = 8  # pixels: the shortest side of an image to generate from
 THINNEST = 100  # times as long as wide: scaled to a model's size, one such strip would fill the memory
 
 
-def open_image(image: Any, name: str, mode: str, turned: bool = False) -> Image.Image:
-    """An image of Pillow's `mode`; of a moving one the first picture.
+def open_image(image: Any, name: str, mode: str, upright: bool = False) -> Image.Image:
+    """An image of Pillow's `mode`; of an animated one, the first frame.
 
     Args:
-        turned: as its camera was held, and what is transparent white; pictures too small to be one are refused.
+        image: a uint8 array (H, W), the path of a file, the bytes of one, or a Pillow image.
+        name: what a message calls it.
+        upright: turn it as its EXIF data says, put transparent pixels on white, and refuse it below `SMALLEST` pixels.
 
     Raises:
-        UserError: it cannot be read, or its values have no known white.
+        UserError: it cannot be read, has pixels of unknown range, or a shape that no photograph has.
     """
     if isinstance(image, str):
         regular(Path(image))
     try:
-        if isinstance(image, np.ndarray):
-            opened = Image.fromarray(image)
-        else:
-            opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
-            _check_shape(opened.size, name, SMALLEST if turned else 1)  # before any pixel is decoded
-            opened.load()
+        opened = _loaded(image, name, SMALLEST if upright else 1)
         if opened.mode.startswith("I;16"):  # Pillow would clip what is above 255
             opened = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
-        if turned:
-            opened = ImageOps.exif_transpose(opened)
-            if "A" in opened.getbands() or "transparency" in opened.info:
-                opened = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened.convert("RGBA"))
+        if upright:
+            opened = _on_white(ImageOps.exif_transpose(opened))
         if opened.mode in ("I", "F"):
-            raise UserError(f"{name} holds 32-bit values, whose white nobody knows; convert it to 8 bits.")
+            raise UserError(f"{name} has 32-bit pixels of unknown range; convert it to 8-bit.")
         return opened.convert(mode)
     except UserError:
         raise
@@ -49,36 +44,41 @@ def open_image(image: Any, name: str, mode: str, turned: bool = False) -> Image.
         raise UserError(f"{name} cannot be read as an image ({reason[:200]}); repair it or take it out.") from None
 
 
+def _loaded(image: Any, name: str, least: int) -> Image.Image:
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+    _check_shape(opened.size, name, least)  # before any pixel is decoded
+    opened.load()
+    return opened
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if "A" in image.getbands() or "transparency" in image.info:
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image
+
+
 def _check_shape(size: tuple[int, int], name: str, least: int) -> None:
     width, height = size
     if min(size) < least:
-        raise UserError(f"{name} is {width} x {height} pixels: too small to be a picture; take it out.")
+        raise UserError(f"{name} is {width} x {height} pixels, and {least} are the least; take it out.")
     if max(size) > THINNEST * min(size):
-        raise UserError(f"{name} is {width} x {height} pixels: too long and thin to be a picture; take it out.")
-
-
-def encoded(records: list[Any]) -> list[Any]:
-    """The bytes or the path of each image of a column that is not decoded.
-
-    Raises:
-        UserError: an item without an image.
-    """
-    images = [record and (record["path"] if record["bytes"] is None else record["bytes"]) for record in records]
-    if not all(images):
-        raise UserError(f"item {[bool(image) for image in images].index(False)} of the data has no image; take it out.")
-    return images
+        raise UserError(
+            f"{name} is {width} x {height} pixels: more than {THINNEST} times as long as wide; crop it or take it out."
+        )
 
 
 def image_files(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
-    """The image files in a folder and the folders in it, in order; linked folders are followed, none is read twice.
+    """The image files in a folder and the folders in it, sorted; linked folders are followed, and none is read twice.
 
     Raises:
-        UserError: one that is no ordinary file.
+        UserError: one that is not an ordinary file.
     """
     found, seen = [], set()
     for place, inner, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above: the same pictures again and again
+        if real in seen:  # a link to a folder above it would lead to the same images again and again
             inner.clear()
             continue
         seen.add(real)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foura.data.hub import read_hub, rows
-from foura.data.splits import SPLIT_NAMES, existing, split_tables
+from foura.data.splits import existing, split_files, split_tables
 from foura.errors import UserError
 from foura.files import json_lines
 
@@ -20,25 +20,12 @@ class Records:
 
 
 def json_records(path: str) -> Records:
-    """A file of JSON lines, or a folder with train.jsonl and, where the user has them, validation.jsonl and test.jsonl.
+    """A file of JSON lines, or a folder with train.jsonl and perhaps validation.jsonl and test.jsonl.
 
     Raises:
         UserError: nothing is there, or a line is not a JSON object.
     """
-    place = existing(path)
-    files = {"train": place}
-    if place.is_dir():
-        files = {
-            split: place / f"{name}.jsonl"
-            for split, names in SPLIT_NAMES.items()
-            for name in names
-            if (place / f"{name}.jsonl").is_file()
-        }
-        if "train" not in files:
-            raise UserError(
-                f"{place} has no train.jsonl; it has: {', '.join(sorted(entry.name for entry in place.iterdir()))}."
-            )
-    return Records({split: json_lines(file) for split, file in files.items()})
+    return Records({split: json_lines(file) for split, file in split_files(existing(path), ".jsonl").items()})
 
 
 def hub_records(path: str) -> Records:
@@ -72,10 +59,10 @@ def text_field(row: dict[str, Any], name: str, key: str, column: str | None) -> 
     value = row[column]
     if not isinstance(value, str):
         raise UserError(f"{name}: the field {column!r} holds {type(value).__name__}, not text.")
-    return spellable(value, f"{name}: the field {column!r}")
+    return encodable(value, f"{name}: the field {column!r}")
 
 
-def spellable(text: str, name: str) -> str:
+def encodable(text: str, name: str) -> str:
     """The text, if it can be encoded: JSON can hold half of a surrogate pair, which no tokenizer takes.
 
     Raises:

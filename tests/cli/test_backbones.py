@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from foura.families.language.backbone import build_llama
 from foura.families.language.data import prepare_text
-from foura.families.language.text import open_text
+from foura.families.language.sources import open_text
 from tests.helpers.commands import Ended, run_foura
 from tests.helpers.runs import client, status
 from tests.helpers.sizes import QUICK, SMALL

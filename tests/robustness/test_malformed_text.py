@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from foura.errors import UserError
 from foura.families.diffusion.backbone import caption_bytes
-from foura.families.diffusion.data import open_captioned
+from foura.families.diffusion.sources import open_captioned
 from foura.families.language.data import prepare_text
-from foura.families.language.text import open_text
+from foura.families.language.sources import open_text
 from foura.schema import DatasetConfig
 from tests.helpers.hostile import BYTES, VALUES, mutated, refused, try_all
 

@@ -11,7 +11,8 @@ from foura.families.family import Family, Parts
 
 def _build(cfg: DictConfig) -> Parts:
     from foura.families.diffusion.backbone import build_unet
-    from foura.families.diffusion.data import open_captioned, prepare_captioned
+    from foura.families.diffusion.data import prepare_captioned
+    from foura.families.diffusion.sources import open_captioned
     from foura.families.diffusion.task import Diffusion
 
     splits = open_captioned(cfg.dataset)

@@ -44,7 +44,7 @@ class Judge:
         """
         for split in ("train", held_out):
             if split not in self.seen:
-                self.seen[split] = self._features(self.data.pictures[split], device)
+                self.seen[split] = self._features(self.data.images[split], device)
         features, training, other = self._features(drawn, device), self.seen["train"], self.seen[held_out]
         order = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         prompt = torch.tensor([order[caption] for caption in captions])

@@ -92,13 +92,13 @@ class Diffusion(Task):
     def final_measures(self, data: DiffusionData, folder: Path) -> dict[str, float]:
         """test/frechet, test/kernel, test/diversity, test/copy_distance, and the same by strength in strengths.csv."""
         prompts, seeds = self._prompts(), self.evaluation.seeds_per_prompt
-        rows, grid, names = [], [data.pictures["test"][:GRID]], ["held out"]
-        with strength(self.model, 0.0):
+        rows, grid, names = [], [data.images["test"][:GRID]], ["held out"]
+        with strength(self.model, 0.0, self.before):
             grid.append(self._draw(prompts[:GRID], 0))
             names.append("strength 0")
         for alpha in self.evaluation.strengths:
             captions = [prompt for prompt in prompts for _ in range(seeds)]
-            with strength(self.model, alpha):
+            with strength(self.model, alpha, self.before):
                 drawn = self._sample(captions, list(range(seeds)) * len(prompts))
             rows.append({"strength": alpha, **self.judge(drawn, captions, "test", self.device)})
             grid.append(drawn[::seeds][:GRID])

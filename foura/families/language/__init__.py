@@ -11,8 +11,8 @@ from foura.families.family import Family, Parts
 def _build(cfg: DictConfig) -> Parts:
     from foura.families.language.backbone import build_llama
     from foura.families.language.data import prepare_text
+    from foura.families.language.sources import open_text
     from foura.families.language.task import Language
-    from foura.families.language.text import open_text
 
     # first: bad data is reported before a large model is loaded
     source = open_text(cfg.dataset, FAMILY.format(cfg.dataset.format))

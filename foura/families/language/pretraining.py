@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from foura.families.family import Parts
-from foura.families.language.data import Tokens
+from foura.families.language.tokens import Tokens
 
 BLOCKS, BLOCK, BATCH = 64, 128, 32  # blocks, tokens per block, blocks per batch
 

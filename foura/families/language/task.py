@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from foura.families.language.data import IGNORED, LanguageData
+from foura.families.language.data import LanguageData
+from foura.families.language.tokens import IGNORED
 from foura.families.task import EVALUATIONS, Task
 
 COUNTS = ("nats", "tokens", "right", "judged", "bytes")

@@ -18,10 +18,11 @@ from foura.analysis.images import copy_distance, diversity
 from foura.bundled.letters import LETTERS, caption, render_letters
 from foura.errors import UserError
 from foura.families.diffusion.backbone import build_unet, caption_bytes
-from foura.families.diffusion.data import open_captioned, prepare_captioned
+from foura.families.diffusion.data import prepare_captioned
 from foura.families.diffusion.features import Clip, feature_space, letters_read
 from foura.families.diffusion.image_metrics import Judge
 from foura.families.diffusion.sampling import sample, strength
+from foura.families.diffusion.sources import open_captioned
 from foura.families.diffusion.task import Diffusion
 from foura.schema import BackboneConfig, Config, DatasetConfig, EvaluationConfig
 from tests.helpers.hostile import payload
@@ -72,7 +73,7 @@ def test_a_folder_with_captions(folder) -> None:
     shades = [int(text.split()[1]) for name in data.sizes for text in data.captions[name]]
     assert sorted(shades) == list(range(12))
     for name in data.sizes:
-        for picture, text in zip(data.pictures[name], data.captions[name], strict=True):
+        for picture, text in zip(data.images[name], data.captions[name], strict=True):
             assert round(float(picture[0, 0, 0]) * 255) == 20 * int(text.split()[1])  # each with its own caption
     latents, tokens, number = data.train[1]
     assert latents.shape == (3, 16, 16) and int(number) == 1
@@ -96,7 +97,7 @@ def test_one_prompt_for_all_and_five_pictures_are_enough(folder) -> None:
     assert data.sizes == {"train": 2, "validation": 1, "test": 2}
     for index in (3, 4):
         (folder / f"{index:02d}.png").unlink()
-    with pytest.raises(UserError, match="3 images are too few"):
+    with pytest.raises(UserError, match="3 items are too few"):
         prepared(config(path=str(folder), prompt="a photo of sks shade"))
 
 
@@ -105,7 +106,7 @@ def test_every_kind_of_picture_is_read(folder) -> None:
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(folder / "clear.png")
     Image.new("L", (20, 20), 128).save(folder / "grey.png")
     data = prepared(config(path=str(folder), prompt="all"))
-    pictures = torch.cat(list(data.pictures.values()))
+    pictures = torch.cat(list(data.images.values()))
     assert pictures.shape == (15, 3, 16, 16)
     assert any(torch.equal(picture, torch.ones(3, 16, 16)) for picture in pictures)  # what is clear is white
     assert any(picture[0].min() > 0.9 and picture[1].max() < 0.2 for picture in pictures)  # red, not inverted
@@ -230,7 +231,7 @@ def test_distances_tell_the_style_from_another(unet) -> None:
     assert same["kernel"] < 0.05 < other["kernel"]
     assert same["frechet"] < 0.2 * other["frechet"]
     assert same["copy_distance"] == pytest.approx(1.0, abs=0.25) and other["copy_distance"] > 2
-    copies = data.pictures["train"].repeat(2, 1, 1, 1)
+    copies = data.images["train"].repeat(2, 1, 1, 1)
     copied = judge(copies, data.captions["train"] * 2, "test", CPU)
     assert copied["copy_distance"] == pytest.approx(0.0, abs=1e-6)
 

@@ -10,9 +10,11 @@ from torch import nn
 
 from foura.errors import UserError
 from foura.families.language.backbone import build_llama
-from foura.families.language.data import IGNORED, collate, prepare_text
+from foura.families.language.data import cut, mislabel, prepare_text
+from foura.families.language.formats import Example
+from foura.families.language.sources import TextSource, open_text
 from foura.families.language.task import Language
-from foura.families.language.text import Example, TextSource, cut, mislabel, open_text
+from foura.families.language.tokens import IGNORED, collate
 from foura.schema import BackboneConfig, DatasetConfig
 from tests.helpers.config import composed
 
