@@ -1,4 +1,4 @@
-"""Configs that nobody thought of: whatever is typed is accepted or refused in one sentence, never by a traceback."""
+"""Malformed configs: whatever is typed is accepted or refused in one sentence, never by a traceback."""
 
 import dataclasses
 import itertools
@@ -133,7 +133,9 @@ def test_every_number_refuses_what_is_none() -> None:
             else:
                 assert is_refused(cfg), (key, value)
     record(
-        "bad input", "what is no number, for every number of a config", f"{len(keys_of_numbers) * len(wrong)} values"
+        "bad input",
+        "a value that is not a number, for every number of a config",
+        f"{len(keys_of_numbers) * len(wrong)} values",
     )
 
 
