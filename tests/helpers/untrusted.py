@@ -1,4 +1,4 @@
-"""Files whose content contradicts itself: headers of safetensors, fields of an adapter's config; and a run folder to put them into."""
+"""Untrusted files to try: lying headers of safetensors, odd fields of an adapter config; and a run folder to put them into."""
 
 import json
 import struct
