@@ -31,7 +31,7 @@ class Before:
 
     Attributes:
         weights: {layer name: weight} of the adapted layers, where the method changes the frozen weights; else empty.
-        loss: on its pretraining data; None where forgetting is not measured.
+        loss: on its pretraining data; None if forgetting is not measured.
     """
 
     def __init__(self, parts: Parts, cfg: DictConfig) -> None:
@@ -42,7 +42,7 @@ class Before:
         self.loss = pretraining_loss(parts, parts.backbone.model, cfg) if cfg.evaluation.drift else None
 
     def forgetting(self, parts: Parts, model: nn.Module, cfg: DictConfig) -> dict[str, float]:
-        """{"drift/loss": loss on the pretraining data, after minus before}; {} where it is not measured."""
+        """{"drift/loss": loss on the pretraining data, after minus before}; {} if it is not measured."""
         return {} if self.loss is None else {"drift/loss": pretraining_loss(parts, model, cfg) - self.loss}
 
 

@@ -21,16 +21,16 @@ from foura.methods.state import adapter_parameters
 from foura.schema import Config
 
 RANKS = ("r", "init_r", "target_r", "n_frequency", "rank_pattern", "n_frequency_pattern")
-MOST_RANK = 4096  # in a config, beside the sizes of the weights themselves
-# PEFT imports the module that the first names and uses another wrapper for the second; no run writes either
+MOST_RANK = 4096  # that a config may state, if its weights have no larger size
+# PEFT imports the module that the first one names, and uses another wrapper for the second; no run writes them
 UNWRITTEN = ("megatron_config", "task_type")
 
 
 def read_config(run: Path) -> DictConfig:
-    """The config of a finished run's folder.
+    """Load the config of a finished run's folder.
 
     Raises:
-        UserError: it is not the folder of a finished run, or its config is not one that a run could have.
+        UserError: it is not the folder of a finished run, or no run can have this config.
     """
     path = run / "config.yaml"
     if not path.is_file():
@@ -48,7 +48,7 @@ def read_config(run: Path) -> DictConfig:
 
 
 def _parsed(path: Path) -> Any:
-    """The file merged into the schema, whose types it then has."""
+    """The file merged into the schema, which gives its values their types."""
     text = read_text(path)
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
@@ -61,10 +61,10 @@ def _parsed(path: Path) -> Any:
 
 
 def load_bare(run: Path, parts: Parts, cfg: DictConfig) -> nn.Module:
-    """The backbone with the weights that adapter=full or adapter=head has trained.
+    """Load the weights that adapter=full or adapter=head has trained into the backbone.
 
     Raises:
-        UserError: weights that are damaged, or of another model.
+        UserError: the weights are damaged, or of another model.
     """
     path = run / "adapter" / "model.safetensors"
     state, model = read_weights(path), attach(parts.backbone, cfg, steps=1)
@@ -76,10 +76,10 @@ def load_bare(run: Path, parts: Parts, cfg: DictConfig) -> nn.Module:
 
 
 def load_adapter(model: nn.Module, run: Path, cfg: DictConfig, name: str = "default") -> PeftModel:
-    """A run's adapter on a backbone, or beside the adapters that a model already has.
+    """Put a run's adapter on a backbone, or beside the adapters that a model already has.
 
     Raises:
-        UserError: files that are damaged, of another method or model, or with fields that no run writes.
+        UserError: the files are damaged, of another method or model, or have fields that no run writes.
     """
     folder = run / "adapter"
     state = check_adapter(folder, cfg)
@@ -97,10 +97,10 @@ def load_adapter(model: nn.Module, run: Path, cfg: DictConfig, name: str = "defa
 
 
 def check_adapter(folder: Path, cfg: DictConfig) -> dict[str, Any]:
-    """The tensors of an adapter in PEFT's format, whose config is safe to give to PEFT.
+    """Load the tensors of an adapter in PEFT's format, and check that its config is safe to give to PEFT.
 
     Raises:
-        UserError: it is not, or the adapter is of another method than the run's config says.
+        UserError: the files are damaged or unsafe, or of another method than the run's config says.
     """
     weights, path = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     if not weights.exists():
@@ -115,6 +115,16 @@ def check_adapter(folder: Path, cfg: DictConfig) -> dict[str, Any]:
         if described.get(field) is not None:
             raise UserError(f"{path} sets {field}, which no run writes.")
     state = read_weights(weights)
+    _check_ranks(described, state, path)
+    try:
+        check_patterns(PEFT_TYPE_TO_CONFIG_MAPPING[described["peft_type"]].from_pretrained(str(folder)))
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # of classes that take what is in the file
+        raise UserError(f"{path} is not the config of an adapter: {reason(error)}") from None
+    return state
+
+
+def _check_ranks(described: dict[str, Any], state: dict[str, Any], path: Path) -> None:
+    """Refuse ranks that no weight has: PEFT would allocate them."""
     largest = max([MOST_RANK, *(size for tensor in state.values() for size in tensor.shape)])
     for field in RANKS:
         value = described.get(field)
@@ -122,8 +132,3 @@ def check_adapter(folder: Path, cfg: DictConfig) -> dict[str, Any]:
             sizes = [len(rank)] if isinstance(rank, list) else [rank]  # AdaLoRA's pattern has a truth value per rank
             if any(not isinstance(size, int) or not 0 <= size <= largest for size in sizes):
                 raise UserError(f"{path}: {field}={value} is not a rank that its weights have.")
-    try:
-        check_patterns(PEFT_TYPE_TO_CONFIG_MAPPING[described["peft_type"]].from_pretrained(str(folder)))
-    except (TypeError, ValueError, AttributeError, KeyError) as error:  # of classes that take what is in the file
-        raise UserError(f"{path} is not the config of an adapter: {reason(error)}") from None
-    return state
