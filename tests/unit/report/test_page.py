@@ -13,7 +13,8 @@ from foura.errors import UserError
 from foura.report import compare
 from foura.report.collect import load_sweep
 from foura.report.page import report
-from foura.tracking.store import open_store, parent_run, start_run
+from foura.tracking.store import open_store, parent_run
+from foura.tracking.tracked_run import start_run
 
 
 def synthetic(outputs: Path, sweep: str, runs, tune=(), epochs: int = 3) -> None:
