@@ -45,6 +45,7 @@ class Task(LightningModule):
         # while processes share a training batch: the rows of it that are here, and how many there are in all
         self.rows: list[int] | None = None
         self.batch_size = 0
+        self.before: dict[str, Tensor] = {}  # the backbone's values of parameters that are other ones now, by name
         self.generators: list[torch.Generator] = []  # training draws from them, beside PyTorch's own
         self.strict_loading = False  # checkpoints leave the frozen weights out
 
@@ -78,7 +79,7 @@ class Task(LightningModule):
         """Further metrics of the selected epoch, measured once; images and texts are written to `folder`."""
         return {}
 
-    def epoch_pictures(self, folder: Path) -> list[Path]:
+    def epoch_images(self, folder: Path) -> list[Path]:
         """Images generated after this epoch, written to `folder`."""
         return []
 

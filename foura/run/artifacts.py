@@ -68,11 +68,10 @@ def final_metrics(
         "overfit/onset_epoch": onset_epoch(epochs, losses),
         "cost/trainable_params": float(sum(p.numel() for p in task.model.parameters() if p.requires_grad)),
         "cost/adapter_mb": sum(path.stat().st_size for path in (folder / "adapter").iterdir()) / 1e6,
-        "adapter/delta_norm": total_delta_norm(table),
         **task.tested,
     }
-    rank = mean_effective_rank(table)
-    return metrics if rank is None else {**metrics, "adapter/effective_rank": rank}
+    of_update = {"adapter/delta_norm": total_delta_norm(table), "adapter/effective_rank": mean_effective_rank(table)}
+    return metrics | {key: value for key, value in of_update.items() if value is not None}
 
 
 def draw(task: Task, selected: int, table: list[dict[str, Any]], title: str, folder: Path) -> None:

@@ -11,6 +11,7 @@ from foura.errors import UserError
 from foura.families import family_of
 from foura.families.family import Parts
 from foura.methods import method_of
+from foura.methods.attach import trained_modules
 
 
 def check_forgetting(cfg: DictConfig) -> None:
@@ -31,15 +32,22 @@ class Before:
 
     Attributes:
         weights: {layer name: weight} of the adapted layers, where the method changes the frozen weights; else empty.
+        parameters: {parameter name: value} of the same, and of all that a bare model is about to train.
         loss: on its pretraining data; None where forgetting is not measured.
     """
 
     def __init__(self, parts: Parts, cfg: DictConfig) -> None:
-        self.weights: dict[str, Tensor] = {}
-        if method_of(cfg).changes_weights(cfg.adapter):
-            layers: dict[str, Any] = target_layers(parts.backbone.model, parts.backbone.targets)
-            self.weights = {name: layer.weight.detach().clone() for name, layer in layers.items()}
-        self.loss = pretraining_loss(parts, parts.backbone.model, cfg) if cfg.evaluation.drift else None
+        backbone, method = parts.backbone, method_of(cfg)
+        layers: dict[str, Any] = {}
+        if method.changes_weights(cfg.adapter):
+            layers = target_layers(backbone.model, backbone.targets)
+        self.weights: dict[str, Tensor] = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+        self.parameters = {f"{name}.weight": weight for name, weight in self.weights.items()}
+        for name in trained_modules(backbone, method.trained) if method.trained else ():
+            for key, value in backbone.model.get_submodule(name).named_parameters(prefix=name):
+                if key not in self.parameters:
+                    self.parameters[key] = value.detach().clone()
+        self.loss = pretraining_loss(parts, backbone.model, cfg) if cfg.evaluation.drift else None
 
     def forgetting(self, parts: Parts, model: nn.Module, cfg: DictConfig) -> dict[str, float]:
         """{"drift/loss": loss on the pretraining data, after minus before}; {} where it is not measured."""

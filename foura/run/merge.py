@@ -44,6 +44,8 @@ def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> li
         raise UserError(f"PEFT holds adapters of one method in a model, and these are of {', '.join(sorted(methods))}.")
     if any(method_of(cfg).trained for cfg in configs):
         raise UserError("adapter=full and adapter=head leave no adapter that could be added to another.")
+    if any(method_of(cfg).changes_weights(cfg.adapter) for cfg in configs):
+        raise UserError("these adapters start by reducing the frozen weights, which a second one would find reduced.")
     names = [f"run{number}" for number in range(1, len(runs) + 1)]
     rows: list[dict[str, Any]] = []
     for own, cfg in zip(names, configs, strict=True):

@@ -52,6 +52,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     model = attach(parts.backbone, cfg, steps=loaders.steps())
     with tracked_run(cfg, status, parts.data, model, title, sweep, console) as (tracked, checkpoint, resumes):
         task, cost = parts.task(model), Cost()
+        task.before = before.parameters
         recorder = Recorder(cfg.select, tracked, _display(console, title, cfg, sweep), folder)
         keeper = Checkpoint(checkpoint, [loaders.train.generator, *task.generators], loaders.train.batch_sampler)
         trainer = trainer_of(cfg, folder, [recorder, cost, FinalMeasures(parts.data, folder), keeper])

@@ -17,6 +17,8 @@ import foura.metrics
 from foura import FouraConfig
 from foura.adapter.gates import GATES
 from foura.adapter.transforms import TRANSFORMS
+from foura.families import language
+from foura.families.language.formats import FORMATS
 from foura.methods import METHODS
 from tests.helpers.tiny_models import tiny_llama, tiny_unet
 
@@ -49,7 +51,8 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _registries_as_they_were() -> Iterator[None]:
-    before = [(registry, dict(registry)) for registry in (TRANSFORMS, GATES, METHODS)]
+    registries: tuple[Any, ...] = (TRANSFORMS, GATES, METHODS, FORMATS, language.FAMILY.formats)
+    before = [(registry, dict(registry)) for registry in registries]
     yield
     for registry, kept in before:
         registry.clear()
@@ -74,6 +77,7 @@ def test_every_block_is_run_here() -> None:
         ("extending.md", "A gate"),
         ("extending.md", "An adapter of your own"),
         ("extending.md", "A metric"),
+        ("extending.md", "A data format"),
     }
     assert set(YAML) == {("extending.md", "A transform"), ("extending.md", "An adapter of PEFT")}
 
@@ -145,3 +149,12 @@ def test_a_metric() -> None:
     section = (ROOT / "docs" / "extending.md").read_text().partition("## A metric\n")[2].partition("\n## ")[0]
     places = [name for name, value in vars(foura.metrics).items() if name.isupper() and isinstance(value, str)]
     assert all(f"`{place}`" in section for place in places)
+
+
+def test_a_data_format(train, tmp_path) -> None:
+    exec(PYTHON["extending.md", "A data format"], {})
+    records = [{"question": f"{number} and one make", "answer": str(number + 1)} for number in range(40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    data = ("dataset=jsonl", f"dataset.path={tmp_path}/data.jsonl", "dataset.format=question")
+    ended = train("backbone=llama_small", *data, "rank=4", "trainer.max_epochs=1")
+    assert ended.code == 0 and "test/loss" in json.loads((ended.folder() / "status.json").read_text())["metrics"]

@@ -1,6 +1,6 @@
 """Generating images with an adapted diffusion model, at any scale of its adapter."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from foura.families.diffusion.backbone import DiffusionBackbone
+from foura.methods.state import load_adapter_parameters, whole
 
 AT_ONCE = 32  # images
 
@@ -73,21 +74,44 @@ def _guided(model: nn.Module, inputs: dict[str, Tensor], empty: Tensor, guidance
 
 
 @contextmanager
-def adapter_scale(model: nn.Module, alpha: float) -> Iterator[None]:
+def adapter_scale(model: nn.Module, alpha: float, before: Mapping[str, Tensor] | None = None) -> Iterator[None]:
     """Within the context every adapted layer returns base + alpha · (adapted - base): the paper's blending (sec. 3.1).
 
-    It works for every method; for FouRA and LoRA it equals `set_scale`, because no gate depends on alpha.
+    It works for every method; for FouRA and LoRA it equals `set_scale`, because no gate depends on alpha. A bare model is
+    blended in its weights, which is the same in a linear layer.
+
+    Args:
+        model: adapted by PEFT, or bare.
+        alpha: 1 is the trained model, 0 the backbone.
+        before: {parameter name: value in the backbone} of the frozen weights that the adapter's start has changed, or of
+            the trained weights of a bare model.
     """
-
-    def blend(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        return torch.lerp(layer.base_layer(*inputs), output, alpha)
-
-    handles = []
-    if alpha != 1.0:
-        layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-        handles = [layer.register_forward_hook(blend) for layer in layers]
+    if alpha == 1.0:
+        yield
+        return
+    before = before or {}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    weights = {name: before.get(f"{name.removeprefix('base_model.model.')}.weight") for name in layers}
+    trained = {name: whole(value.detach()).clone() for name, value in model.named_parameters() if name in before}
+    handles = [layer.register_forward_hook(_blend(alpha, weights[name])) for name, layer in layers.items()]
+    load_adapter_parameters(
+        model, {name: torch.lerp(before[name].to(value), value, alpha) for name, value in trained.items()}
+    )
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        load_adapter_parameters(model, trained)
+
+
+def _blend(alpha: float, weight: Tensor | None) -> Callable[[Any, tuple[Any, ...], Tensor], Tensor]:
+    """A forward hook of an adapted layer; `weight`: the backbone's, where the layer's own differs from it."""
+
+    def blend(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        base = layer.base_layer
+        if weight is None:
+            return torch.lerp(base(*inputs), output, alpha)
+        return torch.lerp(torch.func.functional_call(base, {"weight": weight.to(base.weight)}, inputs), output, alpha)
+
+    return blend

@@ -97,10 +97,10 @@ class Diffusion(Task):
         """
         prompts, rows = self._prompts()[:GRID], []
         grid = {"held out": data.images["test"][:GRID]}
-        with adapter_scale(self.model, 0.0):
+        with adapter_scale(self.model, 0.0, self.before):
             grid["scale 0"] = self._of_each(prompts)
         for alpha in self.evaluation.strengths:
-            with adapter_scale(self.model, alpha):
+            with adapter_scale(self.model, alpha, self.before):
                 images, captions = self._generated()
             rows.append({"strength": alpha, **self.image_metrics(images, captions, "test", self.device)})
             grid[f"scale {alpha:g}"] = images[:: self.evaluation.seeds_per_prompt][:GRID]
