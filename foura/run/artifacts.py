@@ -18,7 +18,7 @@ from foura.analysis.overfitting import onset_epoch
 from foura.config import outputs_dir
 from foura.families import family_of
 from foura.families.task import Task
-from foura.files import seal
+from foura.files import write_checksum
 from foura.metrics import TABLE, shown
 from foura.run.figures import draw_curves, draw_layers
 from foura.run.layers import mean_effective_rank, total_delta_norm, write_spectra, write_table
@@ -45,7 +45,7 @@ def save_adapter(task: Task, state: Mapping[str, Tensor], folder: Path) -> None:
     else:
         save_file(kept, scratch / "model.safetensors", metadata={"format": "pt"})
     for written in scratch.glob("*.safetensors"):
-        seal(written)
+        write_checksum(written)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(scratch, target)
 
