@@ -6,11 +6,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from foura.bundled.unet import CAPTION_BYTES, EMBEDDED_UNET
+from foura.bundled.unet import BUNDLED_UNET, CAPTION_BYTES
 
 
 class Denoiser(nn.Module):
-    """A UNet and the text encoder that it listens to; one model, so that one adapter can go on both.
+    """A UNet and the text encoder whose output it attends to; one model, so that one adapter can go on both.
 
     Its module names are those of a diffusers pipeline ("unet.…", "text_encoder.…"), and so are the keys of its adapters.
     """
@@ -27,9 +27,9 @@ class Denoiser(nn.Module):
 
 
 class CaptionBytes(nn.Module):
-    """The embedded text encoder: one vector a byte and one a place, (S, CAPTION_BYTES) -> (S, CAPTION_BYTES, d).
+    """The bundled text encoder: a vector per byte plus a vector per position, (S, CAPTION_BYTES) -> (S, CAPTION_BYTES, d).
 
-    Token 256 is no byte: it fills up short captions, and a caption of nothing else is the empty one.
+    Token 256 is padding, in front of short captions; a caption of padding alone is the empty one.
     """
 
     def __init__(self, d: int) -> None:
@@ -46,7 +46,7 @@ def caption_bytes(captions: list[str]) -> Tensor:
     return torch.tensor([[256] * (CAPTION_BYTES - len(row)) + row for row in rows])
 
 
-def fresh_embedded() -> Denoiser:
-    """The embedded model with random weights."""
-    unet: Any = UNet2DConditionModel(**EMBEDDED_UNET)
-    return Denoiser(unet, CaptionBytes(EMBEDDED_UNET["cross_attention_dim"]))
+def fresh_unet() -> Denoiser:
+    """The bundled model with random weights."""
+    unet: Any = UNet2DConditionModel(**BUNDLED_UNET)
+    return Denoiser(unet, CaptionBytes(BUNDLED_UNET["cross_attention_dim"]))

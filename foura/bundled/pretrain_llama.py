@@ -1,6 +1,6 @@
-"""Pretrain the embedded LLaMA on English that comes with Python, and write it with its tokenizer.
+"""Pretrain the bundled LLaMA on English that comes with Python, and write it with its tokenizer.
 
-`python -m foura.bundled.pretrain_llama` remakes the folder that the package carries.
+`python -m foura.bundled.pretrain_llama` remakes the folder that ships with the package.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from foura.bundled.llama import EMBEDDED_LLAMA, END, FOLDER, PAD
-from foura.files import seal
+from foura.bundled.llama import BUNDLED_LLAMA, END, FOLDER, PAD
+from foura.files import write_checksum
 
 EPOCHS = 2  # what the committed weights were made with
 PACKAGES = ("numpy", "scipy", "sklearn")
-SHORTEST = 400  # characters of a docstring that is taken
+SHORTEST = 400  # characters of a docstring that is used
 BLOCK = 256  # tokens
 BATCH = 16  # blocks
 PEAK_LR = 3e-3
 WARMUP = 0.05  # share of all steps
 WEIGHT_DECAY = 0.1
-HELD_OUT = 50  # every fiftieth text is measured and not trained on
+HELD_OUT = 50  # every fiftieth text is not trained on, but measured
 
 
 def english() -> tuple[list[str], list[str]]:
-    """(training texts, held-out texts): reference English that is installed anyway.
+    """(training texts, held-out texts): English of technical references, which is installed anyway.
 
-    The topics of Python's own help system, and what numpy, scipy and scikit-learn say of their functions (examples in
-    code left out). None of it is the source of the standard library, which is what the model is adapted to.
+    The topics of Python's help system, and the docstrings of numpy, scipy and scikit-learn without their examples. None of
+    it is source code of the standard library, which is the data that the model is adapted to.
     """
     from pydoc_data.topics import topics
 
@@ -62,10 +62,10 @@ def docstrings(source: str) -> list[str]:
 
 
 def pretrain_llama(folder: Path, *, epochs: int, seed: int, report: Callable[[str], object] = print) -> None:
-    """Train a byte-level BPE tokenizer and a LLaMA on it, and write both as transformers does, in float16.
+    """Train a byte-level BPE tokenizer and the bundled LLaMA with it; writes both in the form of transformers, in float16.
 
     Args:
-        folder: what transformers' `from_pretrained` will be given.
+        folder: where transformers' `from_pretrained` finds them afterwards.
         report: called with a line of text per epoch and one at the end.
     """
     import torch
@@ -79,7 +79,7 @@ def pretrain_llama(folder: Path, *, epochs: int, seed: int, report: Callable[[st
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig(**EMBEDDED_LLAMA, **ends, pad_token_id=tokenizer.pad_token_id))
+        model = LlamaForCausalLM(LlamaConfig(**BUNDLED_LLAMA, **ends, pad_token_id=tokenizer.pad_token_id))
     generator = torch.Generator().manual_seed(seed)
     steps = len(ids) // (BLOCK * BATCH)
     optimizer, schedule = _optimizer(model, steps * epochs)
@@ -92,9 +92,9 @@ def pretrain_llama(folder: Path, *, epochs: int, seed: int, report: Callable[[st
     bits = measured / math.log(2) * held.numel() / len(str(tokenizer.decode(held.flatten())).encode())
     report(f"held-out texts: {bits:.3f} bits per byte")
     model.half().save_pretrained(folder)
-    seal(folder / "model.safetensors")
+    write_checksum(folder / "model.safetensors")
     tokenizer.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner only: no good in a package
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
 
 
 def train_tokenizer(texts: list[str]) -> Any:
@@ -106,7 +106,7 @@ def train_tokenizer(texts: list[str]) -> Any:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=EMBEDDED_LLAMA["vocab_size"],
+        vocab_size=BUNDLED_LLAMA["vocab_size"],
         special_tokens=[END, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all bytes
         show_progress=False,

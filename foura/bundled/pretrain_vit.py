@@ -1,20 +1,19 @@
-"""Pretrain the embedded ViT on rendered glyphs and write its weights.
+"""Pretrain the bundled ViT on rendered glyphs, and write its weights.
 
-`python -m foura.bundled.pretrain_vit` remakes the file that the package carries.
+`python -m foura.bundled.pretrain_vit` remakes the file that ships with the package.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foura.bundled.vit import EMBEDDED_VIT, INPUT_MEAN, INPUT_STD, WEIGHTS
-from foura.files import seal
+from foura.bundled.vit import BUNDLED_VIT, INPUT_MEAN, INPUT_STD, WEIGHTS
+from foura.files import write_weights
 
 IMAGES, EPOCHS = 40_960, 16  # what the committed weights were made with
 BATCH = 128
@@ -31,19 +30,19 @@ def pretrain_vit(
 ) -> dict[str, str]:
     """Train the bundled ViT from scratch on glyphs and write it, with its head, as float16 safetensors.
 
-    Every epoch draws fresh images: drawing costs far less than training, and nothing can be memorised. The
-    caller's torch random state is left as it was; the thread count is the caller's to set.
+    Every epoch has new images: rendering costs far less than training, and nothing can be memorised. The caller's torch
+    random state is left as it was.
 
     Args:
-        path: the safetensors file to write; made under a temporary name beside it, then moved into place.
+        path: the safetensors file to write, as a whole or not at all.
         images: glyph images per epoch, at least one batch (128).
         epochs: number of epochs, at least 1.
-        seed: seeds the initial weights and all drawing.
+        seed: of the initial weights and of all images.
         report: called with one line of text per epoch and one at the end.
 
     Returns:
-        The header metadata as written, all values strings; `held_out_accuracy` (0..1) is measured on 10000
-        glyphs of another seed with the weights as stored, that is, rounded to float16.
+        The metadata in the file's header, all values strings; `held_out_accuracy` (0..1) is measured on 10,000 glyphs of
+        another seed with the weights as stored, that is, rounded to float16.
 
     Raises:
         ValueError: fewer images than one batch, or no epoch.
@@ -60,7 +59,7 @@ def pretrain_vit(
     held_out = _tensors(HELD_OUT, seed + HELD_OUT_SEED_OFFSET)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = VisionTransformer(**EMBEDDED_VIT, num_classes=len(GLYPH_CLASSES))
+        model = VisionTransformer(**BUNDLED_VIT, num_classes=len(GLYPH_CLASSES))
     optimizer, schedule = _optimizer(model, total=epochs * (images // BATCH))
     for epoch in range(epochs):
         loss = _train_epoch(model, optimizer, schedule, *_tensors(images, seed + epoch))
@@ -74,7 +73,7 @@ def pretrain_vit(
     stored = _accuracy(model, *held_out)
     metadata = {"images": str(images), "epochs": str(epochs), "seed": str(seed), "held_out_accuracy": f"{stored:.4f}"}
     metadata |= _description()
-    _write(state, Path(path), metadata)
+    write_weights(state, Path(path), metadata)
     report(f"held-out accuracy {exact:.4f}, stored as float16 {stored:.4f}")
     return metadata
 
@@ -119,7 +118,7 @@ def _optimizer(model: Any, total: int) -> tuple[Any, Any]:
 
 
 def _train_epoch(model: Any, optimizer: Any, schedule: Any, x: Any, y: Any) -> float:
-    """Train on images (n, 1, 16, 16) in the random order in which they were drawn; returns the mean loss."""
+    """Train on images (n, 1, 16, 16) in the random order in which they were rendered; returns the mean loss."""
     import torch
 
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING)
@@ -138,31 +137,17 @@ def _train_epoch(model: Any, optimizer: Any, schedule: Any, x: Any, y: Any) -> f
 
 
 def _description() -> dict[str, str]:
-    """What the file's header says of data and architecture."""
+    """Data and architecture, for the file's header."""
     from foura.bundled.glyphs import GLYPH_CLASSES
 
     return {
         "source_domain": "rendered glyphs without digits (foura.bundled.glyphs)",
         "num_classes": str(len(GLYPH_CLASSES)),
         "held_out_images": str(HELD_OUT),
-        "architecture": json.dumps(EMBEDDED_VIT, sort_keys=True),
+        "architecture": json.dumps(BUNDLED_VIT, sort_keys=True),
         "input_mean": str(INPUT_MEAN[0]),
         "input_std": str(INPUT_STD[0]),
     }
-
-
-def _write(state: dict[str, Any], path: Path, metadata: dict[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(state, temporary, metadata=metadata)
-        temporary.chmod(0o644)  # safetensors makes it readable by its owner only: no good in a package
-        os.replace(temporary, path)
-        seal(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

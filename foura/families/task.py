@@ -79,7 +79,7 @@ class Task(LightningModule):
         """Further metrics of the selected epoch, measured once; images and texts are written to `folder`."""
         return {}
 
-    def epoch_pictures(self, folder: Path) -> list[Path]:
+    def epoch_images(self, folder: Path) -> list[Path]:
         """Images generated after this epoch, written to `folder`."""
         return []
 

@@ -1,14 +1,16 @@
-"""Loading models of timm."""
+"""Shared by what loads models of timm."""
 
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from foura.files import here
+
 
 @contextmanager
 def left_unset() -> Iterator[list[str]]:
-    """Names of the weights that timm did not find and left at random: with a new head it tells its log alone."""
+    """Names of the weights that timm did not find, and left at random, within the context; timm only logs them."""
     names: list[str] = []
 
     class Listener(logging.Handler):
@@ -25,3 +27,9 @@ def left_unset() -> Iterator[list[str]]:
     finally:
         log.removeHandler(listener)
         log.setLevel(level)
+
+
+def local_name(name: str) -> str:
+    """The name under which timm loads a model: that of a folder here gets the prefix that timm wants."""
+    folder = here(name)
+    return f"local-dir:{folder}" if folder is not None and folder.is_dir() else name

@@ -11,7 +11,7 @@ from foura.errors import UserError
 from foura.families.diffusion import backbone as unet
 from foura.families.images import backbone as vit
 from foura.families.language import backbone as llama
-from foura.files import read_weights, seal
+from foura.files import read_weights, write_checksum
 from foura.schema import BackboneConfig
 from tests.helpers.survives import record
 
@@ -51,7 +51,7 @@ def test_every_flipped_bit_of_a_file_with_a_checksum_is_seen(tmp_path) -> None:
     intact, path = vit.WEIGHTS, tmp_path / "adapter_model.safetensors"
     for number in range(FLIPS):
         shutil.copy(intact, path)
-        seal(path)
+        write_checksum(path)
         read_weights(path)
         damaged(path, number)
         with pytest.raises(UserError, match="is damaged"):

@@ -14,7 +14,8 @@ from foura.errors import UserError
 from foura.report import compare
 from foura.report.collect import load_sweep
 from foura.report.page import report
-from foura.tracking.store import open_store, parent_run, start_run
+from foura.tracking.store import open_store, parent_run
+from foura.tracking.tracked_run import start_run
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Pictures: reading and cutting captioned data, drawing from a seed, strength, and measures worked out by hand."""
+"""Diffusion: reading and cutting images with captions, sampling by seed, the adapter scale, and metrics worked out by hand."""
 
 import json
 import math
@@ -20,8 +20,8 @@ from foura.errors import UserError
 from foura.families.diffusion.backbone import build_unet, caption_bytes
 from foura.families.diffusion.data import prepare_captioned
 from foura.families.diffusion.features import Clip, feature_space, letters_read
-from foura.families.diffusion.image_metrics import Judge
-from foura.families.diffusion.sampling import sample, strength
+from foura.families.diffusion.image_metrics import ImageMetrics
+from foura.families.diffusion.sampling import adapter_scale, sample
 from foura.families.diffusion.sources import open_captioned
 from foura.families.diffusion.task import Diffusion
 from foura.schema import BackboneConfig, Config, DatasetConfig, EvaluationConfig
@@ -49,8 +49,8 @@ def adapted(unet):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve pictures with captions, each of one shade."""
-    place = tmp_path / "pictures"
+    """Twelve images with captions, each of one shade."""
+    place = tmp_path / "images"
     place.mkdir()
     for index in range(12):
         Image.new("RGB", (20, 30), (20 * index, 0, 0)).save(place / f"{index:02d}.png")
@@ -73,8 +73,8 @@ def test_a_folder_with_captions(folder) -> None:
     shades = [int(text.split()[1]) for name in data.sizes for text in data.captions[name]]
     assert sorted(shades) == list(range(12))
     for name in data.sizes:
-        for picture, text in zip(data.images[name], data.captions[name], strict=True):
-            assert round(float(picture[0, 0, 0]) * 255) == 20 * int(text.split()[1])  # each with its own caption
+        for image, text in zip(data.images[name], data.captions[name], strict=True):
+            assert round(float(image[0, 0, 0]) * 255) == 20 * int(text.split()[1])  # each with its own caption
     latents, tokens, number = data.train[1]
     assert latents.shape == (3, 16, 16) and int(number) == 1
     assert torch.equal(tokens, caption_bytes([data.captions["train"][1]])[0])
@@ -88,7 +88,7 @@ def test_validation_stays_while_the_limit_draws_by_seed(folder) -> None:
     assert one.fingerprint == again.fingerprint != two.fingerprint
 
 
-def test_one_prompt_for_all_and_five_pictures_are_enough(folder) -> None:
+def test_one_prompt_for_all_and_five_images_are_enough(folder) -> None:
     (folder / "metadata.jsonl").unlink()
     for index in range(5, 12):
         (folder / f"{index:02d}.png").unlink()
@@ -101,18 +101,18 @@ def test_one_prompt_for_all_and_five_pictures_are_enough(folder) -> None:
         prepared(config(path=str(folder), prompt="a photo of sks shade"))
 
 
-def test_every_kind_of_picture_is_read(folder) -> None:
+def test_every_kind_of_image_is_read(folder) -> None:
     Image.new("CMYK", (20, 20), (0, 255, 255, 0)).save(folder / "cmyk.jpg")
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(folder / "clear.png")
     Image.new("L", (20, 20), 128).save(folder / "grey.png")
     data = prepared(config(path=str(folder), prompt="all"))
-    pictures = torch.cat(list(data.images.values()))
-    assert pictures.shape == (15, 3, 16, 16)
-    assert any(torch.equal(picture, torch.ones(3, 16, 16)) for picture in pictures)  # what is clear is white
-    assert any(picture[0].min() > 0.9 and picture[1].max() < 0.2 for picture in pictures)  # red, not inverted
+    images = torch.cat(list(data.images.values()))
+    assert images.shape == (15, 3, 16, 16)
+    assert any(torch.equal(image, torch.ones(3, 16, 16)) for image in images)  # transparent pixels are white
+    assert any(image[0].min() > 0.9 and image[1].max() < 0.2 for image in images)  # red, not inverted
 
 
-def test_bad_pictures_end_in_a_sentence(folder, tmp_path) -> None:
+def test_bad_images_end_in_a_sentence(folder, tmp_path) -> None:
     def refused(words, **fields):
         with pytest.raises(UserError, match=words):
             prepared(config(**fields))
@@ -125,14 +125,14 @@ def test_bad_pictures_end_in_a_sentence(folder, tmp_path) -> None:
     refused("has no captions: add metadata.jsonl", path=str(folder))
     Image.new("RGB", (1, 1)).save(folder / "dot.png")
     refused("dot.png is 1 x 1 pixels", path=str(folder), prompt="x")
-    (folder / "dot.png").write_bytes(b"\x89PNG no picture")
+    (folder / "dot.png").write_bytes(b"\x89PNG not an image")
     refused("dot.png cannot be read as an image", path=str(folder), prompt="x")
     (tmp_path / "none").mkdir()
     refused("has no images", path=str(tmp_path / "none"))
     refused("nothing at that place", path=str(tmp_path / "nowhere"))
 
 
-def test_letters_have_a_style_and_are_drawn_alike_by_seed() -> None:
+def test_letters_have_a_style_and_are_the_same_for_a_seed() -> None:
     plain, captions = render_letters(26, 3, "plain")
     fire, _ = render_letters(26, 3, "fire")
     assert plain.shape == (26, 16, 16, 3) and plain.dtype == np.uint8
@@ -145,12 +145,12 @@ def test_letters_have_a_style_and_are_drawn_alike_by_seed() -> None:
         render_letters(1, 0, "water")
 
 
-def test_the_pretrained_unet_draws_letters_that_can_be_read(unet) -> None:
+def test_the_pretrained_unet_generates_legible_letters(unet) -> None:
     """On random colours with random seeds; by chance one letter in 26 would be right."""
     captions = [caption(letter) for letter in LETTERS]
     unet.model.eval()
-    drawn = sample(unet.model, unet, captions, list(range(26)), steps=12, guidance=2.0, device=CPU)
-    assert letters_read(drawn, captions) > 0.6
+    images = sample(unet.model, unet, captions, list(range(26)), steps=12, guidance=2.0, device=CPU)
+    assert letters_read(images, captions) > 0.6
 
 
 def test_real_letters_are_read() -> None:
@@ -159,16 +159,16 @@ def test_real_letters_are_read() -> None:
         assert letters_read(torch.from_numpy(images).permute(0, 3, 1, 2) / 255, captions) >= least
 
 
-def test_a_picture_depends_on_its_caption_and_seed_alone(unet) -> None:
+def test_an_image_depends_on_its_caption_and_seed_alone(unet) -> None:
     unet.model.eval()
-    draw = {"steps": 3, "guidance": 2.0, "device": CPU}
-    many = sample(unet.model, unet, [caption(x) for x in "ABC"], [5, 6, 7], **draw)
-    alone = sample(unet.model, unet, [caption("B")], [6], **draw)
+    options = {"steps": 3, "guidance": 2.0, "device": CPU}
+    many = sample(unet.model, unet, [caption(x) for x in "ABC"], [5, 6, 7], **options)
+    alone = sample(unet.model, unet, [caption("B")], [6], **options)
     torch.testing.assert_close(many[1:2], alone, rtol=0, atol=1e-4)
     assert (many[0] - many[1]).abs().max() > 0.05
 
 
-def test_strength_blends_between_base_and_adapted(unet, adapted) -> None:
+def test_the_adapter_scale_blends_between_base_and_adapted(unet, adapted) -> None:
     inputs = {
         "noisy": torch.randn(2, 3, 16, 16),
         "timestep": torch.tensor([10, 900]),
@@ -176,9 +176,9 @@ def test_strength_blends_between_base_and_adapted(unet, adapted) -> None:
     }
     with torch.no_grad():
         full, base = adapted(**inputs), unet.model.eval()(**inputs)
-        with strength(adapted, 0.0):
+        with adapter_scale(adapted, 0.0):
             torch.testing.assert_close(adapted(**inputs), base, rtol=1e-4, atol=1e-5)
-        with strength(adapted, 0.3):
+        with adapter_scale(adapted, 0.3):
             third = adapted(**inputs)
         torch.testing.assert_close(adapted(**inputs), full)  # and leaves nothing behind
         for module in adapted.modules():
@@ -219,39 +219,39 @@ def test_diversity_and_copying_by_hand() -> None:
 def test_distances_tell_the_style_from_another(unet) -> None:
     cfg = config(source="letters", limit=26, eval_limit=104)
     data = prepared(cfg)
-    judge = Judge(OmegaConf.structured(EvaluationConfig), data, "letters")
+    measure = ImageMetrics(OmegaConf.structured(EvaluationConfig), data, "letters")
     captions = [caption(letter) for letter in LETTERS for _ in range(2)]
 
-    def drawn(style):
+    def rendered(style):
         images, texts = render_letters(52, 99, style)
         order = sorted(range(52), key=lambda index: texts[index])
         return torch.from_numpy(images[order]).permute(0, 3, 1, 2).float() / 255
 
-    same, other = (judge(drawn(style), captions, "test", CPU) for style in ("fire", "plain"))
+    same, other = (measure(rendered(style), captions, "test", CPU) for style in ("fire", "plain"))
     assert same["kernel"] < 0.05 < other["kernel"]
     assert same["frechet"] < 0.2 * other["frechet"]
     assert same["copy_distance"] == pytest.approx(1.0, abs=0.25) and other["copy_distance"] > 2
     copies = data.images["train"].repeat(2, 1, 1, 1)
-    copied = judge(copies, data.captions["train"] * 2, "test", CPU)
+    copied = measure(copies, data.captions["train"] * 2, "test", CPU)
     assert copied["copy_distance"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_feature_spaces() -> None:
-    pictures = torch.rand(2, 3, 16, 16)
-    assert feature_space("colours")(pictures).shape == (2, 48)
-    assert feature_space("glyphs")(pictures).shape == (2, 128)
+    images = torch.rand(2, 3, 16, 16)
+    assert feature_space("colours")(images).shape == (2, 48)
+    assert feature_space("glyphs")(images).shape == (2, 128)
     with pytest.raises(UserError, match="no_such_model: no such feature space"):
         feature_space("no_such_model")
 
 
-def test_what_cannot_judge_is_said_before_anything_is_trained(train) -> None:
+def test_metrics_that_cannot_be_loaded_are_refused_before_training(train) -> None:
     for choice in ("evaluation.features=no_such_model", "evaluation.clip=/no/such/folder"):
         ended = train("backbone=unet", "dataset.limit=8", choice)
         assert choice in ended.code and "epoch 1" not in ended.out
 
 
 def clip_model(folder) -> None:
-    """A tiny random CLIP of 16 x 16 pictures, as save_pretrained leaves it."""
+    """A tiny random CLIP for 16 x 16 images, in the form of save_pretrained."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = folder / "vocab.json"
@@ -278,16 +278,16 @@ def test_clip_score_of_a_local_model(tmp_path) -> None:
     clip_model(tmp_path / "clip")
     clip = Clip(str(tmp_path / "clip")).eval()
     generator = torch.Generator().manual_seed(0)
-    pictures, captions = torch.rand(70, 3, 20, 20, generator=generator), ["a cat", "dogs and dogs"] * 35
-    found, cosines = clip(pictures, captions), []
+    images, captions = torch.rand(70, 3, 20, 20, generator=generator), ["a cat", "dogs and dogs"] * 35
+    found, cosines = clip(images, captions), []
     model, processor = clip.model, clip.processor
-    for picture, text in zip(pictures, captions, strict=True):
-        given = processor(text=[text], images=[(picture * 255).byte()], return_tensors="pt")
+    for image, text in zip(images, captions, strict=True):
+        given = processor(text=[text], images=[(image * 255).byte()], return_tensors="pt")
         image = model.visual_projection(model.vision_model(given.pixel_values).pooler_output)
         words = model.text_projection(model.text_model(given.input_ids).pooler_output)
         cosines.append(torch.cosine_similarity(image, words).item())
     assert found == pytest.approx(max(0.0, 100 * sum(cosines) / 70), abs=1e-3) and found > 0
-    assert clip(pictures[:1], ["a" * 500]) >= 0  # longer than the model reads
+    assert clip(images[:1], ["a" * 500]) >= 0  # longer than the model reads
     weights = load_file(tmp_path / "clip" / "model.safetensors")
     save_file({name: weights[name] for name in weights if "visual_p" not in name}, tmp_path / "clip/model.safetensors")
     with pytest.raises(UserError, match="weights are missing from it, such as visual_projection"):
@@ -301,21 +301,21 @@ def test_clip_score_of_a_local_model(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_lpips_among_pictures_of_a_prompt(unet, tmp_path, monkeypatch) -> None:
+def test_lpips_between_images_of_a_prompt(unet, tmp_path, monkeypatch) -> None:
     """With random weights in the place where torchvision keeps AlexNet's."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     data = prepared(config(source="letters", limit=26, eval_limit=4))
     evaluation = OmegaConf.structured(EvaluationConfig(lpips=True))
     with pytest.raises(UserError, match="needs torchvision's AlexNet weights"):
-        Judge(evaluation, data, "letters")
+        ImageMetrics(evaluation, data, "letters")
     place = tmp_path / "hub" / "checkpoints"
     place.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     torch.save(torchvision.models.alexnet().state_dict(), place / "alexnet-owt-7be5be79.pth")
-    judge = Judge(evaluation, data, "letters")
-    drawn, captions = torch.rand(4, 3, 16, 16), ["a", "a", "b", "b"]
-    assert judge(drawn, captions, "test", CPU)["lpips"] > 0
-    assert judge(drawn[[0, 0, 1, 1]], captions, "test", CPU)["lpips"] == pytest.approx(0.0, abs=1e-6)
+    measure = ImageMetrics(evaluation, data, "letters")
+    images, captions = torch.rand(4, 3, 16, 16), ["a", "a", "b", "b"]
+    assert measure(images, captions, "test", CPU)["lpips"] > 0
+    assert measure(images[[0, 0, 1, 1]], captions, "test", CPU)["lpips"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_both_adapters_have_their_rate_in_a_pipeline(tmp_path) -> None:
