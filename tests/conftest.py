@@ -37,18 +37,24 @@ def run_env() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def train_into(tmp_path_factory) -> Callable[..., Ended]:
+def empty_store(tmp_path_factory) -> Path:
+    """An SQLite store of MLflow's with nothing in it, to copy."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    new_store(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def train_into(empty_store) -> Callable[..., Ended]:
     """train_into(outputs, "adapter=lora", …): `python train.py adapter=lora … outputs=OUTPUTS`, in this process.
 
     fresh: the command makes the tracking store itself; otherwise it finds one with nothing in it.
     """
-    empty = tmp_path_factory.mktemp("store") / "mlflow.db"
-    new_store(empty)
 
     def call(outputs: Path, *arguments: str, fresh: bool = False) -> Ended:
         if not fresh and not (outputs / "mlflow.db").exists():
             outputs.mkdir(parents=True, exist_ok=True)
-            shutil.copy(empty, outputs)
+            shutil.copy(empty_store, outputs)
         return run_train(*arguments, outputs=outputs)
 
     return call

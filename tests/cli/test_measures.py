@@ -1,4 +1,4 @@
-"""What a run measures beside loss and accuracy."""
+"""The measures of a run beside loss and accuracy."""
 
 import pytest
 

@@ -68,7 +68,7 @@ def images(folder, count=12) -> None:
 
 
 def test_own_images_and_a_pipeline_from_a_directory(train, tmp_path) -> None:
-    """DreamBooth style: one prompt for all pictures; latents, text encoder and adapters on both."""
+    """DreamBooth style: one prompt for all images; latents, text encoder and adapters on both."""
     stable_diffusion(tmp_path / "pipe")
     images(tmp_path / "dog")
     keys = [f"backbone.name={tmp_path / 'pipe'}", "backbone.text_encoder=true", "optimizer.text_encoder_lr=5e-5"]

@@ -1,4 +1,4 @@
-"""What cannot work ends in one sentence, before anything is trained where that can be known."""
+"""Impossible commands end in one sentence, before anything is trained where that can be known."""
 
 import json
 import re

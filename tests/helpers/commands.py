@@ -5,6 +5,7 @@ import io
 import os
 import runpy
 import shutil
+import signal
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def run_foura(*arguments: str, outputs: Path) -> Ended:
 @contextlib.contextmanager
 def _command(*argv: str) -> Iterator[tuple[io.StringIO, io.StringIO]]:
     """Arguments, environment and folder as a command of its own would have them; yields (standard output, error)."""
-    out, error, here = io.StringIO(), io.StringIO(), Path.cwd()
+    out, error, here, on_sigterm = io.StringIO(), io.StringIO(), Path.cwd(), signal.getsignal(signal.SIGTERM)
     try:
         with (
             mock.patch.object(sys, "argv", list(argv)),
@@ -73,6 +74,7 @@ def _command(*argv: str) -> Iterator[tuple[io.StringIO, io.StringIO]]:
             yield out, error
     finally:
         os.chdir(here)
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _code(command: Any) -> Any:

@@ -67,8 +67,8 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("megabytes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_full_disk_is_said_and_the_same_command_goes_on(megabytes, train, small_disk, monkeypatch) -> None:
-    """2 MB are too few for the first checkpoint; 4 MB fill up while the run goes on or ends."""
+def test_a_full_disk_is_said_and_the_same_command_resumes(megabytes, train, small_disk, monkeypatch) -> None:
+    """2 MB are too few for the first checkpoint; 4 MB fill up later in the run."""
     disk = small_disk(megabytes)
     (disk / "outputs").mkdir()
     command = ("adapter=lora", "rank=16", "dataset.limit=60", "dataset.epochs=4")
@@ -79,7 +79,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(megabytes, train, smal
     assert again.code == 0, again.out
     (path,) = (disk / "outputs").glob("runs/*/status.json")
     assert json.loads(path.read_text())["state"] == "finished"
-    record("faults", f"disk full after {megabytes} MB", "1 run, goes on when there is room")
+    record("faults", f"disk full after {megabytes} MB", "1 run, resumes when there is room")
 
 
 def test_read_only_outputs_are_said(train, small_disk) -> None:

@@ -1,4 +1,4 @@
-"""A tracking store that fails while a run goes on: the run ends as it would have, and every number arrives."""
+"""A tracking store that fails during a run: the run ends as it would have, and every number arrives."""
 
 import json
 import os
