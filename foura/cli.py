@@ -145,7 +145,10 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
     if arguments.backbone not in FAMILIES:
         raise UserError(f"backbone {arguments.backbone} is not known; choose one of {', '.join(FAMILIES)}.")
-    FAMILIES[arguments.backbone].pretrain(arguments.out)
+    pretrain = FAMILIES[arguments.backbone].pretrain
+    if pretrain is None:
+        raise UserError(f"backbone {arguments.backbone} has no bundled weights.")
+    pretrain(arguments.out)
 
 
 def _merge(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The families of backbones, one folder each. A family is registered by a line in `FAMILIES`."""
+"""The families of backbones, one folder each, and their registry `FAMILIES`: a family is one entry."""
 
 from omegaconf import DictConfig
 
@@ -17,6 +17,6 @@ def build(cfg: DictConfig) -> Parts:
     """Data, backbone and task of a run's config.
 
     Raises:
-        UserError: what in them cannot work.
+        UserError: something in them that cannot work.
     """
     return family_of(cfg).build(cfg)
