@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from foura.errors import UserError, cannot_write, exit_without_lab, reason
 from foura.threads import wait_without_spinning
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_looking(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The commands that show runs."""
-    outputs = {"default": "outputs", "type": Path, "help": "the folder of the runs (default: outputs)"}
+    outputs: Any = {"default": "outputs", "type": Path, "help": "the folder of the runs (default: outputs)"}
     ui = command("ui", _ui, "open the MLflow UI over the runs in a folder")
     ui.add_argument("outputs", nargs="?", **outputs)
     ui.add_argument("--port", type=int, default=5000, help="default: 5000")
@@ -144,7 +145,10 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
     if arguments.backbone not in FAMILIES:
         raise UserError(f"backbone {arguments.backbone} is not known; choose one of {', '.join(FAMILIES)}.")
-    FAMILIES[arguments.backbone].pretrain(arguments.out)
+    pretrain = FAMILIES[arguments.backbone].pretrain
+    if pretrain is None:
+        raise UserError(f"backbone {arguments.backbone} has no bundled weights.")
+    pretrain(arguments.out)
 
 
 def _merge(arguments: argparse.Namespace) -> None:

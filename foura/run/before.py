@@ -20,7 +20,8 @@ def check_forgetting(cfg: DictConfig) -> None:
     Raises:
         UserError: it is not the bundled backbone with its own weights.
     """
-    if cfg.evaluation.drift and (cfg.backbone.name != "embedded" or cfg.backbone.pretrained is not True):
+    bundled = cfg.backbone.name == "embedded" and cfg.backbone.pretrained is True
+    if cfg.evaluation.drift and (not bundled or family_of(cfg).pretraining_loss is None):
         raise UserError(
             "evaluation.drift=true needs the data that the backbone was pretrained on, which is known for the bundled "
             "backbones alone; leave it out."
@@ -57,9 +58,10 @@ class Before:
 @torch.no_grad()
 def pretraining_loss(parts: Parts, model: nn.Module, cfg: DictConfig) -> float:
     """Loss of a (possibly adapted) bundled backbone on its pretraining data, in the unit of its task."""
-    training = model.training
+    training, measure = model.training, family_of(cfg).pretraining_loss
+    assert measure is not None  # see check_forgetting
     model.eval()
     try:
-        return family_of(cfg).pretraining_loss(parts, model, cfg)
+        return measure(parts, model, cfg)
     finally:
         model.train(training)

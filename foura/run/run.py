@@ -24,6 +24,7 @@ from foura.run.progress import ProgressDisplay, make_console
 from foura.run.recorder import FinalMeasures, Recorder
 from foura.run.tracked import tracked_run
 from foura.tracking.status import RunStatus
+from foura.tracking.tracked_run import TrackedRun
 
 
 def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> dict[str, float]:
@@ -32,12 +33,11 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     Every process of the run executes this. Only rank 0 writes to the run's folder and to MLflow.
 
     Args:
-        folder: the run's own folder, which gets the adapter, figures and tables.
-        status: the run's status.json, which gets the id in MLflow and the metrics.
+        folder: gets the adapter, figures and tables. status: gets the id in MLflow and the metrics.
         sweep: the sweep that the run belongs to.
 
     Raises:
-        UserError: anything in the config, the data or the backbone that cannot work; `Diverged` for a NaN loss.
+        UserError: a config, data or a backbone that cannot work; `Diverged` for a NaN loss.
     """
     quiet()
     console, title = make_console(not distributed.is_main()), f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}"
@@ -62,9 +62,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
         table = _table(task, loaders, before)
         metrics = final_metrics(task, cfg, best, table, folder) | before.forgetting(parts, task.model, cfg) | costs
         draw(task, recorder.epoch or 0, table, title, folder)
-        tracked.log_metrics(metrics)
-        log_artifacts(tracked, folder)
-        status.fields["metrics"] = metrics
+        _record(metrics, tracked, status, folder)
     if sweep is None:
         print_result(console, title, metrics, cfg)
     return metrics
@@ -111,6 +109,12 @@ def _selected(trainer: Trainer, task: Task, recorder: Recorder, loaders: Loaders
     trainer.validate(task, loaders.evaluation(), verbose=False)
     save_adapter(task, adapter_parameters(task.model), folder)
     return task.history.pop()
+
+
+def _record(metrics: dict[str, float], tracked: TrackedRun, status: RunStatus, folder: Path) -> None:
+    tracked.log_metrics(metrics)
+    log_artifacts(tracked, folder)
+    status.fields["metrics"] = metrics
 
 
 def _table(task: Task, loaders: Loaders, before: Before) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ def _build(cfg: DictConfig) -> Parts:
     from foura.families.language.sources import open_text
     from foura.families.language.task import Language
 
-    # first: bad data is reported before a large model is loaded
+    # data first: a mistake in it is reported before a large model is loaded
     source = open_text(cfg.dataset, FAMILY.format(cfg.dataset.format))
     backbone = build_llama(cfg.backbone)
     data = prepare_text(source, cfg.dataset, cfg.seed, backbone.tokenizer, backbone.max_tokens)
@@ -25,12 +25,6 @@ def _save_merged(parts: Parts, model: Any, cfg: DictConfig, out: Path) -> None:
     backbone: Any = parts.backbone
     model.save_pretrained(str(out))
     backbone.tokenizer.save_pretrained(str(out))
-
-
-def _save_as_lora(model: Any, out: Path) -> None:
-    from foura.adapter import save_as_lora
-
-    save_as_lora(model, out)
 
 
 def _pretraining_loss(parts: Parts, model: Any, cfg: DictConfig) -> float:
@@ -59,7 +53,6 @@ FAMILY = Family(
     causal=True,
     build=_build,
     save_merged=_save_merged,
-    save_as_lora={"lora": _save_as_lora},
     pretraining_loss=_pretraining_loss,
     pretrain=_pretrain,
 )
