@@ -9,7 +9,7 @@ from foura.families.family import Family, Parts
 
 
 def _build(cfg: DictConfig) -> Parts:
-    from foura.families.encoder.backbone import build_encoder
+    from foura.families.encoder.backbone import build_encoder, start_at
     from foura.families.encoder.data import prepare_labelled
     from foura.families.encoder.sources import open_labelled
     from foura.families.encoder.task import SequenceTask
@@ -18,6 +18,8 @@ def _build(cfg: DictConfig) -> Parts:
     source = open_labelled(cfg.dataset, FAMILY.format(cfg.dataset.format))
     backbone = build_encoder(cfg.backbone, source.classes)
     data = prepare_labelled(source, cfg.dataset, cfg.seed, backbone.tokenizer, backbone.max_tokens)
+    if data.classes is None:
+        start_at(backbone, sum(label for _, label in data.train) / len(data.train))
     return Parts(backbone, data, lambda model: SequenceTask(model, data, cfg))
 
 
