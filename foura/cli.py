@@ -37,7 +37,7 @@ def main() -> None:
     )
     export = commands.add_parser("export", help="write a run's adapter in the form that another stack loads")
     export.add_argument("run", type=Path, help="the folder of a finished run")
-    export.add_argument("--to", required=True, choices=["peft", "lora", "kohya", "merged"])
+    export.add_argument("--to", required=True, help="peft, lora, merged, or another form of its family (UNets: kohya)")
     export.add_argument("out", type=Path, help="a folder that does not exist yet")
     export.add_argument("--freeze", action="store_true", help="fix an adaptive gate first, on the run's training data")
     pretrain = commands.add_parser("pretrain", help="remake a bundled backbone's weights (5 to 25 minutes on 2 cores)")
