@@ -1,11 +1,16 @@
-"""The `foura` command: looking at runs, exporting adapters. Runs themselves are `python train.py`."""
+"""The `foura` command: look at runs, export adapters, remake weights. Runs are started by `python train.py`.
+
+Light on purpose: each command imports what it needs, once its arguments are known to be sound.
+"""
 
 import argparse
 import collections
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from foura.errors import UserError, cannot_write, exit_without_lab, reason
 from foura.threads import wait_without_spinning
@@ -14,51 +19,9 @@ from foura.threads import wait_without_spinning
 def main() -> None:
     """Entry point of `foura` and `python -m foura`."""
     wait_without_spinning()
-    parser = argparse.ArgumentParser(
-        prog="foura", description="Look at runs, export adapters, remake weights. Runs are `python train.py`."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    ui = commands.add_parser("ui", help="open the MLflow UI over the runs in a folder")
-    ui.add_argument(
-        "outputs", nargs="?", default="outputs", type=Path, help="the folder of the runs (default: outputs)"
-    )
-    ui.add_argument("--port", type=int, default=5000)
-    ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
-    page = commands.add_parser("report", help="make a sweep's page again, from the tracking store alone")
-    page.add_argument("sweep")
-    page.add_argument("--outputs", default="outputs", type=Path, help="the folder of the runs (default: outputs)")
-    page.add_argument("--into", default=None, type=Path, help="where to write (default: the sweep's folder)")
-    state = commands.add_parser("status", help="how far a sweep is")
-    state.add_argument("sweep")
-    state.add_argument("--outputs", default="outputs", type=Path, help="the folder of the runs (default: outputs)")
-    sync = commands.add_parser("sync", help="send the tracking store what it did not take, or has lost")
-    sync.add_argument(
-        "outputs", nargs="?", default="outputs", type=Path, help="the folder of the runs (default: outputs)"
-    )
-    export = commands.add_parser("export", help="write a run's adapter in the form that another stack loads")
-    export.add_argument("run", type=Path, help="the folder of a finished run")
-    export.add_argument("--to", required=True, help="peft, lora, merged, or another form of its family (UNets: kohya)")
-    export.add_argument("out", type=Path, help="a folder that does not exist yet")
-    export.add_argument("--freeze", action="store_true", help="fix an adaptive gate first, on the run's training data")
-    pretrain = commands.add_parser("pretrain", help="remake a bundled backbone's weights (5 to 25 minutes on 2 cores)")
-    pretrain.add_argument("backbone", nargs="?", default="vit", help="a choice of backbone= (default: vit)")
-    pretrain.add_argument("--out", type=Path, default=None, help="where to write (default: into the package)")
-    merge = commands.add_parser("merge-eval", help="score two runs' adapters together, each at its strength")
-    merge.add_argument("runs", nargs="+", type=Path, help="folders of finished runs on one backbone")
-    merge.add_argument("--strengths", nargs="+", type=float, default=None, help="one a run (default: 1 for each)")
-    merge.add_argument("--out", type=Path, default=Path("outputs/merged"), help="where pictures and merged.csv go")
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
     try:
-        does = {
-            "ui": _ui,
-            "report": _report,
-            "status": _status,
-            "sync": _sync,
-            "export": _export,
-            "pretrain": _pretrain,
-            "merge-eval": _merge,
-        }
-        does[arguments.command](arguments)
+        arguments.run_command(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:
@@ -67,6 +30,56 @@ def main() -> None:
         if not cannot_write(error):
             raise
         sys.exit(f"error: cannot write ({reason(error)}); make room, or name another place.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="foura", description="Look at runs, export adapters, remake weights. `python train.py` starts runs."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run_command=run)
+        return added
+
+    _add_looking(command)
+    _add_making(command)
+    return parser
+
+
+def _add_looking(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that show runs."""
+    outputs: Any = {"default": "outputs", "type": Path, "help": "the folder of the runs (default: outputs)"}
+    ui = command("ui", _ui, "open the MLflow UI over the runs in a folder")
+    ui.add_argument("outputs", nargs="?", **outputs)
+    ui.add_argument("--port", type=int, default=5000, help="default: 5000")
+    ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    page = command("report", _report, "make a sweep's report again, from the tracking store alone")
+    page.add_argument("sweep")
+    page.add_argument("--outputs", **outputs)
+    page.add_argument("--into", default=None, type=Path, help="where to write (default: the sweep's folder)")
+    state = command("status", _status, "list the runs of a sweep with their states")
+    state.add_argument("sweep")
+    state.add_argument("--outputs", **outputs)
+    sync = command("sync", _sync, "send the tracking store what it did not take, or has lost")
+    sync.add_argument("outputs", nargs="?", **outputs)
+
+
+def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that make something of runs and models."""
+    export = command("export", _export, "write a run's adapter in a form that another library loads")
+    export.add_argument("run", type=Path, help="the folder of a finished run")
+    export.add_argument("--to", required=True, help="peft, lora, merged, or another form of the backbone's family (UNets: kohya)")
+    export.add_argument("out", type=Path, help="a folder that does not exist yet")
+    export.add_argument("--freeze", action="store_true", help="fix an adaptive gate first, on the run's training data")
+    pretrain = command("pretrain", _pretrain, "remake a bundled backbone's weights (5 to 25 minutes on 2 cores)")
+    pretrain.add_argument("backbone", nargs="?", default="vit", help="a choice of backbone= (default: vit)")
+    pretrain.add_argument("--out", type=Path, default=None, help="where to write (default: into the package)")
+    merge = command("merge-eval", _merge, "evaluate the adapters of several runs together, each at its strength")
+    merge.add_argument("runs", nargs="+", type=Path, help="folders of finished runs on one backbone")
+    merge.add_argument("--strengths", nargs="+", type=float, default=None, help="one per run (default: 1 for each)")
+    merge.add_argument("--out", type=Path, default=Path("outputs/merged"), help="the folder for images and merged.csv")
 
 
 def _ui(arguments: argparse.Namespace) -> None:
@@ -80,7 +93,11 @@ def _ui(arguments: argparse.Namespace) -> None:
 
 
 def _store(outputs: Path) -> str:
-    """The address of an existing tracking store; none is created."""
+    """The address of a tracking store that exists; none is created.
+
+    Raises:
+        UserError: there is no store in the folder, and MLFLOW_TRACKING_URI names no other.
+    """
     database = outputs.absolute() / "mlflow.db"
     if "MLFLOW_TRACKING_URI" not in os.environ and not database.is_file():
         raise UserError(f"there are no runs at {database}; `python train.py` makes some, or name another folder.")
@@ -99,13 +116,15 @@ def _status(arguments: argparse.Namespace) -> None:
 
     runs = sweep_status(sweep_folder(arguments.outputs, arguments.sweep))
     for name, status in runs:
-        print(f"{status.get('state', 'unreadable'):<12} {name}  {status.get('error', '')}".rstrip())
-    counts = collections.Counter(status.get("state", "unreadable") for _, status in runs)
+        print(f"{status['state']:<12} {name}  {status.get('error', '')}".rstrip())
+    counts = collections.Counter(status["state"] for _, status in runs)
     print(f"{len(runs)} started: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
 
 
 def _sync(arguments: argparse.Namespace) -> None:
-    from foura.tracking.store import sync
+    if not arguments.outputs.is_dir():
+        raise UserError(f"there is no folder {arguments.outputs.absolute()}; name the folder of the runs.")
+    from foura.tracking.sync import sync
 
     done = sync(arguments.outputs.absolute())
     for name, what in done:
@@ -145,4 +164,4 @@ def _merge(arguments: argparse.Namespace) -> None:
             f"{key.removeprefix('test/')} {value:.3f}" for key, value in row.items() if key.startswith("test/")
         )
         print(f"data of {row['data']}, adapters {row['adapters']}: {values}")
-    print(f"pictures and merged.csv: {arguments.out}")
+    print(f"images and merged.csv: {arguments.out}")

@@ -57,6 +57,10 @@ class Metric:
 _LISTED = (
     Metric("loss", "loss", False, shown=(EPOCH, COMPARED)),
     Metric("acc", "accuracy", True, shown=(EPOCH,)),
+    Metric("f1", "F1", True, shown=(EPOCH, COMPARED)),
+    Metric("mcc", "Matthews correlation", True, shown=(EPOCH, COMPARED)),
+    Metric("spearman", "Spearman correlation", True, shown=(EPOCH, COMPARED)),
+    Metric("pearson", "Pearson correlation", True, shown=(EPOCH, COMPARED)),
     Metric("ppl", "perplexity", False, shown=(TABLE,)),
     Metric("kernel", "kernel distance", False, shown=(TABLE,)),
     Metric("frechet", "frechet", False, shown=(COMPARED,)),

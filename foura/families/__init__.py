@@ -2,10 +2,11 @@
 
 from omegaconf import DictConfig
 
-from foura.families import diffusion, images, language
+from foura.families import diffusion, encoder, images, language
 from foura.families.family import Family, Parts
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (images.FAMILY, language.FAMILY, diffusion.FAMILY)}
+_LISTED = (images.FAMILY, language.FAMILY, diffusion.FAMILY, encoder.FAMILY)
+FAMILIES: dict[str, Family] = {family.name: family for family in _LISTED}
 
 
 def family_of(cfg: DictConfig) -> Family:

@@ -1,1 +1,1 @@
-"""Losses, metrics and the deterministic evaluation, as LightningModules, and what watches their training."""
+"""One run's life: started or resumed, trained, checkpointed, measured, recorded; and what is made of it afterwards."""

@@ -15,21 +15,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foura.analysis.overfitting import onset_epoch
+from foura.config import outputs_dir
 from foura.families import family_of
 from foura.families.task import Task
 from foura.files import write_checksum
 from foura.metrics import TABLE, shown
 from foura.run.figures import draw_curves, draw_layers
 from foura.run.layers import mean_effective_rank, total_delta_norm, write_spectra, write_table
-from foura.tracking.store import TrackedRun
+from foura.tracking.tracked_run import TrackedRun
 
-SUFFIXES = (".yaml", ".png", ".csv", ".txt")  # of the files in a run's folder that are logged, beside the adapter
+SUFFIXES = (".yaml", ".png", ".csv", ".txt")  # of the files that are logged, beside the adapter
 
 
 def save_adapter(task: Task, state: Mapping[str, Tensor], folder: Path) -> None:
     """Write an adapter to `folder`/adapter in PEFT's format, or the trained weights of a bare model.
 
-    Written beside and renamed: the folder is complete or not there. The model is not changed.
+    It is written beside and renamed, so that the folder is complete or does not exist. The model is not changed.
 
     Args:
         state: the `adapter_parameters` of the epoch to save.
@@ -52,7 +53,7 @@ def save_adapter(task: Task, state: Mapping[str, Tensor], folder: Path) -> None:
 def final_metrics(
     task: Task, cfg: DictConfig, best: dict[str, float], table: list[dict[str, Any]], folder: Path
 ) -> dict[str, float]:
-    """The metrics at the end of a run, under the names that MLflow gets.
+    """The metrics at the end of a run, by their names in MLflow.
 
     Args:
         best: the selected epoch's row of the history. table: rows of `layer_table`. folder: of the run, with its adapter.
@@ -75,7 +76,7 @@ def final_metrics(
 
 
 def draw(task: Task, selected: int, table: list[dict[str, Any]], title: str, folder: Path) -> None:
-    """Write curves.png, and for adapted layers layers.csv, spectra.csv and layers.png."""
+    """Write curves.png, and for a model with adapted layers layers.csv, spectra.csv and layers.png."""
     draw_curves(task.history, task.metrics, selected, title, folder / "curves.png")
     if table:
         write_table(table, folder / "layers.csv")
@@ -84,14 +85,14 @@ def draw(task: Task, selected: int, table: list[dict[str, Any]], title: str, fol
 
 
 def log_artifacts(tracked: TrackedRun, folder: Path) -> None:
-    """Log the adapter and the files in the run's folder that people look at."""
+    """Log the adapter, the config, and the figures and tables in the run's folder."""
     for artifact in sorted(folder.iterdir()):
         if artifact.suffix in SUFFIXES or artifact.name == "adapter":
             tracked.log_artifact(artifact)
 
 
 def print_result(console: Console, title: str, metrics: dict[str, float], cfg: DictConfig) -> None:
-    """The last table of a single run."""
+    """Print a table of the run's main metrics, and the command that shows the runs."""
     metric = family_of(cfg).curve(cfg.dataset.format)
     key = metric.key
     table = Table(title=f"{title}: {metric.label} of the selected epoch, and cost", title_justify="left", box=SIMPLE)
@@ -112,3 +113,5 @@ def print_result(console: Console, title: str, metrics: dict[str, float], cfg: D
         table.add_column(name, justify="right")
     table.add_row(*cells.values())
     console.print(table)
+    outputs = os.path.relpath(outputs_dir(cfg))
+    console.print(f"Look at the runs: foura ui{'' if outputs == 'outputs' else ' ' + outputs}")

@@ -51,7 +51,7 @@ class Before:
         self.loss = pretraining_loss(parts, backbone.model, cfg) if cfg.evaluation.drift else None
 
     def forgetting(self, parts: Parts, model: nn.Module, cfg: DictConfig) -> dict[str, float]:
-        """{"drift/loss": loss on the pretraining data, after minus before}; {} where it is not measured."""
+        """{"drift/loss": loss on the pretraining data, after minus before}; {} if it is not measured."""
         return {} if self.loss is None else {"drift/loss": pretraining_loss(parts, model, cfg) - self.loss}
 
 

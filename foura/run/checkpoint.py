@@ -15,20 +15,20 @@ SAVE_EVERY = 600.0  # seconds between checkpoints within an epoch
 
 
 class Checkpoint(Callback):
-    """Writes adapter, optimizer, schedule, history, random states, and the place in the epoch.
+    """Writes adapter, optimizer, schedule, history, random states, and the point in the epoch.
 
-    The file is Lightning's checkpoint without the frozen weights; it holds tensors and plain values only. A signal that
-    asks the run to stop ends it with `Interrupted`, after a checkpoint.
+    The file is Lightning's checkpoint without the frozen weights, and has only tensors and plain values. A signal that asks
+    the run to stop ends it with `Interrupted`, after a checkpoint.
 
     Args:
-        generators: random generators of the run, beside PyTorch's own.
+        path: of the checkpoint. generators: random generators of the run, beside PyTorch's own.
         batches: the sampler of the training batches.
     """
 
     def __init__(self, path: Path, generators: list[torch.Generator], batches: Any) -> None:
         self.path, self.generators, self.batches = path, generators, batches
         self.signals = Signals()
-        self.within = 0  # batches done of an unfinished epoch
+        self.within = 0  # batches that an unfinished epoch has done
         self.step, self.saved = 0, time.monotonic()
 
     def on_train_start(self, trainer: Trainer, task: Any) -> None:
@@ -36,7 +36,7 @@ class Checkpoint(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, task: Any, out: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step or trainer.is_last_batch:
-            return  # gradients are being accumulated, or the end of the epoch comes next
+            return  # within a step of accumulated gradients, or just before the end of the epoch
         self.step = trainer.global_step
         due = distributed.is_main() and time.monotonic() - self.saved > SAVE_EVERY
         stop, save = distributed.all_reduce_sum(self.signals.asked is not None, due)

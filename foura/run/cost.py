@@ -1,4 +1,4 @@
-"""What training costs: time of a step, memory, floating-point operations."""
+"""Cost of training: time of a step, peak memory, floating-point operations."""
 
 import statistics
 import sys
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Cost(Callback):
-    """The time of a training step: that of an epoch's steps over their number, the median over epochs.
+    """Time and memory of training. The time of a step is that of an epoch over its steps, the median over epochs.
 
     A GPU is waited for at the two ends of an epoch only, so that measuring does not slow what it measures.
     """
@@ -19,12 +19,15 @@ class Cost(Callback):
     def __init__(self) -> None:
         self.step_times: list[float] = []
         self.first: int | None = None
+        self.device = torch.device("cpu")
+        self.earlier_mb = 0.0  # peak memory before the run resumed
 
     def on_fit_start(self, trainer: Trainer, task: Any) -> None:
-        _reset_peak_memory(task.device)
+        self.device = task.device
+        _reset_peak_memory(self.device)
 
     def on_train_batch_start(self, trainer: Trainer, task: Any, batch: Any, batch_idx: int) -> None:
-        if self.first is None:  # of an epoch, or of what is left of one
+        if self.first is None:  # in an epoch, or in the rest of one after resuming
             _wait(task.device)
             self.began, self.first = time.perf_counter(), batch_idx
 
@@ -35,34 +38,41 @@ class Cost(Callback):
             self.first = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step_times": self.step_times}
+        return {"step_times": self.step_times, "peak_mb": self.peak_memory_mb()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step_times = state["step_times"]
+        self.earlier_mb = state.get("peak_mb", 0.0)  # not in checkpoints of 0.1.0
 
     def step_time_ms(self) -> float:
-        """Milliseconds a step; the first epoch, which warms up, counts only if it is the only one."""
+        """Milliseconds per step; the first epoch, which warms up, counts only if it is the only one."""
         measured = self.step_times[1:] or self.step_times
         return 1000.0 * statistics.median(measured) if measured else float("nan")
+
+    def peak_memory_mb(self) -> float:
+        """Peak memory since the start of training, in MB: of the GPU, else resident memory of the process."""
+        return max(self.earlier_mb, _peak_memory_mb(self.device))
 
 
 def step_gflops(task: Any, batch: Any) -> float:
     """Billions of floating-point operations in matrix products and convolutions of one training step on a batch.
 
-    Fourier transforms are not counted: there are few of them, and each costs less than a matrix product.
+    Fourier transforms are not counted: there are few of them, and each costs less than a matrix product. The step runs in
+    the precision of the task's trainer.
     """
-    counter = FlopCounterMode(display=False)
+    counter, precision = FlopCounterMode(display=False), task.trainer.precision_plugin
     chance = [generator.get_state() for generator in task.generators]
     with counter, torch.enable_grad():
-        task.loss(batch).backward()
+        with precision.train_step_context():
+            loss = task.loss(precision.convert_input(batch))
+        loss.backward()
     for generator, state in zip(task.generators, chance, strict=True):
         generator.set_state(state)
     task.zero_grad(set_to_none=True)
     return counter.get_total_flops() / 1e9
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory since the start of training, in MB: of the GPU, else resident memory of the process."""
+def _peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     try:

@@ -1,4 +1,4 @@
-"""`foura export`: a finished run's adapter in the form that another stack loads."""
+"""`foura export`: a finished run's adapter in a form that another library loads."""
 
 import shutil
 from pathlib import Path
@@ -23,12 +23,12 @@ def export(run: Path, to: str, out: Path, freeze: bool = False) -> None:
     """Write the adapter of a run's folder to `out`.
 
     Args:
-        to: "peft": as it was saved. "merged": the whole model with the update in its weights. Else a form of the family's
-            `save_as_lora`: "lora", an ordinary LoRA, exactly, or for a UNet "kohya", the same in kohya's naming.
+        to: "peft": as it was saved. "merged": the whole model with the update in its weights. Otherwise a form of the
+            family's `save_as_lora`: "lora", an ordinary LoRA that computes the same, or for a UNet "kohya", with kohya's names.
         freeze: calibrate an adaptive gate to a fixed mask first, on the run's own training data.
 
     Raises:
-        UserError: a form that this adapter does not have, and the ones that it has.
+        UserError: this adapter does not have the form; the sentence names those that it has.
     """
     if out.exists():
         raise UserError(f"{out} exists already; name a folder that does not.")

@@ -1,4 +1,4 @@
-"""The figures of one run: its curves, and its ranks and updates layer by layer."""
+"""The figures of one run: learning curves, and ranks and updates layer by layer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from foura.metrics import METRICS
 
 
 def draw_curves(history: list[dict[str, float]], metrics: Sequence[str], selected: int, title: str, path: Path) -> None:
-    """Each metric and the gap of the last by epoch, training part against validation, the selected epoch marked."""
+    """Draw each metric by epoch, training part against validation, and the gap of the last one; mark the selected epoch."""
     epochs = [row["epoch"] + 1 for row in history]
     fig, axes = plt.subplots(1, len(metrics) + 1, figsize=(3.7 * (len(metrics) + 1), 3.2), layout="constrained")
     for axis, metric in zip(axes, metrics, strict=False):
@@ -30,7 +30,7 @@ def draw_curves(history: list[dict[str, float]], metrics: Sequence[str], selecte
 
 
 def draw_layers(table: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Open ranks of each layer (bar) out of the rank (outline), and the size of each layer's update."""
+    """Draw the open ranks of each layer (bar) out of its rank (outline), and the norm of each layer's update."""
     names = [row["layer"] for row in table]
     ranked = all(row["effective_rank"] is not None for row in table)
     height = 1.6 + 0.22 * len(names)

@@ -42,10 +42,10 @@ UNWRITTEN = ("megatron_config", "task_type")
 
 
 def read_config(run: Path) -> DictConfig:
-    """The config of a finished run's folder.
+    """Load the config of a finished run's folder.
 
     Raises:
-        UserError: it is not the folder of a finished run, or its config is not one that a run could have.
+        UserError: it is not the folder of a finished run, or no run can have this config.
     """
     path = run / "config.yaml"
     if not path.is_file():
@@ -63,7 +63,7 @@ def read_config(run: Path) -> DictConfig:
 
 
 def _parsed(path: Path) -> Any:
-    """The file merged into the schema, whose types it then has."""
+    """The file merged into the schema, which gives its values their types."""
     text = read_text(path)
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
@@ -76,10 +76,10 @@ def _parsed(path: Path) -> Any:
 
 
 def load_bare(run: Path, parts: Parts, cfg: DictConfig) -> nn.Module:
-    """The backbone with the weights that adapter=full or adapter=head has trained.
+    """Load the weights that adapter=full or adapter=head has trained into the backbone.
 
     Raises:
-        UserError: weights that are damaged, or of another model.
+        UserError: the weights are damaged, or of another model.
     """
     path = run / "adapter" / "model.safetensors"
     trained = method_of(cfg).trained
@@ -93,10 +93,10 @@ def load_bare(run: Path, parts: Parts, cfg: DictConfig) -> nn.Module:
 
 
 def load_adapter(model: nn.Module, run: Path, cfg: DictConfig, name: str = "default") -> PeftModel:
-    """A run's adapter on a backbone, or beside the adapters that a model already has.
+    """Put a run's adapter on a backbone, or beside the adapters that a model already has.
 
     Raises:
-        UserError: files that are damaged, of another method or model, or with fields that no run writes.
+        UserError: the files are damaged, of another method or model, or have fields that no run writes.
     """
     folder = run / "adapter"
     state = check_adapter(folder, cfg)
@@ -114,10 +114,10 @@ def load_adapter(model: nn.Module, run: Path, cfg: DictConfig, name: str = "defa
 
 
 def check_adapter(folder: Path, cfg: DictConfig) -> dict[str, Any]:
-    """The tensors of an adapter in PEFT's format, whose config is safe to give to PEFT.
+    """Load the tensors of an adapter in PEFT's format, and check that its config is safe to give to PEFT.
 
     Raises:
-        UserError: it is not, or the adapter is of another method than the run's config says.
+        UserError: the files are damaged or unsafe, or of another method than the run's config says.
     """
     weights, path = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     if not weights.exists():

@@ -1,4 +1,4 @@
-"""The DataLoaders and the Trainer of a run, for one process or for several, which then share every batch."""
+"""The DataLoaders and the Trainer of a run: of one process, or of several, which share every batch."""
 
 import functools
 from collections.abc import Iterator
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from lightning_fabric.utilities import move_data_to_device
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -18,7 +19,7 @@ from foura import distributed
 from foura.errors import UserError
 from foura.families.task import Task
 from foura.methods import method_of
-from foura.run.worker import process_count
+from foura.run.processes import process_count
 
 
 class Batches:
@@ -60,7 +61,7 @@ class Batches:
 
 
 class Loaders:
-    """The DataLoaders of a run. Training order depends on the seed alone, not on the adapter."""
+    """The DataLoaders of a run. The order of training depends on the seed, not on the adapter."""
 
     def __init__(self, data: Any, cfg: DictConfig) -> None:
         self.data, self.cfg = data, cfg
@@ -75,9 +76,11 @@ class Loaders:
         return DataLoader(items, batch_sampler=batches, generator=order, **self.options)
 
     def evaluation(self) -> list[DataLoader]:
+        """The fixed part of the training data, and the validation data: the order of `families.task.EVALUATIONS`."""
         return [self._shared(self.data.train_eval, "train_eval"), self._shared(self.data.validation, "validation")]
 
     def test(self) -> DataLoader:
+        """The test data."""
         return self._shared(self.data.test, "test")
 
     def inputs(self, task: Task, dataset: Any, limit: int | None = None) -> Iterator[Any]:
@@ -103,7 +106,7 @@ class Loaders:
         return DataLoader(dataset, self.cfg.dataset.eval_batch_size, **self.options)
 
     def _shared(self, dataset: Any, name: str) -> DataLoader:
-        """This process's part of an evaluation: equally many batches in every process, none of them empty, no item twice."""
+        """This process's part of an evaluation: as many batches as every process has, none of them empty, no item twice."""
         world = distributed.world_size()
         if world == 1:
             return self._fixed(dataset)
@@ -125,13 +128,30 @@ class FullyShard(ModelParallelStrategy):
         super().__init__(data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        # after an evaluation the outermost weights are still whole, and whole ones are not those that the optimizer knows:
-        # its state of them would be left out of a checkpoint
+        # After an evaluation the outermost weights are still gathered. The optimizer knows the sharded ones: its state of
+        # the gathered ones would be left out of a checkpoint.
         assert self.model is not None
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-        return {}  # nothing is gathered here: a task's checkpoint holds what it trains, and no frozen weight
+        return {}  # nothing is gathered here: `Task.on_save_checkpoint` adds what is trained
+
+
+class ConvertInputs(Callback):
+    """For trainer.precision=bf16-true, 16-true and 64-true: the model converts its inputs to the precision of its weights.
+
+    A Trainer's loops do that to each batch. The model is called outside of them too, to generate images and to measure.
+    """
+
+    def __init__(self) -> None:
+        self.hook: Any = None
+
+    def setup(self, trainer: Trainer, task: Any, stage: str) -> None:
+        precision: Any = trainer.precision_plugin
+        if self.hook is None and isinstance(precision, (HalfPrecision, DoublePrecision)):
+            self.hook = task.model.register_forward_pre_hook(
+                lambda model, inputs, options: precision.convert_input((inputs, options)), with_kwargs=True
+            )
 
 
 def check_devices(cfg: DictConfig) -> None:
@@ -156,7 +176,7 @@ def check_devices(cfg: DictConfig) -> None:
 def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
     """Lightning's Trainer with the arguments in `cfg.trainer`."""
     arguments: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    arguments["enable_progress_bar"] = False  # ours shows the whole run with its ETA
+    arguments["enable_progress_bar"] = False  # run/progress.py shows the whole run with its ETA
     processes = process_count(cfg)
     if arguments["strategy"] == "fully_shard":
         arguments["strategy"] = FullyShard(processes)
@@ -169,4 +189,4 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # our samplers share the batches of one process
     }
-    return Trainer(**arguments, **ours, callbacks=callbacks, default_root_dir=str(folder))
+    return Trainer(**arguments, **ours, callbacks=[*callbacks, ConvertInputs()], default_root_dir=str(folder))

@@ -1,4 +1,4 @@
-"""Two adapters at once at inference (paper sec. 3.5): no joint training, their updates are added, each at its strength."""
+"""Several adapters at inference (paper sec. 3.5): without joint training, their updates are added, each at its strength."""
 
 from pathlib import Path
 from typing import Any
@@ -21,31 +21,22 @@ from foura.run.recorder import FinalMeasures
 
 
 def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> list[dict[str, Any]]:
-    """Test measures of each run's data with its own adapter alone, and with all adapters at their strengths.
+    """Test metrics of each run's data with its own adapter alone, and with all adapters at their strengths.
 
     Args:
         runs: folders of finished runs on one backbone, each with config.yaml and adapter/.
-        strengths: one a run.
-        folder: pictures and tables of each evaluation go to a folder in it.
+        strengths: one per run.
+        folder: gets merged.csv, and a folder per evaluation with its images and tables.
 
     Returns:
-        rows {"data": "run1", "adapters": "run1+run2", metric: value, …}, which merged.csv in `folder` has too. "overlap"
-        is how much of this run's update lies where the others' do (paper Table B.2), a mean over layers.
+        the rows of merged.csv: {"data": "run1", "adapters": "run1+run2", metric: value, …}. "overlap" is the part of this
+        run's update in the subspace of the others' (paper Table B.2), a mean over layers.
 
     Raises:
         UserError: folders without an adapter, different backbones, or a method whose strength cannot be set.
     """
     quiet()
-    configs = [read_config(run) for run in runs]
-    if len({repr(OmegaConf.to_container(cfg.backbone)) for cfg in configs}) > 1:
-        raise UserError("the runs have different backbones: adapters add up on the same frozen model only.")
-    methods = {cfg.adapter.method for cfg in configs}
-    if len(methods) > 1:
-        raise UserError(f"PEFT holds adapters of one method in a model, and these are of {', '.join(sorted(methods))}.")
-    if any(method_of(cfg).trained for cfg in configs):
-        raise UserError("adapter=full and adapter=head leave no adapter that could be added to another.")
-    if any(method_of(cfg).changes_weights(cfg.adapter) for cfg in configs):
-        raise UserError("these adapters start by reducing the frozen weights, which a second one would find reduced.")
+    configs = _read_configs(runs)
     names = [f"run{number}" for number in range(1, len(runs) + 1)]
     rows: list[dict[str, Any]] = []
     for own, cfg in zip(names, configs, strict=True):
@@ -58,10 +49,7 @@ def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> li
         others = [name for name in names if name != own]
         shared = sum(_overlap(model, own, other) for other in others) / len(others)
         for active in ([own], names):
-            tuner: Any = model.base_model
-            tuner.set_adapter(active)
-            for name, alpha in zip(names, strengths, strict=True):
-                _set_strength(model, name, alpha if len(active) > 1 else 1.0)
+            _activate(model, active, dict(zip(names, strengths, strict=True)) if len(active) > 1 else {own: 1.0})
             into = folder / f"{own}-with-{'-'.join(active)}"
             into.mkdir(parents=True, exist_ok=True)
             measured = _test(parts, model, cfg, into)
@@ -70,8 +58,23 @@ def merge_evaluate(runs: list[Path], strengths: list[float], folder: Path) -> li
     return rows
 
 
+def _read_configs(runs: list[Path]) -> list[DictConfig]:
+    """The configs of runs whose adapters can be added."""
+    configs = [read_config(run) for run in runs]
+    if len({repr(OmegaConf.to_container(cfg.backbone)) for cfg in configs}) > 1:
+        raise UserError("the runs have different backbones: adapters add up on the same frozen model only.")
+    methods = {cfg.adapter.method for cfg in configs}
+    if len(methods) > 1:
+        raise UserError(f"PEFT holds adapters of one method in a model, and these are of {', '.join(sorted(methods))}.")
+    if any(method_of(cfg).trained for cfg in configs):
+        raise UserError("adapter=full and adapter=head leave no adapter that could be added to another.")
+    if any(method_of(cfg).changes_weights(cfg.adapter) for cfg in configs):
+        raise UserError("these adapters start by reducing the frozen weights, which a second one would find reduced.")
+    return configs
+
+
 def _overlap(model: PeftModel, first: str, second: str) -> float:
-    """Mean over layers of `spectrum.overlap`; the updates of an adaptive gate are taken with all ranks open."""
+    """Mean over layers of `spectrum.overlap`, with all ranks of an adaptive gate open."""
     found = []
     layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
@@ -84,7 +87,10 @@ def _overlap(model: PeftModel, first: str, second: str) -> float:
     return sum(found) / len(found)
 
 
-def _set_strength(model: PeftModel, adapter: str, alpha: float) -> None:
+def _activate(model: PeftModel, active: list[str], strengths: dict[str, float]) -> None:
+    """Switch on these adapters, each at its strength."""
+    tuner: Any = model.base_model
+    tuner.set_adapter(active)
     layer: Any
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
@@ -92,7 +98,8 @@ def _set_strength(model: PeftModel, adapter: str, alpha: float) -> None:
                 raise UserError(
                     f"{type(layer).__module__} has no strength that can be set, so its adapters cannot be mixed."
                 )
-            layer.set_scale(adapter, alpha)
+            for name, alpha in strengths.items():
+                layer.set_scale(name, alpha)
 
 
 def _test(parts: Any, model: PeftModel, cfg: DictConfig, folder: Path) -> dict[str, float]:

@@ -8,8 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from foura.metrics import Metric
 
-LOG_WIDTH = 120  # columns, where there is no terminal to ask
-LINES = 10  # about so many a run
+LOG_WIDTH = 120  # columns where there is no terminal
+LINES = 10  # of a run, about
 
 
 def make_console(quiet: bool) -> Console:
@@ -21,11 +21,11 @@ def make_console(quiet: bool) -> Console:
 
 
 class ProgressDisplay:
-    """Shows training progress with the metric that the run is judged by.
+    """Shows the progress of training, with the run's main metric.
 
     Args:
-        title: of the run. metric: shown after each epoch. bar: draw a bar if the console is a terminal.
-        lines: print lines where there is no bar.
+        title: of the run. metric: the one that is shown after each epoch.
+        bar: draw a bar if the console is a terminal. lines: print lines where there is no bar.
     """
 
     def __init__(self, console: Console, title: str, metric: Metric, bar: bool, lines: bool) -> None:
@@ -45,7 +45,7 @@ class ProgressDisplay:
             self.row = self.progress.add_task(self.title, total=self.total, metrics="")
 
     def step(self, trainer: Trainer) -> None:
-        """An optimizer step was made."""
+        """An optimizer step is done."""
         if self.progress is not None:
             self.progress.update(self.row, completed=trainer.global_step)
 

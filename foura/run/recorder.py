@@ -1,4 +1,4 @@
-"""The record of a training run: what happens after each epoch, in the order in which it stands here."""
+"""The record of a training run: everything that happens after an epoch, in the order of `Recorder.on_validation_end`."""
 
 import functools
 from pathlib import Path
@@ -14,7 +14,7 @@ from foura.adapter.gates import OPEN
 from foura.methods.state import adapter_parameters, load_adapter_parameters
 from foura.metrics import METRICS
 from foura.run.progress import ProgressDisplay
-from foura.tracking.store import TrackedRun
+from foura.tracking.tracked_run import TrackedRun
 
 
 class Recorder(Callback):
@@ -24,7 +24,7 @@ class Recorder(Callback):
 
     Args:
         select: key of the metric that selects the epoch, on validation data.
-        folder: images of an epoch are written there.
+        tracked: the run in MLflow. progress: the run on the terminal. folder: of the run, for images of an epoch.
 
     Attributes:
         epoch: the selected epoch, from 0; None before the first evaluation. row: its row of the history.
@@ -41,7 +41,7 @@ class Recorder(Callback):
 
     @property
     def state_key(self) -> str:
-        return "SelectedEpoch"  # its name in checkpoints since the first release
+        return "SelectedEpoch"  # the key of its state in checkpoints: 0.1.0 had a class of this name
 
     def on_train_start(self, trainer: Trainer, task: Any) -> None:
         self.progress.start(trainer)

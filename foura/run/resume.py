@@ -1,20 +1,24 @@
 """Where a run starts: not at all, anew, or from a checkpoint. Everything about that is decided here.
 
 1. `needed`, before anything heavy is imported: the result may be there already.
-2. `clear`: from then on, a checkpoint that lies in the run's folder is one of this very experiment, begun and not ended.
-3. `find`, once the model is built: that checkpoint, if it is intact and of this model, and the run in the tracking store.
+2. `clear`: from then on, a checkpoint in the run's folder is one of this very experiment, started and without a result.
+3. `resumes`, once the model is built: the checkpoint is intact and of this model, and the tracking store has the run.
+
+A run that failed resumes too, whatever it failed at: after its last epoch only the measuring is left, and training continues
+to the same numbers. A failure that the checkpoint itself causes is left by force=true.
 """
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from foura.errors import UserError
 from foura.files import unfit
-from foura.tracking.status import RunStatus
+from foura.tracking.status import DONE, RunStatus
 
 PATIENCE = 2  # times that a run of a sweep may be killed at the same place before the sweep skips it
+LEFT = ("running", "interrupted", "failed")  # states of runs that may resume
 # the parts of a checkpoint: Lightning's, and what our tasks add
 KEYS = {"epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "task"}
 
@@ -23,14 +27,14 @@ def needed(status: RunStatus, key: str, again: bool) -> bool:
     """False if this experiment has its result already.
 
     Args:
-        key: of the experiment. again: run it whatever there is.
+        key: of the experiment. again: true runs it in any case.
 
     Raises:
         UserError: its process was killed at the same place several times in a row.
     """
     if again:
         return True
-    if status.done(key):
+    if done(status.previous, key):
         return False
     if status.killed >= PATIENCE:
         raise UserError(
@@ -40,31 +44,36 @@ def needed(status: RunStatus, key: str, again: bool) -> bool:
     return True
 
 
+def done(previous: Mapping[str, Any], key: str) -> bool:
+    """True if status.json, as an earlier process left it, has the result of the experiment `key`."""
+    return previous.get("key") == key and previous.get("state") in DONE
+
+
 def clear(status: RunStatus, key: str, force: bool) -> None:
-    """Delete a checkpoint that the experiment `key` must not resume from: of another one, of an ended run, or with `force`."""
-    if force or not status.unfinished(key):
+    """Delete a checkpoint that must not be resumed from: of another experiment, of one with a result, or with `force`."""
+    left = status.previous.get("key") == key and status.previous.get("state") in LEFT
+    if force or not left:
         status.checkpoint.unlink(missing_ok=True)
 
 
-def find(checkpoint: Path, trained: dict[str, Any], reopen: Callable[[], Any], say: Callable[[str], None]) -> Any:
-    """The interrupted run to resume: as `reopen` returns it from the tracking store, or None for a new run.
+def resumes(
+    checkpoint: Path, trained: Callable[[], dict[str, Any]], stage: Callable[[], str], say: Callable[[str], None]
+) -> bool:
+    """True if the run resumes from its checkpoint, which is deleted otherwise.
 
     Args:
-        checkpoint: where it would be; deleted where the run has to start anew.
-        trained: the model's `adapter_parameters`, which the checkpoint's have to match.
-        reopen: returns None where the store has hidden the run, or never knew it.
+        trained: returns the model's `adapter_parameters`, which the checkpoint's have to match.
+        stage: `TrackedRun.stage` of the run: one that a user deleted in the store, or that was never logged, starts anew.
         say: is told why a checkpoint is not used.
     """
     if not checkpoint.exists():
-        return None
-    run = None
-    if usable(checkpoint, trained):
-        run = reopen()
-    else:
+        return False
+    if not usable(checkpoint, trained()):
         say(f"{checkpoint.name} in the run's folder is damaged or of another model: the run starts anew")
-    if run is None:
-        checkpoint.unlink(missing_ok=True)
-    return run
+    elif stage() not in ("hidden", "none"):
+        return True
+    checkpoint.unlink(missing_ok=True)
+    return False
 
 
 def usable(path: Path, trained: dict[str, Any]) -> bool:
@@ -91,7 +100,7 @@ def usable(path: Path, trained: dict[str, Any]) -> bool:
 
 
 def place(path: Path) -> str:
-    """The place in training at which a checkpoint was written, in words."""
+    """The point of the training at which a checkpoint was written, in words: "epoch 3", or "batch 7 of epoch 4"."""
     import torch
 
     kept = torch.load(path, weights_only=True, map_location="cpu", mmap=True)

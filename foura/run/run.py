@@ -8,7 +8,6 @@ from pytorch_lightning import Trainer, seed_everything
 from rich.console import Console
 
 from foura import distributed
-from foura.config import outputs_dir
 from foura.errors import Interrupted, UserError
 from foura.families import build, family_of
 from foura.families.task import Task
@@ -18,14 +17,14 @@ from foura.methods.state import adapter_parameters
 from foura.run.artifacts import draw, final_metrics, log_artifacts, print_result, save_adapter
 from foura.run.before import Before, check_forgetting
 from foura.run.checkpoint import Checkpoint
-from foura.run.cost import Cost, peak_memory_mb, step_gflops
+from foura.run.cost import Cost, step_gflops
 from foura.run.layers import layer_table
 from foura.run.loop import Loaders, check_devices, trainer_of
 from foura.run.progress import ProgressDisplay, make_console
 from foura.run.recorder import FinalMeasures, Recorder
 from foura.run.tracked import tracked_run
 from foura.tracking.status import RunStatus
-from foura.tracking.store import TrackedRun, ui_command
+from foura.tracking.tracked_run import TrackedRun
 
 
 def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> dict[str, float]:
@@ -34,12 +33,11 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     Every process of the run executes this. Only rank 0 writes to the run's folder and to MLflow.
 
     Args:
-        folder: the run's own folder, which gets the adapter, figures and tables.
-        status: the run's status.json, which gets the id in MLflow and the metrics.
+        folder: gets the adapter, figures and tables. status: gets the id in MLflow and the metrics.
         sweep: the sweep that the run belongs to.
 
     Raises:
-        UserError: anything in the config, the data or the backbone that cannot work; `Diverged` for a NaN loss.
+        UserError: a config, data or a backbone that cannot work; `Diverged` for a NaN loss.
     """
     quiet()
     console, title = make_console(not distributed.is_main()), f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}"
@@ -50,23 +48,23 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     before, loaders = Before(parts, cfg), Loaders(parts.data, cfg)
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike, whatever the data drew from the generator
     model = attach(parts.backbone, cfg, steps=loaders.steps())
-    with tracked_run(cfg, status, parts.data, model, title, sweep, console) as (tracked, checkpoint, resumes):
+    with tracked_run(cfg, status, parts.data, model, title, sweep, console) as (tracked, checkpoint, resumed):
         task, cost = parts.task(model), Cost()
         task.before = before.parameters
         recorder = Recorder(cfg.select, tracked, _display(console, title, cfg, sweep), folder)
         keeper = Checkpoint(checkpoint, [loaders.train.generator, *task.generators], loaders.train.batch_sampler)
         trainer = trainer_of(cfg, folder, [recorder, cost, FinalMeasures(parts.data, folder), keeper])
-        _fit(trainer, task, recorder, loaders, checkpoint if resumes else None, folder)
+        _fit(trainer, task, recorder, loaders, checkpoint if resumed else None, folder)
+        # from here on, whatever fails: the adapter is saved, and by the last checkpoint the same command only measures
         costs = _costs(task, cost, loaders)
         best = _selected(trainer, task, recorder, loaders, folder)
         trainer.test(task, loaders.test(), verbose=False)
         table = _table(task, loaders, before)
         metrics = final_metrics(task, cfg, best, table, folder) | before.forgetting(parts, task.model, cfg) | costs
         draw(task, recorder.epoch or 0, table, title, folder)
-        _record(tracked, status, metrics, folder)
+        _record(metrics, tracked, status, folder)
     if sweep is None:
         print_result(console, title, metrics, cfg)
-        console.print(f"Look at the runs: {ui_command(outputs_dir(cfg))}")
     return metrics
 
 
@@ -78,7 +76,7 @@ def _display(console: Console, title: str, cfg: DictConfig, sweep: str | None) -
 def _fit(
     trainer: Trainer, task: Task, recorder: Recorder, loaders: Loaders, checkpoint: Path | None, folder: Path
 ) -> None:
-    """Train, and save the best epoch's adapter: before anything is measured, and of an interrupted run too."""
+    """Train, from the checkpoint if there is one, and save the selected epoch's adapter; that of an interrupted run too."""
     resume: dict[str, Any] = {} if checkpoint is None else {"ckpt_path": str(checkpoint), "weights_only": True}
     try:
         trainer.fit(task, loaders.train, loaders.evaluation(), **resume)
@@ -96,13 +94,13 @@ def _fit(
 
 def _costs(task: Task, cost: Cost, loaders: Loaders) -> dict[str, float]:
     """Time, memory and operations of a training step, measured on the model as it was trained."""
-    memory = peak_memory_mb(task.device)
+    memory = cost.peak_memory_mb()  # before the step below
     flops = distributed.world_size() * step_gflops(task, loaders.first(task))
     return {"cost/step_time_ms": cost.step_time_ms(), "cost/peak_memory_mb": memory, "cost/step_gflops": flops}
 
 
 def _selected(trainer: Trainer, task: Task, recorder: Recorder, loaders: Loaders, folder: Path) -> dict[str, float]:
-    """Put the selected epoch into the model and return its row of the history; a method may change it once more."""
+    """Restore the selected epoch and return its row of the history, evaluated again if the method changes the model now."""
     recorder.restore(task)
     if not task.method.after_training(
         task.model, task.adapter_config, lambda: loaders.inputs(task, loaders.data.train)
@@ -113,13 +111,13 @@ def _selected(trainer: Trainer, task: Task, recorder: Recorder, loaders: Loaders
     return task.history.pop()
 
 
+def _record(metrics: dict[str, float], tracked: TrackedRun, status: RunStatus, folder: Path) -> None:
+    tracked.log_metrics(metrics)
+    log_artifacts(tracked, folder)
+    status.fields["metrics"] = metrics
+
+
 def _table(task: Task, loaders: Loaders, before: Before) -> list[dict[str, Any]]:
     # of the training data: its part for evaluation has another form where multiple-choice questions are judged
     inputs = loaders.inputs(task, loaders.data.train, len(loaders.data.train_eval))
     return layer_table(task.model.eval(), task.method, inputs, before.weights)
-
-
-def _record(tracked: TrackedRun, status: RunStatus, metrics: dict[str, float], folder: Path) -> None:
-    tracked.log_metrics(metrics)
-    log_artifacts(tracked, folder)
-    status.fields["metrics"] = metrics

@@ -1,5 +1,6 @@
 """Signals that stop a run: Ctrl-C, SIGTERM, and those that a scheduler's own handler waits for."""
 
+import os
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ def exit_on_signal(signum: int, frame: FrameType | None) -> None:
 
 
 class Signals:
-    """Defers signals to a point of the training where it can stop without losing anything. A second Ctrl-C does not wait.
+    """Defers signals to a point of the training where it can stop without losing work. A second Ctrl-C stops it at once.
 
     Attributes:
         asked: the signal that came, or None.
@@ -33,11 +34,11 @@ class Signals:
     def __init__(self) -> None:
         self.asked: int | None = None
         self.before: dict[int, Any] = {}
-        # those of a scheduler; once training runs, Lightning has set its own
+        # a scheduler's handlers: once training runs, Lightning has set its own
         self.others = {signum: signal.getsignal(signum) for signum in CAUGHT}
 
     def catch(self) -> None:
-        """Install the handlers, in the main thread only."""
+        """Install the handlers; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             return
         for signum in CAUGHT:
@@ -72,10 +73,26 @@ class Signals:
         Raises:
             Interrupted: always.
         """
-        signum = self.asked or signal.SIGTERM  # it came to another process, if none came here
+        signum = self.asked or signal.SIGTERM  # another process got it, if this one did not
         handler = self.others.get(signal.Signals(signum))
         self.release()
         if signum != signal.SIGINT and callable(handler) and handler is not exit_on_signal:
             handler(signum, None)
         name = signal.Signals(signum).name
         raise Interrupted(f"stopped by {name} after {where}; the same command resumes from there.", signum)
+
+
+def _leave_to_parent() -> None:
+    """Undo the run's handlers in a forked child, such as a DataLoader's worker: it has no run to save.
+
+    SIGTERM ends it as any process, whoever set the handler: within a Trainer's loop ours is wrapped by Lightning's. Ctrl-C
+    reaches parent and children alike, and while it is deferred it is left to the parent, which finishes its step with its
+    workers. (A child that is started by exec has no handlers of its parent's anyway.)
+    """
+    if callable(signal.getsignal(signal.SIGTERM)):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), Signals):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

@@ -1,4 +1,4 @@
-"""The run in the tracking store: opened anew or again, and closed with the state in which the run ended."""
+"""The run in the tracking store: started or resumed, and closed with the state in which the run ended."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,46 +15,46 @@ from foura.methods import method_of
 from foura.methods.state import adapter_parameters
 from foura.run import resume
 from foura.tracking.status import RunStatus, state_of
-from foura.tracking.store import TrackedRun, Untracked, continue_run, start_run
+from foura.tracking.tracked_run import TrackedRun, Untracked, start_run
 
 
 @contextmanager
 def tracked_run(
     cfg: DictConfig, status: RunStatus, data: Any, model: nn.Module, title: str, sweep: str | None, console: Console
 ) -> Iterator[tuple[TrackedRun, Path, bool]]:
-    """Context of the training: (the run in MLflow, the path of its checkpoint, whether it resumes from that).
+    """Context of a run from its training to its result: (the run in MLflow, the path of its checkpoint, true if it resumes).
 
-    Processes other than rank 0 get a run that records nothing. `status` is told the run's id.
+    Processes other than rank 0 get a run that records nothing. `status` gets the run's id.
     """
     checkpoint = Path(distributed.broadcast(str(status.checkpoint)))
     tracked: TrackedRun = Untracked()
-    resumes = False
+    resumed = False
     if distributed.is_main():
-        outputs, folder = outputs_dir(cfg), checkpoint.parent
-        trained = adapter_parameters(model) if checkpoint.exists() else {}
-        found = resume.find(checkpoint, trained, lambda: continue_run(outputs, folder), console.print)
-        resumes = found is not None
-        tracked = found or start_run(
-            outputs, folder, title, scientific(cfg), tags(cfg, data, sweep), sweep, status.previous.get("run_id")
-        )
-    resumes = distributed.broadcast(resumes)
+        tracked = TrackedRun(outputs_dir(cfg), checkpoint.parent)
+        resumed = resume.resumes(checkpoint, lambda: adapter_parameters(model), tracked.stage, console.print)
+        if resumed:
+            tracked.reopen()
+        else:
+            told = scientific(cfg), tags(cfg, data, sweep)
+            tracked = start_run(
+                tracked.outputs, tracked.folder, title, *told, sweep, replaces=status.previous.get("run_id")
+            )
+    resumed = distributed.broadcast(resumed)
     status.write("running", run_id=tracked.run_id)
-    if resumes:
+    if resumed:
         console.print(f"{title}: resumes after {resume.place(checkpoint)} (force=true starts anew)")
     try:
-        yield tracked, checkpoint, resumes
+        yield tracked, checkpoint, resumed
     except BaseException as error:
         tracked.close(state_of(error))
         raise
     if not tracked.close("finished"):
-        console.print(
-            f"tracking is behind ({tracked.outbox.error}): `foura sync` delivers what {status.path.parent} keeps"
-        )
+        console.print(f"tracking is behind ({tracked.error}): `foura sync` delivers what {status.path.parent} keeps")
     status.fields["run_id"] = tracked.run_id
 
 
 def tags(cfg: DictConfig, data: Any, sweep: str | None) -> dict[str, Any]:
-    """The MLflow tags of a run: what a sweep's runs are grouped and compared by."""
+    """The MLflow tags of a run, by which a sweep's runs are grouped and compared."""
     return {
         "sweep": sweep or "",
         "key": run_key(cfg),

@@ -1,4 +1,4 @@
-"""One run in several processes: how many it asks for, starting them on this machine, and what each of them does."""
+"""One run in several processes: how many its config asks for, starting them on this machine, and the main of each."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,56 +20,19 @@ from foura.errors import Ended, Interrupted, UserError
 from foura.run.signals import handle_sigterm
 from foura.tracking.status import RunStatus, read_json
 
-ALONE = ("auto", 1, "1")  # values of trainer.devices for a run of one process
 REFUSED = 3  # exit status of a process that ends with a sentence, which is in status.json
-BROKEN = 4  # … with a traceback, which is in error-RANK.txt
-MAIN_SPEAKS = 10.0  # seconds that the others wait before they exit: the first to exit takes the rest with it
-
-
-def process_count(cfg: DictConfig) -> int:
-    """The number of processes that the config asks for.
-
-    Raises:
-        UserError: a number that is not possible, or not the number that was started.
-    """
-    trainer = cfg.trainer
-    if trainer.strategy == "auto":
-        count = 1
-        if trainer.devices not in ALONE or trainer.num_nodes > 1:
-            raise UserError(
-                f"trainer.devices={trainer.devices} on trainer.num_nodes={trainer.num_nodes} needs a strategy: "
-                "trainer=ddp (a copy of the model on each) or trainer=fsdp (the model in parts)."
-            )
-    else:
-        if isinstance(trainer.devices, bool) or not str(trainer.devices).isdigit() or int(trainer.devices) < 1:
-            raise UserError(f"trainer.devices={trainer.devices} must be a number of processes per node, such as 2.")
-        count = int(trainer.devices) * trainer.num_nodes
-    if distributed.started() and count != distributed.world_size():
-        raise UserError(
-            f"{distributed.world_size()} processes were started, and the config asks for {count} (trainer.devices × "
-            "trainer.num_nodes): say trainer=ddp "
-            f"trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', distributed.world_size())}."
-        )
-    if not distributed.started() and trainer.num_nodes > 1:
-        raise UserError(
-            f"trainer.num_nodes={trainer.num_nodes} needs a process on every node: start train.py with srun, or with "
-            "torchrun --nnodes on each of them."
-        )
-    if cfg.dataset.batch_size < count:
-        raise UserError(
-            f"dataset.batch_size={cfg.dataset.batch_size} is shared by {count} processes: it must be {count} or more."
-        )
-    return count
+BROKEN = 4  # … that ends with a traceback, which is in error-RANK.txt
+WAIT_FOR_MAIN = 10.0  # seconds that other processes wait before they exit: the first to exit ends the rest too
 
 
 @contextmanager
 def scratch_run() -> Iterator[tuple[Path, RunStatus]]:
-    """A temporary folder and status for a process other than rank 0: nobody reads what it writes."""
+    """A temporary folder and status for a process other than rank 0: nobody reads them."""
     try:
         with tempfile.TemporaryDirectory(prefix="foura-rank-") as folder, RunStatus(Path(folder)) as status:
             yield Path(folder), status
     except UserError:
-        time.sleep(MAIN_SPEAKS)
+        time.sleep(WAIT_FOR_MAIN)  # rank 0 writes the sentence
         sys.exit(REFUSED)
 
 
@@ -77,8 +40,8 @@ def launch(folder: Path, status: RunStatus, processes: int, sweep: str | None) -
     """Run `folder`/config.yaml in several processes on this machine, and wait for them.
 
     Raises:
-        Ended: with the state and the sentence that rank 0 left, or those for a process that died without one.
-        Interrupted: a signal came to this process, and was passed on.
+        Ended: with the state and the sentence that rank 0 left, or with those of a process that was killed.
+        Interrupted: this process received a signal, and passed it on.
     """
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -97,7 +60,7 @@ def launch(folder: Path, status: RunStatus, processes: int, sweep: str | None) -
 
 
 class _Outcome:
-    """How the processes of `launch` ended: an error in words, whether one was killed, the signal that came to us."""
+    """How the processes of `launch` ended: an error in words, true if one was killed, the signal that this process received."""
 
     def __init__(self, error: str = "", killed: bool = False, signum: int = 0) -> None:
         self.error, self.killed, self.signum = error, killed, signum
@@ -126,7 +89,7 @@ def _wait_for(folder: Path, processes: int, sweep: str | None) -> _Outcome:
     except ChildFailedError as error:
         number, first = error.get_first_failure()
         killed = [failure for failure in error.failures.values() if failure.exitcode == -signal.SIGKILL]
-        if killed:  # the others' errors then only say that they lost it
+        if killed:  # the errors of the others then only say that they lost it
             return _Outcome(f"process {killed[0].local_rank} of {processes} was killed, as when memory runs out", True)
         return _Outcome(f"process {number} of {processes} ended with status {first.exitcode}")
     except (SignalException, KeyboardInterrupt) as error:
@@ -134,18 +97,24 @@ def _wait_for(folder: Path, processes: int, sweep: str | None) -> _Outcome:
     return _Outcome()
 
 
+def load_run() -> Callable[[DictConfig, Path, RunStatus, str | None], dict[str, float]]:
+    """`foura.run.run.run`, imported now with all that it needs."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed, and it logs then
+    from foura.run.run import run
+
+    return run
+
+
 def main() -> None:
     """One process of `launch`: python -m foura.run.worker FOLDER SWEEP."""
     folder, sweep = Path(sys.argv[1]), sys.argv[2] or None
-    # as many threads in each process as there are cores is no faster, and far slower where cores are few
+    # a thread per core in each process is no faster, and far slower on a machine with few cores
     shared = max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(shared))
     cfg: Any = OmegaConf.load(folder / "config.yaml")
     handle_sigterm()
     distributed.init_process_group()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from foura.run.run import run
-
+    run = load_run()
     try:
         if distributed.is_main():
             with RunStatus(folder, held=True) as status:

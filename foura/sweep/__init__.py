@@ -1,1 +1,1 @@
-"""Sweeps: many runs under one name."""
+"""Sweeps: many runs under one name, planned, watched and reported by callbacks of Hydra."""

@@ -19,42 +19,45 @@ from foura.tracking.status import DONE, read_json
 
 
 class SweepCallback(Callback):
-    """Hydra callback of multiruns.
+    """Hydra callback of multiruns; does nothing in a single run.
 
-    The store and the parent run are made in the launching process before any job starts: several processes opening a
-    fresh SQLite store at once race for its schema.
+    The launching process creates the store and the parent run before any job starts: several processes that open a new
+    SQLite store at the same time race for its schema.
     """
 
+    def __init__(self) -> None:
+        self.folders: list[Path] = []  # of the sweep's runs
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # sys.exit below: Hydra turns exceptions of a callback into warnings
         if distributed.started():
             sys.exit(
-                "error: a sweep starts the processes of its runs itself: python train.py -m trainer=ddp …, no torchrun."
+                "error: a sweep starts the processes of its runs itself: python train.py -m trainer=ddp …, without torchrun."
             )
-        self.folders = job_folders(config)
-        if config.plan:
-            try:
+        try:
+            if config.plan:
                 print("\n".join(plan_lines(plan(config))))
-            except UserError as error:
-                sys.exit(f"error: {error}")
-            sys.exit(0)
-        self.sweep, self.outputs = Path(config.hydra.sweep.dir).name, outputs_dir(config)
+                sys.exit(0)
+            self._start(config)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+
+    def _start(self, config: DictConfig) -> None:
         from foura.tracking.store import parent_run
 
+        self.folders = job_folders(config)
+        self.sweep, self.outputs = Path(config.hydra.sweep.dir).name, outputs_dir(config)
         told = [text for text in config.hydra.overrides.hydra if text != "hydra.mode=MULTIRUN"]
         command = " ".join(["python train.py -m", *told, *config.hydra.overrides.task])
-        try:
-            parent_run(self.outputs, self.sweep, command=command, tune=list(config.tune))
-        except UserError as error:
-            sys.exit(f"error: {error}")  # Hydra turns what a callback raises into a warning
-        self.began, self.done_before = time.monotonic(), 0 if config.force else self._count(*DONE)
+        parent_run(self.outputs, self.sweep, command=command, tune=list(config.tune))
+        now = states(self.folders)
+        self.began, self.done_before = time.monotonic(), 0 if config.force else sum(now[state] for state in DONE)
         waiting = len(self.folders) - self.done_before
         print(f"sweep {self.sweep}: {len(self.folders)} runs, {self.done_before} done, {waiting} to run", flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if not hasattr(self, "folders"):  # a single run
-            return
-        if not job_return._return_value:
-            return  # it had its result before, or another process runs it
+        if not self.folders or not job_return._return_value:
+            return  # a single run; or a run that had its result before, or that another process executes
         path = Path(config.hydra.runtime.output_dir) / "status.json"
         status, now = read_json(path), states(self.folders)
         done = sum(now[state] for state in DONE)
@@ -67,12 +70,12 @@ class SweepCallback(Callback):
         )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if not hasattr(self, "folders"):
+        if not self.folders:
             return
         now = states(self.folders)
         print(f"sweep {self.sweep}: " + ", ".join(f"{count} {state}" for state, count in sorted(now.items())))
         if now["running"]:
-            print(f"{now['running']} runs are running in other processes; the last to end makes the report")
+            print(f"{now['running']} runs are running in other processes; the last one to end makes the report")
         elif now["finished"]:
             self._report()
         if now["failed"] or now["interrupted"]:
@@ -83,12 +86,8 @@ class SweepCallback(Callback):
 
         try:
             print(f"report: {os.path.relpath(report(self.outputs, self.sweep))}")
-        except Exception as error:  # the runs are safe whatever becomes of their page
+        except Exception as error:  # whatever happens to the report, the runs are safe
             print(f"the report could not be made ({error}); `foura report {self.sweep}` tries again.")
-
-    def _count(self, *wanted: str) -> int:
-        now = states(self.folders)
-        return sum(now[state] for state in wanted)
 
 
 def _result(status: dict[str, Any], config: DictConfig) -> str:

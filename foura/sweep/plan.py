@@ -16,11 +16,12 @@ from omegaconf import DictConfig, flag_override
 
 from foura.config import check, folder_name, run_key
 from foura.errors import UserError
-from foura.tracking.status import DONE, held, read_json
+from foura.run import resume
+from foura.tracking.status import held, read_json
 
 
 def job_overrides(config: DictConfig) -> list[list[str]]:
-    """The overrides of every run that a multirun config stands for, as Hydra's own sweeper makes them."""
+    """The overrides of every run of a multirun config, as Hydra's own sweeper makes them."""
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *config.hydra.overrides.task])
@@ -38,20 +39,34 @@ def job_folders(config: DictConfig) -> list[Path]:
     return folders
 
 
+def run_status(folder: Path) -> dict[str, Any]:
+    """The status.json of a run with its true "state".
+
+    That is "waiting" for a run that never started, "interrupted" for one whose process was killed, and "unreadable" for a
+    file that is damaged.
+    """
+    path = folder / "status.json"
+    status = read_json(path)
+    if not status:
+        return {"state": "unreadable" if path.exists() else "waiting"}
+    if status.get("state") == "running" and not held(folder):
+        status["state"] = "interrupted"
+    return {"state": "unreadable", **status}
+
+
 def states(folders: list[Path]) -> Counter[str]:
-    """The number of runs in each state: "waiting" if never started, "interrupted" if unfinished without a process."""
-    found = Counter(read_json(folder / "status.json").get("state", "waiting") for folder in folders)
-    dead = [
-        folder for folder in folders if read_json(folder / "status.json").get("state") == "running" and not held(folder)
-    ]
-    found["running"] -= len(dead)
-    found["interrupted"] += len(dead)
-    return +found
+    """The number of runs in each state."""
+    return Counter(run_status(folder)["state"] for folder in folders)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a plan. seconds and megabytes are those of finished runs like it, None where there is none."""
+    """One run of a plan.
+
+    Attributes:
+        state: "finished" or "diverged" for a run with a result, else "to run", with the state that it was left in.
+        seconds, megabytes: median of finished runs like it; None if there are none.
+    """
 
     name: str
     state: str
@@ -65,37 +80,49 @@ def plan(config: DictConfig) -> list[Planned]:
     Raises:
         UserError: the first run whose config is not valid.
     """
-    loader = GlobalHydra.instance().config_loader()
-    jobs = list(zip(job_overrides(config), job_folders(config), strict=True))
-    folders, planned = [folder for _, folder in jobs], []
+    folders = job_folders(config)
+    composed = [
+        _compose(config, overrides, folder) for overrides, folder in zip(job_overrides(config), folders, strict=True)
+    ]
     known: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    composed = []
-    for overrides, folder in jobs:
-        cfg = loader.load_sweep_config(config, overrides)
-        HydraConfig.instance().set_config(cfg)
-        with flag_override(cfg, ["readonly", "struct"], False):
-            cfg.pop("hydra")
-        try:
-            check(cfg)
-        except UserError as error:
-            raise UserError(f"{folder.name}: {error}") from None
-        composed.append((cfg, run_key(cfg)))
-    for (cfg, _), folder in zip(composed, folders, strict=True):
-        status = read_json(folder / "status.json")
-        if status.get("state") == "finished" and "seconds" in status:
-            known.setdefault((cfg.adapter.name, cfg.backbone.family), []).append((status["seconds"], _size(folder)))
-    for (cfg, key), folder in zip(composed, folders, strict=True):
-        status = read_json(folder / "status.json")
-        done = status.get("state") in DONE and status.get("key") == key and not cfg.force
-        state = status["state"] if done else "to run" if not status else f"to run ({status.get('state')})"
-        like = known.get((cfg.adapter.name, cfg.backbone.family)) or [one for ones in known.values() for one in ones]
+    for cfg, folder in zip(composed, folders, strict=True):
+        status = run_status(folder)
+        if status["state"] == "finished" and "seconds" in status:
+            known.setdefault(_kind(cfg), []).append((status["seconds"], _size(folder)))
+    planned = []
+    for cfg, folder in zip(composed, folders, strict=True):
+        like = known.get(_kind(cfg)) or [one for ones in known.values() for one in ones]
         seconds, size = (statistics.median(column) for column in zip(*like, strict=True)) if like else (None, None)
-        planned.append(Planned(folder.name, state, seconds, size))
+        planned.append(Planned(folder.name, _planned_state(cfg, run_status(folder)), seconds, size))
     return planned
 
 
+def _compose(config: DictConfig, overrides: list[str], folder: Path) -> DictConfig:
+    """The checked config of one run."""
+    cfg = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+    HydraConfig.instance().set_config(cfg)
+    with flag_override(cfg, ["readonly", "struct"], False):
+        cfg.pop("hydra")
+    try:
+        check(cfg)
+    except UserError as error:
+        raise UserError(f"{folder.name}: {error}") from None
+    return cfg
+
+
+def _planned_state(cfg: DictConfig, status: dict[str, Any]) -> str:
+    if resume.done(status, run_key(cfg)) and not cfg.force:
+        return status["state"]
+    return "to run" if status["state"] == "waiting" else f"to run ({status['state']})"
+
+
+def _kind(cfg: DictConfig) -> tuple[str, str]:
+    """Runs of one kind take about equally long."""
+    return cfg.adapter.name, cfg.backbone.family
+
+
 def plan_lines(planned: list[Planned]) -> list[str]:
-    """The plan in words: a line per run, then what is left to run."""
+    """The plan as text: a line per run, then what is left to run."""
     todo = [run for run in planned if run.state.startswith("to run")]
     lines = [f"{run.state:<22}{_amount(run.seconds)}  {run.name}" for run in planned]
     if any(run.seconds is None for run in todo):
@@ -129,5 +156,5 @@ def sweep_folder(outputs: Path, sweep: str) -> Path:
 
 
 def sweep_status(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(name, status.json) of every run started in a sweep's folder."""
-    return [(path.parent.name, read_json(path)) for path in sorted(folder.glob("*/status.json"))]
+    """(name, `run_status`) of every run started in a sweep's folder."""
+    return [(path.parent.name, run_status(path.parent)) for path in sorted(folder.glob("*/status.json"))]

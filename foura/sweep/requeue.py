@@ -1,4 +1,4 @@
-"""Preempted Slurm jobs: the job is requeued instead of ended."""
+"""Preempted Slurm jobs: the job is requeued, so that the run resumes when Slurm starts it again."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 class RequeueCallback(Callback):
     """Hydra callback of jobs that hydra/launcher=submitit_slurm started.
 
-    Before Slurm preempts a job it sends SIGTERM and waits for the partition's GraceTime. The training then ends, and Slurm
-    does not restart a job that ended by itself; so it is requeued first. A job that Slurm is ending already (scancel, a
+    Before Slurm preempts a job it sends SIGTERM and waits for the partition's GraceTime. The run stops on SIGTERM, and Slurm
+    does not restart a job that ended by itself; so the job is requeued first. A job that Slurm is ending already (scancel, a
     requeue) is left alone.
     """
 
@@ -26,12 +26,12 @@ class RequeueCallback(Callback):
 
 
 def requeue(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM handler: requeue the Slurm job of this process, if Slurm still counts it as running."""
+    """SIGTERM handler: requeue the Slurm job of this process if Slurm still counts it as running."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     asked = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
-    # Slurm's signal goes to every process of the job; processes started here inherit that it is ignored
+    # Slurm sends the signal to every process of the job: the two commands below inherit that it is ignored
     handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         state = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout.strip()

@@ -97,7 +97,9 @@ class TrackedRun:
             points = [Metric(key, value, item["time"], item["step"]) for key, value in item["metrics"].items()]
             client.log_batch(run_id, metrics=points)
         elif "artifact" in item:
-            client.log_artifact(run_id, str(self.folder / item["artifact"]), item["under"])
+            path = self.folder / item["artifact"]
+            if path.exists():  # else a user has deleted it since
+                client.log_artifact(run_id, str(path), item["under"])
         elif "reopen" in item:
             client.update_run(run_id, status="RUNNING")
         elif "end" in item:

@@ -21,7 +21,7 @@ def of_kind(kind: str) -> dict[str, dict]:
 
 
 def pods() -> list[dict]:
-    """What the Deployments and the Job start."""
+    """The pods of the Deployments and of the Job."""
     return [one["spec"]["template"]["spec"] for kind in ("Deployment", "Job") for one in of_kind(kind).values()]
 
 

@@ -1,4 +1,4 @@
-"""What needs no training is answered at once: nothing heavy is imported for it, however slow the machine is."""
+"""Commands that train nothing answer at once: they import nothing heavy, so that a slow machine does not matter."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Picture files that nobody thought of are read or refused in one sentence; none hangs, none fills the memory."""
+"""Malformed image files are read or refused in one sentence; none hangs, none fills the memory."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Text and JSON files that nobody thought of are read or refused in one sentence; nothing hangs, nothing is formatted."""
+"""Malformed text and JSON files are read or refused in one sentence; nothing hangs, and no template is executed."""
 
 import json
 import os

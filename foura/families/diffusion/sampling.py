@@ -90,7 +90,9 @@ def adapter_scale(model: nn.Module, alpha: float, before: Mapping[str, Tensor] |
         yield
         return
     before = before or {}
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    layers: dict[str, Any] = {
+        name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    }
     weights = {name: before.get(f"{name.removeprefix('base_model.model.')}.weight") for name in layers}
     trained = {name: whole(value.detach()).clone() for name, value in model.named_parameters() if name in before}
     handles = [layer.register_forward_hook(_blend(alpha, weights[name])) for name, layer in layers.items()]
