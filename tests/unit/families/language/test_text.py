@@ -237,6 +237,7 @@ def test_bad_text_ends_in_a_sentence(llama, lines, tmp_path) -> None:
     refused("less than one block of 128", source="text", path=str(tmp_path / "short.txt"))
     refused("has no text files", source="text", path=str(tmp_path / "none"))
     refused("nothing at that place", source="text", path=str(tmp_path / "nowhere"))
+    refused("dataset.format=completion needs records", source="stdlib", form="completion")
     refused("broken.jsonl, line 2 is not JSON", path=str(tmp_path / "broken.jsonl"))
     refused("no field 'text'.*it has: body, label", path=lines({"body": "x", "label": 1}))
     refused("no field 'completion'", path=lines({"prompt": "x"}), form="completion")
@@ -246,6 +247,8 @@ def test_bad_text_ends_in_a_sentence(llama, lines, tmp_path) -> None:
     refused("needs dataset.template", path=lines({"sentence": "x", "label": 0}), form="verbalizer")
     words = {"template": "{sentence}", "verbalizer": ["a", "b"]}
     refused("is 7, and dataset.verbalizer", path=lines({"sentence": "x", "label": 7}), form="verbalizer", **words)
+    with pytest.raises(UserError, match=r"which dataset\.format=text does not have"):
+        prepared(open_text(config(source="stdlib"), "text"), llama, label_noise=0.2)
     with pytest.raises(UserError, match="more than the model's context of 512"):
         prepared(open_text(config(source="stdlib"), "text"), llama, block_size=4096)
 
