@@ -25,7 +25,8 @@ def begun(adapter: str, seed: int) -> tuple[dict[str, torch.Tensor], list[torch.
         if not any(mark in name for mark in own) and "original_module" not in name
     }
     start = {name.replace(".modules_to_save.default", ""): value for name, value in start.items()}
-    return start, [images for _ in range(2) for images, _ in loaders.train]
+    train = loaders.train()
+    return start, [images for _ in range(2) for images, _ in train]
 
 
 @pytest.mark.parametrize("adapter", ["foura", "foura_dft", "dora", "adalora", "full"])
