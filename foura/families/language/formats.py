@@ -69,8 +69,9 @@ def verbalizer(row: dict[str, Any], name: str, cfg: DictConfig) -> Example:
     """The word of the label `cfg.columns.label`, after `cfg.template` with the record's fields in it."""
     if cfg.template is None or not cfg.verbalizer:
         raise UserError(
-            "dataset.format=verbalizer needs dataset.template='{sentence} It was' and "
-            'dataset.verbalizer=\'[" bad"," good"]\': a prompt of the record\'s fields, and a word for each label.'
+            "dataset.format=verbalizer needs dataset.template and dataset.verbalizer, such as "
+            '"dataset.template=\'{sentence} It was\'" and \'dataset.verbalizer=[" bad"," good"]\': a prompt of the record\'s '
+            "fields, and a word for each label."
         )
     prompt = "".join(
         before + (text_field(row, name, "dataset.template", field) if field else "")
