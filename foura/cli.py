@@ -70,7 +70,9 @@ def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The commands that make something of runs and models."""
     export = command("export", _export, "write a run's adapter in a form that another library loads")
     export.add_argument("run", type=Path, help="the folder of a finished run")
-    export.add_argument("--to", required=True, choices=["peft", "lora", "kohya", "merged"])
+    export.add_argument(
+        "--to", required=True, help="peft, lora, merged, or another form of the backbone's family (UNets: kohya)"
+    )
     export.add_argument("out", type=Path, help="a folder that does not exist yet")
     export.add_argument("--freeze", action="store_true", help="fix an adaptive gate first, on the run's training data")
     pretrain = command("pretrain", _pretrain, "remake a bundled backbone's weights (5 to 25 minutes on 2 cores)")

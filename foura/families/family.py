@@ -38,6 +38,13 @@ def as_lora(model: Any, out: Path) -> None:
     save_as_lora(model, out)
 
 
+def save_pretrained(parts: Parts, model: Any, cfg: DictConfig, out: Path) -> None:
+    """Write a merged model of transformers, with its tokenizer."""
+    backbone: Any = parts.backbone
+    model.save_pretrained(str(out))
+    backbone.tokenizer.save_pretrained(str(out))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One kind of backbone with the data and the task that go with it.

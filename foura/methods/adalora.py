@@ -72,12 +72,23 @@ class AdaLora(Lora):
 
     def state(self, model: nn.Module) -> dict[str, Any]:
         tuned: Any = model
-        return {name: getattr(tuned.base_model.rankallocator, name) for name in IMPORTANCE}
+        averages = {name: getattr(tuned.base_model.rankallocator, name) for name in IMPORTANCE}
+        return {**averages, "rank_pattern": tuned.peft_config["default"].rank_pattern}
 
     def load_state(self, model: nn.Module, state: dict[str, Any]) -> None:
         tuned: Any = model
-        for name, value in state.items():
-            setattr(tuned.base_model.rankallocator, name, value)
+        for name in IMPORTANCE:
+            setattr(tuned.base_model.rankallocator, name, state[name])
+        tuned.peft_config["default"].rank_pattern = state.get("rank_pattern")  # 0.1.0 did not keep it
+
+    def saved(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All of them; the pattern by which PEFT drops closed ranks becomes that of this state, not of the last step."""
+        tuned: Any = model
+        values = {name.removeprefix("base_model.model."): value for name, value in state.items() if ".lora_E." in name}
+        pattern = {name: (value != 0).flatten().tolist() for name, value in values.items()}
+        closed = any(not kept for layer in pattern.values() for kept in layer)
+        tuned.peft_config["default"].rank_pattern = pattern if closed else None
+        return state
 
     def open_ranks(self, layer: Any) -> float | None:
         return float((layer.lora_E["default"] != 0).sum())

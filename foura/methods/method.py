@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 Layers = Mapping[str, Any]  # {name: linear layer} that the adapter goes on
 
 # fields of every PEFT config that the run sets itself, so that `adapter.options` may not
-RESERVED: tuple[str, ...] = (
-    "peft_type",
-    "task_type",
-    "inference_mode",
-    "base_model_name_or_path",
-    "revision",
-    "peft_version",
-)
+RESERVED = ("peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_version")
 RESERVED += ("auto_mapping", "target_modules", "modules_to_save")
 
 
@@ -128,8 +121,13 @@ class Method:
         """
         return False
 
-    def saved(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors to save, from {name: tensor} of those that training changes."""
+    def saved(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors to save.
+
+        Args:
+            model: the adapted model, whose parameters may be of a later epoch; its PEFT config is saved beside them.
+            state: the `adapter_parameters` of the epoch to save.
+        """
         return state
 
     def open_ranks(self, layer: Any) -> float | None:

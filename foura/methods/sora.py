@@ -39,7 +39,7 @@ class Sora(Lora):
             for gate in _gates(model):
                 gate.copy_(torch.nn.functional.softshrink(gate, lr * adapter.sparsity))
 
-    def saved(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def saved(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of an ordinary LoRA: diag(g) A instead of g and A, with rows of zeros where ranks are closed."""
         folded = {name: tensor for name, tensor in state.items() if not name.endswith((TRAINED, GATE))}
         for name, tensor in state.items():

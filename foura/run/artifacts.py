@@ -38,9 +38,9 @@ def save_adapter(task: Task, state: Mapping[str, Tensor], folder: Path) -> None:
     target, scratch = folder / "adapter", folder / ".adapter.writing"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in task.method.saved(dict(state)).items()}
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if isinstance(task.model, PeftModel):
-        whole: Any = {"state_dict": {**task.model.state_dict(), **kept}}
+        whole: Any = {"state_dict": task.method.saved(task.model, {**task.model.state_dict(), **kept})}
         task.model.save_pretrained(str(scratch), save_embedding_layers=False, **whole)
     else:
         save_file(kept, scratch / "model.safetensors", metadata={"format": "pt"})

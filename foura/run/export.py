@@ -35,13 +35,16 @@ def export(run: Path, to: str, out: Path, freeze: bool = False) -> None:
     quiet()
     cfg = read_config(run)
     family, method = family_of(cfg), method_of(cfg)
+    forms = ("peft", "merged", *family.save_as_lora)
+    if to not in forms:
+        raise UserError(
+            f"--to {to} is not a form of adapters of backbone={family.name}; choose one of {', '.join(forms)}."
+        )
     if to == "peft":
         _copy(run, cfg, out)
         return
     if to != "merged" and not method.exports:
         raise UserError(f"adapter={cfg.adapter.name} is saved in its own form already: use --to peft or --to merged.")
-    if to != "merged" and to not in family.save_as_lora:
-        raise UserError(f"--to {to} is for adapters of other models; use --to {' or '.join(family.save_as_lora)}.")
     parts = build(cfg)
     if method.trained is not None:
         family.save_merged(parts, load_bare(run, parts, cfg), cfg, out)

@@ -17,7 +17,7 @@ BAD = {
     "dataset=imagefolder dataset.path=nowhere": "dataset.path=nowhere: there is nothing at that place",
     "dataset=hf dataset.path=./nowhere": "dataset.path=./nowhere: there is nothing at that place",
     "backbone.name=vit_tinny_patch16_224": "is neither a timm model nor a folder here. Did you mean vit_tiny_patch16_224",
-    "backbone.pretrained=missing.safetensors": "are not at missing.safetensors",
+    "backbone.pretrained=missing.safetensors": "backbone.pretrained=missing.safetensors: there is nothing at that place",
     "+adapter.options.no_such=1 adapter=lora": "LoraConfig has no such field",
     "optimizer.lr=1e30": "loss became",
     "trainer.max_steps=1": "training ended before its first evaluation",

@@ -15,7 +15,7 @@ TYPOS = {
     "trainer.max_epoch=3": "Did you mean max_epochs?",
     "rank=many": "could not be converted to Integer",
     "rank=0": "rank must be at least 1",
-    "dataset=cifar": "Valid choices: digits, hf, imagefolder",
+    "dataset=cifar": "Valid choices: digits, docstrings, hf, imagefolder",
     "adapter.transform=dtc": "Valid choices: dct, dft, identity, random",
 }
 

@@ -145,7 +145,9 @@ def test_every_choice_refuses_what_is_none_and_lists_what_is() -> None:
         node, *path = schema.Config, *key.split(".")
         for part in path[:-1]:
             node = next(spec.type for spec in dataclasses.fields(node) if spec.name == part)
-        listed = next(spec.metadata for spec in dataclasses.fields(node) if spec.name == path[-1]).get("choices", ())
+        listed = next(spec.metadata for spec in dataclasses.fields(node) if spec.name == path[-1]).get(
+            "choices", tuple
+        )()
         for value in ("evil", "", "../x", "a\nb") if listed else ():
             with pytest.raises(UserError) as refused:
                 config.check(changed(base, key, value))

@@ -48,7 +48,7 @@ def test_every_adapter_is_a_sound_config_with_its_own_name(adapter) -> None:
 def test_the_contracts_adapters_are_there() -> None:
     wanted = "lora foura foura_dct foura_dft foura_dct_gated foura_dft_gated foura_dct_frozen foura_random lora_gated"
     ours = "foura_random_gated"
-    peers = "dora adalora sora vera fourierft full head"
+    peers = "dora adalora sora vera fourierft full head rslora pissa olora oft c3a waveft hira shira miss randlora loha lokr"
     assert {path.stem for path in (CONF / "adapter").glob("*.yaml")} == {*wanted.split(), *peers.split(), ours}
 
 

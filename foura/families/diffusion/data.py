@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 from foura.data.images import open_image
 from foura.data.run_data import RunData
 from foura.data.splits import cut_at_random, draw_at_random, missing_shares
+from foura.errors import UserError
 from foura.families.diffusion.sources import Captioned
 
 ENCODED_AT_ONCE = 8
@@ -49,8 +50,10 @@ def prepare_captioned(
         tokenize: captions -> tokens (S, T). encode: images (S, 3, H, W) in 0..1 -> latents.
 
     Raises:
-        UserError: too few images to cut, or one that cannot be read.
+        UserError: too few images to cut, one that cannot be read, or label noise.
     """
+    if cfg.label_noise:
+        raise UserError("dataset.label_noise replaces classes by others, which captions do not have; leave it out.")
     splits = _cut(found, cfg, seed)
     images = {name: _squares(part, size) for name, part in splits.items()}
     sets = {}

@@ -5,26 +5,22 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from foura.families.family import Family, Parts
+from foura.families.family import Family, Parts, save_pretrained
 
 
 def _build(cfg: DictConfig) -> Parts:
-    from foura.families.encoder.backbone import build_encoder
+    from foura.families.encoder.backbone import build_encoder, start_at
     from foura.families.encoder.data import prepare_labelled
     from foura.families.encoder.sources import open_labelled
     from foura.families.encoder.task import SequenceTask
 
-    # first: bad data is reported before a large model is loaded
+    # data first: a mistake in it is reported before a large model is loaded
     source = open_labelled(cfg.dataset, FAMILY.format(cfg.dataset.format))
     backbone = build_encoder(cfg.backbone, source.classes)
     data = prepare_labelled(source, cfg.dataset, cfg.seed, backbone.tokenizer, backbone.max_tokens)
+    if data.classes is None:
+        start_at(backbone, sum(label for _, label in data.train) / len(data.train))
     return Parts(backbone, data, lambda model: SequenceTask(model, data, cfg))
-
-
-def _save_merged(parts: Parts, model: Any, cfg: DictConfig, out: Path) -> None:
-    backbone: Any = parts.backbone
-    model.save_pretrained(str(out))
-    backbone.tokenizer.save_pretrained(str(out))
 
 
 def _pretraining_loss(parts: Parts, model: Any, cfg: DictConfig) -> float:
@@ -47,7 +43,7 @@ FAMILY = Family(
     formats={"classification": ("acc", "loss", "f1", "mcc"), "regression": ("spearman", "loss", "pearson")},
     causal=False,
     build=_build,
-    save_merged=_save_merged,
+    save_merged=save_pretrained,
     pretraining_loss=_pretraining_loss,
     pretrain=_pretrain,
 )

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from foura.backbone import LINEAR, Backbone, choose_targets
@@ -75,6 +77,19 @@ def build_encoder(cfg: DictConfig, classes: Sequence[str] | None) -> EncoderBack
         tokenizer=tokenizer,
         max_tokens=longest - POSITIONS_TAKEN if model.config.model_type.endswith("roberta") else longest,
     )
+
+
+@torch.no_grad()
+def start_at(backbone: EncoderBackbone, value: float) -> None:
+    """Make a new regression head predict about `value`, the mean label, from the start.
+
+    At an adapter's learning rate its bias would take hundreds of steps to get there.
+    """
+    layers = [
+        module for module in backbone.model.get_submodule(backbone.head).modules() if isinstance(module, nn.Linear)
+    ]
+    if layers and layers[-1].bias is not None:
+        layers[-1].bias.fill_(value)
 
 
 def _model(place: str, cfg: DictConfig, classes: Sequence[str] | None, pad: int) -> tuple[Any, set[str]]:

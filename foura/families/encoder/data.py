@@ -1,7 +1,7 @@
 """From labelled texts to what a run trains, validates and tests on: split once, tokenised once, never mixed."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from foura.data.labels import wrong_labels
 from foura.data.run_data import RunData
 from foura.data.splits import cut_at_random, cut_by_class, draw_at_random, draw_by_class, missing_shares
 from foura.errors import UserError
@@ -50,7 +51,12 @@ def prepare_labelled(
         splits[name] = _draw(splits[name], cfg.eval_limit, cfg.split_seed, source.classes)
     clean = splits["train"].labels
     if cfg.label_noise:
-        splits["train"] = _mislabelled(splits["train"], cfg.label_noise, source.classes, seed)
+        if source.classes is None:
+            raise UserError(
+                "dataset.label_noise replaces classes by others, which regression does not have; leave it out."
+            )
+        wrong = wrong_labels(clean, cfg.label_noise, len(source.classes), seed)
+        splits["train"] = replace(splits["train"], labels=wrong)
     _check_classes(splits, source.classes)
     items = {name: _encode(part, tokenizer, cfg.block_size) for name, part in splits.items()}
     noisy = np.flatnonzero(splits["train"].labels != clean)
@@ -103,17 +109,6 @@ def _draw(items: Labelled, limit: int | None, seed: int, classes: list[str] | No
     return items.subset(
         draw_by_class(items.labels, limit, seed) if by_class else draw_at_random(len(items), limit, seed)
     )
-
-
-def _mislabelled(items: Labelled, share: float, classes: list[str] | None, seed: int) -> Labelled:
-    """The items with a share of their labels replaced by another class, drawn with the seed."""
-    if classes is None:
-        raise UserError("dataset.label_noise replaces classes by others, which regression does not have; leave it out.")
-    generator = np.random.default_rng([seed, 1])
-    wrong = generator.permutation(len(items))[: round(share * len(items))]
-    labels = items.labels.copy()
-    labels[wrong] = (labels[wrong] + generator.integers(1, len(classes), len(wrong))) % len(classes)
-    return Labelled(items.texts, items.pairs, labels, items.groups)
 
 
 def _check_classes(splits: dict[str, Labelled], classes: list[str] | None) -> None:

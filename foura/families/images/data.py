@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from foura.data.images import open_image
+from foura.data.labels import wrong_labels
 from foura.data.run_data import RunData
 from foura.data.splits import cut_by_class, draw_by_class, missing_shares
 from foura.errors import UserError
@@ -51,8 +52,9 @@ def prepare(
     train = splits["train"]
     if cfg.limit is not None and cfg.limit < len(train):
         train = train.subset(draw_by_class(train.labels, cfg.limit, seed))
-    splits["train"] = mislabelled(train, cfg.label_noise, len(source.classes), seed) if cfg.label_noise else train
-    noisy = np.nonzero(splits["train"].labels != train.labels)[0].tolist()
+    labels = wrong_labels(train.labels, cfg.label_noise, len(source.classes), seed) if cfg.label_noise else train.labels
+    noisy = np.flatnonzero(labels != train.labels).tolist()
+    splits["train"] = Labelled(train.images, labels, train.names)
     for name, items in splits.items():
         _check_classes(name, items)
     decoded = {name: _decode(items, image_mode, preprocess) for name, items in splits.items()}
@@ -86,15 +88,6 @@ def _check_classes(name: str, items: Labelled) -> None:
             f"the {name} split has {present} class{'es' if present != 1 else ''} among {len(items)} items; "
             "a classifier needs at least 2."
         )
-
-
-def mislabelled(items: Labelled, share: float, classes: int, seed: int) -> Labelled:
-    """Label noise: the items with a share of their labels replaced by another class, drawn with the seed."""
-    generator = np.random.default_rng([seed, 1])
-    wrong = generator.permutation(len(items))[: round(share * len(items))]
-    labels = items.labels.copy()
-    labels[wrong] = (labels[wrong] + generator.integers(1, classes, len(wrong))) % classes
-    return Labelled(items.images, labels, items.names)
 
 
 class _LazyImages(Dataset):

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from foura.families.family import Family, Parts
+from foura.families.family import Family, Parts, save_pretrained
 
 
 def _build(cfg: DictConfig) -> Parts:
@@ -19,12 +19,6 @@ def _build(cfg: DictConfig) -> Parts:
     backbone = build_llama(cfg.backbone)
     data = prepare_text(source, cfg.dataset, cfg.seed, backbone.tokenizer, backbone.max_tokens)
     return Parts(backbone, data, lambda model: Language(model, cfg, backbone.tokenizer))
-
-
-def _save_merged(parts: Parts, model: Any, cfg: DictConfig, out: Path) -> None:
-    backbone: Any = parts.backbone
-    model.save_pretrained(str(out))
-    backbone.tokenizer.save_pretrained(str(out))
 
 
 def _pretraining_loss(parts: Parts, model: Any, cfg: DictConfig) -> float:
@@ -52,7 +46,7 @@ FAMILY = Family(
     },
     causal=True,
     build=_build,
-    save_merged=_save_merged,
+    save_merged=save_pretrained,
     pretraining_loss=_pretraining_loss,
     pretrain=_pretrain,
 )

@@ -41,12 +41,18 @@ def prepare_text(source: TextSource, cfg: DictConfig, seed: int, tokenizer: Any,
         max_tokens: the model's context.
 
     Raises:
-        UserError: text that is shorter than a block, a block longer than the model's context, too few examples.
+        UserError: text that is shorter than a block, a block longer than the model's context, too few examples, or label
+            noise where there are no choices.
     """
     if cfg.block_size > max_tokens:
         raise UserError(f"dataset.block_size={cfg.block_size} is more than the model's context of {max_tokens} tokens.")
     examples, packed = cut(source, cfg), source.format == "text"
     judged = bool(examples["train"][0].choices)
+    if cfg.label_noise and not judged:
+        raise UserError(
+            f"dataset.label_noise replaces right answers by wrong ones, which dataset.format={source.format} does not have; "
+            "leave it out."
+        )
     items: dict[str, list[Any]] = {
         name: blocks(name, part, cfg.block_size, tokenizer) if packed else part for name, part in examples.items()
     }
@@ -55,7 +61,7 @@ def prepare_text(source: TextSource, cfg: DictConfig, seed: int, tokenizer: Any,
     for name in ("validation", "test"):
         chosen = np.sort(generator.permutation(len(items[name]))[: cfg.eval_limit])
         items[name] = [items[name][index] for index in chosen]
-    if cfg.label_noise and judged:
+    if cfg.label_noise:
         items["train"] = mislabel(items["train"], cfg.label_noise, seed)
     to_learn, to_judge = _encoders(packed, judged, tokenizer, cfg.block_size)
     return LanguageData(

@@ -9,7 +9,7 @@ from peft import get_peft_model
 from foura import FouraConfig
 from foura.bundled.encoder import FOLDER
 from foura.errors import UserError
-from foura.families.encoder.backbone import build_encoder
+from foura.families.encoder.backbone import build_encoder, start_at
 from foura.families.encoder.data import SequenceData
 from foura.families.encoder.task import SequenceTask
 from foura.schema import BackboneConfig
@@ -90,6 +90,16 @@ def test_a_head_for_other_classes_is_replaced_and_other_weights_are_refused(tmp_
     transformers.BertConfig(**SMALL).save_pretrained(folder)  # says two layers
     with pytest.raises(UserError, match="the weights are of another model: 16 that this one has are missing"):
         build_encoder(config(name=folder), ["a", "b"])
+
+
+def test_a_regression_head_starts_at_the_mean_label() -> None:
+    backbone = build_encoder(config(), None)
+    start_at(backbone, 7.0)
+    ids = torch.tensor([[2, 30, 40, 3], [2, 50, 60, 3]])
+    with torch.no_grad():
+        predicted = backbone.model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    assert predicted.shape == (2, 1)
+    assert predicted.squeeze().tolist() == pytest.approx([7.0, 7.0], abs=1.0)
 
 
 def test_a_tokenizer_without_padding_is_refused(tmp_path) -> None:
