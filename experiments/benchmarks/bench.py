@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import platform
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,6 +14,7 @@ mpl.use("Agg")
 import framework
 import layers
 import models
+from machine import cpu_name
 from matplotlib import pyplot as plt
 from timing import Row
 
@@ -85,13 +85,6 @@ def hardware(device: str, dtype: str) -> str:
     name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
     return f"{name}{threads}, {dtype}, torch {torch.__version__.split('+')[0]}, peft {peft.__version__}"
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_csv(rows: list[Row], machine: str, path: Path) -> None:

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 import foura
 from foura.config import register
-from foura.families.family import Parts, build
+from foura.families import build, family_of
+from foura.families.family import Parts
+from foura.logs import quiet
 from foura.methods.attach import attach
 from foura.run.checkpoint import Checkpoint
 from foura.run.cost import Cost
 from foura.run.loop import Loaders, trainer_of
-from foura.run.recorder import EpochMeasures, EpochMetrics, ProgressLines, SelectedEpoch
-from foura.run.run import quiet
-from foura.tracking.store import start_run
+from foura.run.progress import ProgressDisplay
+from foura.run.recorder import Recorder
+from foura.tracking.tracked_run import start_run
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -63,22 +65,21 @@ def _parts(cfg: Any) -> tuple[nn.Module, Loaders, Parts]:
 
 def _framework(cfg: Any, folder: Path) -> float:
     model, loaders, parts = _parts(cfg)
-    tracked = start_run(folder, folder, "bench", {}, {}, None)
+    tracked = start_run(folder, folder, "bench", {}, {"key": "bench"}, None)
     task = parts.task(model)
-    train = loaders.train()
-    progress = ProgressLines(Console(quiet=True), "bench", bar=False, lines=True)
-    keeping = Checkpoint(folder / "checkpoint.pt", [train.generator], train.batch_sampler)
-    metrics = EpochMetrics(tracked)
-    callbacks = [SelectedEpoch(cfg.select), Cost(), EpochMeasures(), metrics, progress, keeping]
+    metric = family_of(cfg).curve(cfg.dataset.format)
+    progress = ProgressDisplay(Console(quiet=True), "bench", metric, bar=False, lines=True)
+    recorder = Recorder(cfg.select, tracked, progress, folder)
+    keeper = Checkpoint(folder / "checkpoint.pt", [loaders.train.generator], loaders.train.batch_sampler)
     start = time.perf_counter()
-    trainer_of(cfg, folder, callbacks).fit(task, train, loaders.evaluation())
+    trainer_of(cfg, folder, [recorder, Cost(), keeper]).fit(task, loaders.train, loaders.evaluation())
     return time.perf_counter() - start
 
 
 def _bare(cfg: Any) -> float:
     model, loaders, _ = _parts(cfg)
     start = time.perf_counter()
-    train, evaluation, options = loaders.train(), loaders.evaluation(), cfg.optimizer
+    train, evaluation, options = loaders.train, loaders.evaluation(), cfg.optimizer
     groups = foura.param_groups(model, lr=options.lr, gate_lr=options.gate_lr)
     optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=cfg.trainer.max_epochs * len(train))

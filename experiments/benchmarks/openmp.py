@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from machine import cpu_name
+
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = 2
 SETTINGS: dict[str, dict[str, str]] = {
@@ -38,8 +40,6 @@ def main() -> None:
     if args.child:
         print(step_ms(args.steps))
         return
-    from bench import cpu_name
-
     load = os.getloadavg()[0]
     measured = measure(args.rounds, args.steps, args.busy)
     rows = [summary(busy, name, values) for (busy, name), values in measured.items()]

@@ -34,11 +34,13 @@ OWN = {
     "llama_small": {
         *("val/acc", "val/ppl", "gap/acc", "test/acc", "test/ppl", "test/bpb", "memorised/train", "memorised/val"),
     },
+    "bert": {"val/acc", "gap/acc", "test/acc", "test/f1", "test/mcc"},
     "unet": {"test/frechet", "test/kernel", "test/diversity", "test/copy_distance", "test/legible"},
 }
 MORE = ("optimizer.lr=1e-2", "evaluation.pictures_every=1")
 PICTURES = {
     "llama_small": {"completions.txt"},
+    "bert": set(),
     "unet": {"samples", "samples.png", "strengths.csv", "strengths.png", "ranks_by_step.csv", "ranks_by_step.png"},
 }
 
@@ -58,7 +60,7 @@ def runs(tmp_path_factory, train_into) -> Callable[[str], Ended]:
 
 
 @pytest.mark.xdist_group("families")
-@pytest.mark.parametrize("family", ["llama_small", "unet"])
+@pytest.mark.parametrize("family", OWN)
 def test_a_run_leaves_its_metrics_and_images(runs, family) -> None:
     ended = runs(family)
     assert ended.code == 0, ended.out
