@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 Layers = Mapping[str, Any]  # {name: linear layer} that the adapter goes on
 
 # fields of every PEFT config that the run sets itself, so that `adapter.options` may not
-RESERVED = ("peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_version")
-RESERVED += ("auto_mapping", "target_modules", "modules_to_save")
+RESERVED = (
+    *("peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_version"),
+    *("auto_mapping", "target_modules", "modules_to_save"),
+)
 
 
 class Method:
