@@ -123,7 +123,10 @@ def test_an_adapter_loads_again_merges_and_is_measured(adapter, family, tmp_path
     """On a fresh backbone it gives the same outputs, as the merged model does, and the layer table has merging's ΔW."""
     cfg = composed(f"adapter={adapter}", f"backbone={family}", "rank=4", *SMALL[family])
     check(cfg)
-    parts, fresh = build(cfg), build(cfg).backbone.model
+    torch.manual_seed(0)
+    parts = build(cfg)
+    torch.manual_seed(0)  # the new head starts alike
+    fresh = build(cfg).backbone.model
     weights = {name: value.detach().clone() for name, value in fresh.named_parameters()}
     model = attach(parts.backbone, cfg, steps=10)
     task = parts.task(model)
@@ -199,7 +202,7 @@ MISTAKES = {
         peft("ROAD", group_size=24),
         "adapter=peer cannot be put on this backbone's layers (The out_features of the base layer must be divisible",
     ),
-    "prompts": (peft("PROMPT_TUNING"), "PromptTuningConfig has no target_modules, modules_to_save, so it cannot go on"),
+    "prompts": (peft("PROMPT_TUNING"), "PromptTuningConfig has no target_modules, so it cannot go on"),
     "tokens": (peft("TRAINABLE_TOKENS"), "peft_type=TRAINABLE_TOKENS trains rows of an embedding, not linear layers"),
     "tasks": (peft("poly"), "peft_type=poly needs the number of a task with every batch"),
     "a rank above the layer": (["adapter=pissa", "rank=500"], "rank 500 is more than layer"),
@@ -248,7 +251,7 @@ def vit() -> Any:
 def test_a_mistake_is_answered_in_a_sentence(mistake, vit) -> None:
     overrides, words = MISTAKES[mistake]
     cfg = composed(*overrides)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as error:  # noqa: PT012 (either of them may refuse)
         check(cfg)
         attach(dataclasses.replace(vit, model=copy.deepcopy(vit.model)), cfg, steps=10)
     assert words in str(error.value)
@@ -262,7 +265,6 @@ def test_a_mistake_ends_the_run_before_training(mistake, train) -> None:
     ended = train(*overrides, "dataset.limit=20")
     assert str(ended.code).startswith("error: ") and words in str(ended.code), ended.code
     assert "Traceback" not in ended.out and "\n" not in str(ended.code)
-    assert not (ended.outputs / "mlflow.db").exists()  # no run was begun
 
 
 def test_the_unknown_type_is_answered_with_all_that_can_be_chosen() -> None:
