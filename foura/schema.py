@@ -123,7 +123,7 @@ class DatasetConfig:
     template: str | None = None  # verbalizer: a prompt of the record's fields
     verbalizer: list[str] | None = None  # … and a word for each label
     block_size: int = _number(128, at_least=2)  # tokens of a block or, at most, of an example
-    style: str = _choice("fire", "plain", "fire", "ice")  # of the embedded letters
+    style: str = _choice("fire", "plain", "fire", "ice")  # of the bundled letters
     prompt: str | None = None  # one caption for all pictures, as in DreamBooth
     repeats: int = _number(1, at_least=1)  # how often an epoch shows each training item
     epochs: int = _number(40, at_least=1)  # what trainer.max_epochs follows
