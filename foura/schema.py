@@ -95,6 +95,9 @@ class BackboneConfig:
     load_in: str | None = _choice(None, "8bit", "4bit")  # quantised frozen weights
     gradient_checkpointing: bool = False
     text_encoder: bool = False  # unet: adapters on the text encoder too
+    options: dict[str, Any] = field(
+        default_factory=dict, metadata={"since": "0.2.0"}
+    )  # settings of a family's own: Family.options
 
 
 @dataclass

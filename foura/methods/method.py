@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 Layers = Mapping[str, Any]  # {name: linear layer} that the adapter goes on
 
 # fields of every PEFT config that the run sets itself, so that `adapter.options` may not
-RESERVED = ("peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_version")
+RESERVED: tuple[str, ...] = (
+    "peft_type",
+    "task_type",
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+)
 RESERVED += ("auto_mapping", "target_modules", "modules_to_save")
 
 
