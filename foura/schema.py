@@ -95,9 +95,8 @@ class BackboneConfig:
     load_in: str | None = _choice(None, "8bit", "4bit")  # quantised frozen weights
     gradient_checkpointing: bool = False
     text_encoder: bool = False  # unet: adapters on the text encoder too
-    options: dict[str, Any] = field(
-        default_factory=dict, metadata={"since": "0.2.0"}
-    )  # settings of a family's own: Family.options
+    # settings of a family's own, which its record lists
+    options: dict[str, Any] = field(default_factory=dict, metadata={"since": "0.2.0"})
 
 
 @dataclass
