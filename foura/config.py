@@ -57,7 +57,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def _check_family(cfg: DictConfig) -> None:
-    """Refuse data, formats and metrics that the backbone's family does not have."""
+    """Refuse data, formats, metrics and settings that the backbone's family does not have."""
     family, data = family_of(cfg), cfg.dataset
     if data.source not in family.sources:
         raise UserError(
@@ -68,6 +68,10 @@ def _check_family(cfg: DictConfig) -> None:
             f"dataset.format={data.format} does not go with backbone={family.name}; choose one of "
             f"{', '.join(family.formats)}."
         )
+    for name in cfg.backbone.options:
+        if name not in family.options:
+            has = f"It has: {', '.join(family.options)}." if family.options else "It has none."
+            raise UserError(f"backbone.options.{name} is not a setting of backbone={family.name}. {has}")
     selectable = family.selectable(data.format)
     if cfg.select not in selectable:
         raise UserError(

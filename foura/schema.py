@@ -95,6 +95,8 @@ class BackboneConfig:
     load_in: str | None = _choice(None, "8bit", "4bit")  # quantised frozen weights
     gradient_checkpointing: bool = False
     text_encoder: bool = False  # unet: adapters on the text encoder too
+    # settings of a family's own, which its record lists
+    options: dict[str, Any] = field(default_factory=dict, metadata={"since": "0.2.0"})
 
 
 @dataclass
@@ -123,7 +125,7 @@ class DatasetConfig:
     template: str | None = None  # verbalizer: a prompt of the record's fields
     verbalizer: list[str] | None = None  # … and a word for each label
     block_size: int = _number(128, at_least=2)  # tokens of a block or, at most, of an example
-    style: str = _choice("fire", "plain", "fire", "ice")  # of the embedded letters
+    style: str = _choice("fire", "plain", "fire", "ice")  # of the bundled letters
     prompt: str | None = None  # one caption for all pictures, as in DreamBooth
     repeats: int = _number(1, at_least=1)  # how often an epoch shows each training item
     epochs: int = _number(40, at_least=1)  # what trainer.max_epochs follows

@@ -54,6 +54,7 @@ class Family:
         sources: the choices of `dataset.source`. bundled: those among them that need no dataset.path.
         formats: {choice of `dataset.format`: keys of the metrics that its runs have}. The first format is the default. Runs
             are judged by the first metric, and any that every epoch has can select the epoch.
+        options: keys of `backbone.options`, the settings that only this family has, for its model, data or task.
         causal: later tokens must not change earlier outputs, so a gate must not depend on them.
         build: from a whole config to data, backbone and task.
         save_merged: (parts, merged model, config, folder): writes the model for the library that it came from.
@@ -70,6 +71,7 @@ class Family:
     causal: bool
     build: Callable[[DictConfig], Parts]
     save_merged: Callable[[Parts, Any, DictConfig, Path], None]
+    options: tuple[str, ...] = ()
     save_as_lora: Mapping[str, Callable[[Any, Path], None]] = field(default_factory=lambda: {"lora": as_lora})
     pretraining_loss: Callable[[Parts, nn.Module, DictConfig], float] | None = None
     pretrain: Callable[[Path | None], None] | None = None

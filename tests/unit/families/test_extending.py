@@ -32,9 +32,9 @@ QUICK = ("backbone=points", "rank=2", "trainer.max_epochs=3", "trainer.enable_pr
 class TinyNet(nn.Module):
     """Logits (S, CLASSES) of points (S, 2)."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.first, self.second, self.head = nn.Linear(2, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+        self.first, self.second, self.head = nn.Linear(2, width), nn.Linear(width, width), nn.Linear(width, CLASSES)
 
     def forward(self, points: Tensor) -> Tensor:
         return self.head(torch.tanh(self.second(torch.tanh(self.first(points)))))
@@ -43,7 +43,7 @@ class TinyNet(nn.Module):
 def backbone(cfg) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = TinyNet().requires_grad_(False)
+        model = TinyNet(cfg.options.get("width", 8)).requires_grad_(False)
     targets = choose_targets(model, cfg.target_modules, ("first", "second"), "head")
     return Backbone(model=model, targets=targets, head="head", new=("head",), body="")
 
@@ -104,6 +104,7 @@ FAMILY = Family(
     sources=("rings",),
     bundled=("rings",),
     formats={"points": ("confidence", "loss", "brier")},
+    options=("width",),
     causal=False,
     build=build,
     save_merged=save_merged,
@@ -127,7 +128,8 @@ def run(train, tmp_path, monkeypatch):
         path = tmp_path / "conf" / f"{group}.yaml"
         path.parent.mkdir(parents=True)
         path.write_text(text)
-    return lambda *overrides: train(*overrides, *QUICK, f"hydra.searchpath=[file://{tmp_path / 'conf'}]")
+    search = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+    return lambda *overrides, **options: train(*overrides, *QUICK, search, **options)
 
 
 def test_a_run_of_a_family_from_outside(run) -> None:
@@ -141,9 +143,17 @@ def test_a_run_of_a_family_from_outside(run) -> None:
     assert tags["backbone"] == "points" and tags["data_fingerprint"] == "rings 0"
 
 
+def test_its_own_setting_makes_another_model_and_another_run(run) -> None:
+    narrow, wide = status(run("adapter=lora")), status(run("adapter=lora", "+backbone.options.width=16", into="wide"))
+    parameters = [found["metrics"]["cost/trainable_params"] for found in (narrow, wide)]
+    assert parameters == [2 * (2 + 8 + 8 + 8) + 9 * CLASSES, 2 * (2 + 16 + 16 + 16) + 17 * CLASSES]
+    assert narrow["key"] != wide["key"]
+
+
 def test_what_the_family_does_not_have_is_refused_with_its_choices(run) -> None:
     assert "Its data: rings." in run("dataset=digits").code
     assert "choose confidence, loss, brier" in run("select=acc").code
+    assert "options.depth is not a setting of backbone=points. It has: width." in run("+backbone.options.depth=3").code
     assert "for the bundled backbones alone" in run("evaluation.drift=true").code
 
 

@@ -59,6 +59,7 @@ def test_bad_images_end_in_a_sentence(folder, tmp_path) -> None:
         with pytest.raises(UserError, match=words):
             prepared(config(**fields))
 
+    refused("label_noise replaces classes", path=str(folder), label_noise=0.2)
     write_captions(folder, range(6))
     refused("captions for 6 of 12 images; none for 06.png, 07.png, 08.png …", path=str(folder))
     (folder / "metadata.jsonl").write_text('{"file_name": "00.png", "caption": "x"}')

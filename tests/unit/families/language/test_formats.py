@@ -3,6 +3,8 @@
 import pytest
 
 from foura.errors import UserError
+from foura.families.language import FAMILY
+from foura.families.language.formats import FORMATS
 from foura.families.language.sources import open_text
 from tests.helpers.texts import config, prepared
 
@@ -12,6 +14,10 @@ COMMONSENSE = {
     "output": "the correct answer is answer2",
     "answer": "answer2",
 }
+
+
+def test_every_format_of_the_record_is_read_and_no_other() -> None:
+    assert set(FORMATS) == set(FAMILY.formats)
 
 
 def test_commonsense_records_become_choices(lines) -> None:
@@ -46,6 +52,7 @@ def test_bad_text_ends_in_a_sentence(llama, lines, tmp_path) -> None:
     refused("less than one block of 128", source="text", path=str(tmp_path / "short.txt"))
     refused("has no text files", source="text", path=str(tmp_path / "none"))
     refused("nothing at that place", source="text", path=str(tmp_path / "nowhere"))
+    refused("dataset.format=completion needs records", source="stdlib", form="completion")
     refused("broken.jsonl, line 2 is not JSON", path=str(tmp_path / "broken.jsonl"))
     refused("no field 'text'.*it has: body, label", path=lines({"body": "x", "label": 1}))
     refused("no field 'completion'", path=lines({"prompt": "x"}), form="completion")
@@ -55,5 +62,7 @@ def test_bad_text_ends_in_a_sentence(llama, lines, tmp_path) -> None:
     refused("needs dataset.template", path=lines({"sentence": "x", "label": 0}), form="verbalizer")
     words = {"template": "{sentence}", "verbalizer": ["a", "b"]}
     refused("is 7, and dataset.verbalizer", path=lines({"sentence": "x", "label": 7}), form="verbalizer", **words)
+    with pytest.raises(UserError, match=r"which dataset\.format=text does not have"):
+        prepared(open_text(config(source="stdlib"), "text"), llama, label_noise=0.2)
     with pytest.raises(UserError, match="more than the model's context of 512"):
         prepared(open_text(config(source="stdlib"), "text"), llama, block_size=4096)

@@ -1,0 +1,14 @@
+"""Label noise by hand."""
+
+import numpy as np
+
+from foura.data.labels import wrong_labels
+
+
+def test_the_share_is_wrong_and_depends_on_the_seed() -> None:
+    labels = np.arange(100) % 4
+    noisy = wrong_labels(labels, 0.3, 4, seed=0)
+    assert (noisy != labels).sum() == 30 and set(noisy) == {0, 1, 2, 3}
+    assert (wrong_labels(labels, 0.3, 4, seed=0) == noisy).all()
+    assert (wrong_labels(labels, 0.3, 4, seed=1) != noisy).any()
+    assert (labels == np.arange(100) % 4).all()  # the clean ones are not changed
