@@ -13,8 +13,8 @@ from foura import config, schema
 from foura.adapter.gates import GATE_SCOPES, GATES
 from foura.adapter.transforms import TRANSFORMS
 from foura.errors import UserError
+from foura.schema import since
 from tests.helpers.config import CONF, composed
-
 
 CHOICES = """
 import dataclasses, sys
@@ -89,16 +89,16 @@ def test_an_experiment_has_the_key_that_it_had_in_0_1_0(overrides) -> None:
 @dataclasses.dataclass
 class Section:
     old: int = 1
-    new: str | None = schema.since("0.2.0", None)
-    chosen: str = schema.since("0.2.0", schema._choice("a", "a", "b"))
-    table: dict[str, int] = schema.since("0.2.0", dataclasses.field(default_factory=lambda: {"x": 1}))
+    new: str | None = since("0.2.0", None)
+    chosen: str = since("0.2.0", schema._choice("a", "a", "b"))
+    table: dict[str, int] = since("0.2.0", dataclasses.field(default_factory=lambda: {"x": 1}))  # noqa: RUF009
 
 
 @dataclasses.dataclass
 class Later:
     section: Section = dataclasses.field(default_factory=Section)
     rank: int = 3
-    late: float = schema.since("0.3.0", schema._number(2.0, at_least=0.0))
+    late: float = since("0.3.0", schema._number(2.0, at_least=0.0))
 
 
 def test_a_key_that_was_added_later_enters_where_it_is_not_at_its_default(monkeypatch) -> None:

@@ -105,4 +105,3 @@ def test_a_background_job_of_a_shell_keeps_ignoring_ctrl_c(handlers) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signals.Signals().catch()
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-
