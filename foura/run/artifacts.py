@@ -85,8 +85,9 @@ def draw(task: Task, selected: int, table: list[dict[str, Any]], title: str, fol
         draw_layers(table, title, folder / "layers.png")
 
 
-def log_artifacts(tracked: TrackedRun, folder: Path) -> None:
-    """Log the adapter, the config, and the figures and tables in the run's folder."""
+def log_results(tracked: TrackedRun, metrics: dict[str, float], folder: Path) -> None:
+    """Log the final metrics, and of the run's folder the adapter, the config, the figures and the tables."""
+    tracked.log_metrics(metrics)
     for artifact in sorted(folder.iterdir()):
         if artifact.suffix in SUFFIXES or artifact.name == "adapter":
             tracked.log_artifact(artifact)

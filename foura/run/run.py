@@ -14,7 +14,7 @@ from foura.families.task import Task
 from foura.logs import quiet
 from foura.methods.attach import attach
 from foura.methods.state import adapter_parameters
-from foura.run.artifacts import draw, final_metrics, log_artifacts, print_result, save_adapter
+from foura.run.artifacts import draw, final_metrics, log_results, print_result, save_adapter
 from foura.run.before import Before, check_forgetting
 from foura.run.checkpoint import Checkpoint
 from foura.run.cost import Cost, step_gflops
@@ -61,9 +61,8 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
         table = _table(task, loaders, before)
         metrics = final_metrics(task, cfg, best, table, folder) | before.forgetting(parts, task.model, cfg) | costs
         draw(task, recorder.epoch or 0, table, title, folder)
-        tracked.log_metrics(metrics)
-        log_artifacts(tracked, folder)
         status.fields["metrics"] = metrics
+        log_results(tracked, metrics, folder)
     if sweep is None:
         print_result(console, title, metrics, cfg)
     return metrics
