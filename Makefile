@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# two processes; tests that share a trained run stay in one of them
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: help demo test test-all bench lint ui install
 
@@ -22,14 +24,14 @@ demo: $(STAMP)  ## the main job: FouRA on the embedded ViT, then LoRA beside it
 	$(BIN)/python train.py adapter=foura rank=64
 	$(BIN)/python train.py adapter=lora rank=64
 
-test: $(STAMP)  ## lint and the fast tests (about 10 minutes)
+test: $(STAMP)  ## lint and the fast tests (at most 6 minutes on two quiet cores)
 	$(MAKE) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: $(STAMP)  ## everything: slow tests, PEFT's own test suite on our tuner, the table of docs/robustness.md (an hour or two)
 	$(MAKE) lint
 	rm -rf .pytest_cache/survives
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-profile=all tests --ignore tests/peers
+	$(PYTEST) --hypothesis-profile=all tests --ignore tests/peers
 	$(BIN)/python -m pytest tests/peers
 	$(BIN)/python -m tests.helpers.survives
 

@@ -1,4 +1,4 @@
-"""A frozen model and the places where adapters go on it, for every family and every method."""
+"""A frozen model and the layers that adapters go on, for every family and every method."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from foura.errors import UserError
 
-MOST_LAYERS = 1000  # of a real model; a config.json that speaks of more would have them made for ever
+MOST_LAYERS = 1000  # of any real model; a config.json with more of them would build without end
 LINEAR = (nn.Linear, Conv1D)  # Conv1D is GPT-2's name for a linear layer with its weight transposed
 
 
@@ -73,7 +73,7 @@ def layer_size(layer: nn.Module) -> tuple[int, int]:
 
 
 def describe_linear_layers(model: nn.Module) -> str:
-    """The linear layers of a model in one line, numbered blocks folded: "blocks.*.attn.qkv (4), …"."""
+    """The linear layers of a model in one line, with numbered blocks folded: "blocks.*.attn.qkv (4), …"."""
     names = [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
     patterns = Counter(re.sub(r"\b\d+\b", "*", name) for name in names)
     return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in patterns.items()) or "none"
@@ -92,4 +92,4 @@ def check_layers(described: Any, name: str, key: str = "") -> None:
         for value in described:
             check_layers(value, name, key)
     elif "layer" in key and isinstance(described, int) and described > MOST_LAYERS:
-        raise UserError(f"backbone.name={name}: its config.json says {key}={described}, and no model has so many.")
+        raise UserError(f"backbone.name={name}: its config.json says {key}={described}, more than any model has.")

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from foura.errors import UserError, cannot_write, exit_without_lab, reason
 from foura.threads import wait_without_spinning
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_looking(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The commands that show runs."""
-    outputs = {"default": "outputs", "type": Path, "help": "the folder of the runs (default: outputs)"}
+    outputs: Any = {"default": "outputs", "type": Path, "help": "the folder of the runs (default: outputs)"}
     ui = command("ui", _ui, "open the MLflow UI over the runs in a folder")
     ui.add_argument("outputs", nargs="?", **outputs)
     ui.add_argument("--port", type=int, default=5000, help="default: 5000")
@@ -69,7 +70,9 @@ def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The commands that make something of runs and models."""
     export = command("export", _export, "write a run's adapter in a form that another library loads")
     export.add_argument("run", type=Path, help="the folder of a finished run")
-    export.add_argument("--to", required=True, choices=["peft", "lora", "kohya", "merged"])
+    export.add_argument(
+        "--to", required=True, help="peft, lora, merged, or another form of the backbone's family (UNets: kohya)"
+    )
     export.add_argument("out", type=Path, help="a folder that does not exist yet")
     export.add_argument("--freeze", action="store_true", help="fix an adaptive gate first, on the run's training data")
     pretrain = command("pretrain", _pretrain, "remake a bundled backbone's weights (5 to 25 minutes on 2 cores)")
@@ -144,7 +147,10 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
     if arguments.backbone not in FAMILIES:
         raise UserError(f"backbone {arguments.backbone} is not known; choose one of {', '.join(FAMILIES)}.")
-    FAMILIES[arguments.backbone].pretrain(arguments.out)
+    pretrain = FAMILIES[arguments.backbone].pretrain
+    if pretrain is None:
+        raise UserError(f"backbone {arguments.backbone} has no bundled weights.")
+    pretrain(arguments.out)
 
 
 def _merge(arguments: argparse.Namespace) -> None:

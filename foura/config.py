@@ -140,7 +140,7 @@ def explain(error: Exception) -> str:
         return _unknown_key(unknown.group(1).split("@")[0])
     missing = re.search(r"Could not find '([^']+)/([^/']+)'", text)
     if missing:
-        return _unknown_choice(*missing.groups(), text)
+        return _unknown_choice(missing.group(1), missing.group(2), text)
     if cause is not None and "full_key" in str(cause):
         key = re.search(r"full_key: (\S+)", str(cause))
         return f"{key.group(1) if key else ''}: {first_line(cause)}."

@@ -1,11 +1,12 @@
-"""Files that users name: found, and read as text or JSON, before any library is given them.
+"""Files that users name: found, and read as text, JSON or weights. They are untrusted, and checked before a library gets them.
 
-Nothing here waits for a pipe, follows a path into an exception, or leaves a parser's exception to the user.
+Nothing here waits for a pipe, or lets a parser's exception reach the user.
 """
 
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def here(path: str) -> Path | None:
     try:
         place = Path(path).expanduser()
         return place if place.exists() else None
-    except (OSError, RuntimeError):  # a name that is too long, a folder that may not be entered, ~ of nobody
+    except (OSError, RuntimeError):  # a name that is too long, a folder without permission, ~ of an unknown user
         return None
 
 
@@ -35,24 +36,24 @@ def find(path: str, key: str) -> Path:
 
 
 def regular(path: Path) -> Path:
-    """The path, which is an ordinary file: opening a pipe would wait for ever, and a device may have no end.
+    """The path of an ordinary file: opening a pipe would wait forever, and a device may have no end.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not an ordinary file.
     """
     try:
         if path.is_file():
             return path
     except OSError:
         pass
-    raise UserError(f"{path} is no file that can be read; take it out or name another.")
+    raise UserError(f"{path} is not a file that can be read; take it out or name another.")
 
 
 def read_text(path: Path) -> str:
     """A text file in UTF-8, without the byte order mark that some editors put first.
 
     Raises:
-        UserError: it is not UTF-8, cannot be read, or holds nothing but blanks.
+        UserError: it is not UTF-8, cannot be read, or is blank.
     """
     try:
         text = regular(path).read_text(encoding="utf-8-sig")
@@ -66,7 +67,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, name: str) -> dict[str, Any]:
-    """The object that a JSON text is.
+    """The object in a JSON text.
 
     Raises:
         UserError: it is not JSON, or not an object; the message begins with `name`.
@@ -86,7 +87,7 @@ def json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """[("FILE, line N", record), …] of a file of JSON lines. A line ends at a line feed: strings may hold other breaks.
 
     Raises:
-        UserError: a line that is no JSON object.
+        UserError: a line that is not a JSON object.
     """
     lines = enumerate(read_text(path).split("\n"), 1)
     return [(f"{path.name}, line {n}", parse_json(line, f"{path}, line {n}")) for n, line in lines if line.strip()]
@@ -102,42 +103,57 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """{name: tensor} of a safetensors file. No other kind is read: a pickle can run code.
+    """{name: tensor} of a safetensors file. No other format is read: a pickle can run code.
 
     Raises:
-        UserError: it is none, or damaged: also where only its checksum tells.
+        UserError: it is not one, or damaged, which its checksum tells where the tensors do not.
     """
     from safetensors.torch import load_file
 
-    check_seal(path)
+    verify_checksum(path)
     try:
         return load_file(regular(path))
     except UserError:
         raise
-    except Exception as error:  # the parser raises its own kind, and what names of dtypes and sizes lead to
+    except Exception as error:  # the parser raises its own kind, and others for unknown dtypes and sizes
         raise UserError(f"{path} cannot be read as safetensors ({reason(error)}).") from None
 
 
-def seal(path: Path) -> None:
+def write_weights(state: dict[str, Any], path: Path, metadata: dict[str, str]) -> None:
+    """Write {name: tensor} as safetensors with its checksum: under a temporary name, then renamed, so never half a file."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(state, temporary, metadata=metadata)
+        temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
+        os.replace(temporary, path)
+        write_checksum(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_checksum(path: Path) -> None:
     """Write a file's checksum beside it, as sha256sum does: safetensors have none, and a flipped bit is still a number."""
-    _beside(path).write_text(f"{_checksum(path)}  {path.name}\n", encoding="utf-8")
+    _checksum_file(path).write_text(f"{_checksum(path)}  {path.name}\n", encoding="utf-8")
 
 
-def check_seal(path: Path) -> None:
-    """Nothing, for a file that is as it was sealed, or that was not.
+def verify_checksum(path: Path) -> None:
+    """Verify a file against its stored checksum; a file without one passes.
 
     Raises:
         UserError: it has changed.
     """
-    kept = _beside(path)
-    if kept.is_file() and read_text(kept).split()[0] != _checksum(regular(path)):
+    stored = _checksum_file(path)
+    if stored.is_file() and read_text(stored).split()[0] != _checksum(regular(path)):
         raise UserError(
-            f"{path} is damaged: it is not the file whose checksum is in {kept.name}. Make it again (a run's adapter by its "
-            "command with force=true, an embedded backbone by `foura pretrain`)."
+            f"{path} is damaged: it is not the file whose checksum is in {stored.name}. Make it again (a run's adapter by its "
+            "command with force=true, a bundled backbone by `foura pretrain`)."
         )
 
 
-def _beside(path: Path) -> Path:
+def _checksum_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
@@ -152,7 +168,7 @@ def unfit(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
         if name not in found:
             return f"{name} is missing"
         if name not in wanted:
-            return f"{name} is in no place of the model"
+            return f"{name} is not a weight of the model"
         if found[name].shape != wanted[name].shape:
             return f"{name} is {tuple(found[name].shape)} and should be {tuple(wanted[name].shape)}"
         if found[name].is_floating_point() != wanted[name].is_floating_point() or found[name].is_complex():

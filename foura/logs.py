@@ -10,6 +10,9 @@ ADVICE = (
     ".*Kernel Inception Distance.*",
     ".*dataloader is not resumable.*",  # ours is: run/loop.py
     ".*srun. command is available.*",
+    ".*will save all targets and predictions.*",
+    ".*variance of predictions or target is close to zero.*",  # a constant prediction: counts as correlation 0
+    ".*is_gradient_checkpointing. is deprecated.*",
 )
 
 

@@ -1,6 +1,6 @@
-"""Everything that is measured about a run, as one list: its name, which direction is better, and where it is shown.
+"""The metrics of runs, as one list of records: name, direction of improvement, unit, and where each is shown.
 
-A metric of a family is logged per epoch as train_eval/<key> and val/<key> and once as test/<key>. A key with a "/" in it is
+A metric of a family is logged per epoch as train_eval/<key> and val/<key>, and once as test/<key>. A key with a "/" is
 logged under exactly that name.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 EPOCH = "epoch"  # measured after every epoch: it has curves and a gap, and can select the epoch
 TABLE = "table"  # the table at the end of a run
 COMPARED = "compared"  # the report compares it between adapters
-ANSWER = "answer"  # … and says so at the top of the page
+ANSWER = "answer"  # … and names the result at the top of the page
 CURVE = "curve"  # the report draws it by epoch
 COST = "cost"  # the report draws quality against it
 UPDATE = "update"  # the report's table of means, as a property of the update
@@ -41,7 +41,7 @@ class Metric:
 
     @property
     def column(self) -> str:
-        """The name under which its value on test data is logged."""
+        """The name under which its value on test data is logged; the key itself where that has a "/"."""
         return self.key if "/" in self.key else f"test/{self.key}"
 
     @property
@@ -57,14 +57,18 @@ class Metric:
 _LISTED = (
     Metric("loss", "loss", False, shown=(EPOCH, COMPARED)),
     Metric("acc", "accuracy", True, shown=(EPOCH,)),
+    Metric("f1", "F1", True, shown=(EPOCH, COMPARED)),
+    Metric("mcc", "Matthews correlation", True, shown=(EPOCH, COMPARED)),
+    Metric("spearman", "Spearman correlation", True, shown=(EPOCH, COMPARED)),
+    Metric("pearson", "Pearson correlation", True, shown=(EPOCH, COMPARED)),
     Metric("ppl", "perplexity", False, shown=(TABLE,)),
     Metric("kernel", "kernel distance", False, shown=(TABLE,)),
     Metric("frechet", "frechet", False, shown=(COMPARED,)),
     Metric("diversity", "diversity", True, shown=(TABLE, COMPARED, ANSWER)),
     Metric("copy_distance", "copy distance", True, shown=(TABLE, COMPARED, ANSWER)),
     Metric("legible", "legible", True, shown=(COMPARED,)),
-    Metric("lpips", "LPIPS diversity", True),
-    Metric("clip", "CLIP score", True),
+    Metric("lpips", "LPIPS diversity", True, shown=(COMPARED,)),
+    Metric("clip", "CLIP score", True, shown=(COMPARED,)),
     Metric("bpb", "bpb", False, "bits per byte", shown=(COMPARED,)),
     Metric("memorised/train", "memorised", False, shown=(TABLE, COMPARED, ANSWER)),
     Metric("adapter/open_ranks", "open ranks", True, shown=(CURVE,)),

@@ -102,6 +102,7 @@ class ColumnsConfig:
     image: str = "image"
     label: str = "label"
     text: str = "text"
+    text_pair: str | None = since("0.2.0", None)  # bert: the second text of a pair
     prompt: str = "prompt"
     completion: str = "completion"
 

@@ -1,12 +1,9 @@
 """Shared by all tests: seeds, the checkout, and `train.py` as a function."""
 
 import os
-import runpy
-import sys
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -14,10 +11,11 @@ from hypothesis import settings
 from foura.threads import wait_without_spinning
 
 wait_without_spinning()
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported, which would otherwise try for half a minute
 import torch  # noqa: E402 (it reads the variables of its threads once)
 
-ROOT = Path(__file__).resolve().parent.parent
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported, which would otherwise try for half a minute
+from tests.helpers.commands import ROOT, Ended, new_store, run_train  # noqa: E402
+
 settings.register_profile("all")  # pytest --hypothesis-profile=all: every example that is generated
 
 
@@ -38,38 +36,35 @@ def run_env() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-@dataclass
-class Ended:
-    """How a command ended."""
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """An SQLite store of MLflow's with nothing in it, to copy."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    new_store(path)
+    return path
 
-    code: Any  # 0, or what sys.exit was given
-    out: str
-    outputs: Path
 
-    def folder(self) -> Path:
-        """The folder of the only run."""
-        (status,) = self.outputs.glob("runs/*/status.json")
-        return status.parent
+@pytest.fixture(scope="session")
+def train_into(empty_store) -> Callable[..., Ended]:
+    """train_into(outputs, "adapter=lora", …): `python train.py adapter=lora … outputs=OUTPUTS`, in this process.
+
+    fresh: the command makes the tracking store itself; otherwise it finds one with nothing in it.
+    """
+
+    def call(outputs: Path, *arguments: str, fresh: bool = False) -> Ended:
+        if not fresh and not (outputs / "mlflow.db").exists():
+            outputs.mkdir(parents=True, exist_ok=True)
+            shutil.copy(empty_store, outputs)
+        return run_train(*arguments, outputs=outputs)
+
+    return call
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch, capsys) -> Callable[..., Ended]:
-    """train("adapter=lora", …): `python train.py adapter=lora …` with its outputs in tmp_path, in this process."""
-    from hydra.core.global_hydra import GlobalHydra
+def train(tmp_path, train_into) -> Callable[..., Ended]:
+    """train("adapter=lora", …, into="there"): the same, into a folder of this test."""
 
-    def call(*arguments: str, into: str = "outputs") -> Ended:
-        outputs = tmp_path / into
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"outputs={outputs}"])
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-        GlobalHydra.instance().clear()
-        code: Any = 0
-        try:
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-        except SystemExit as ended:
-            code = ended.code
-        printed = capsys.readouterr()
-        return Ended(code, printed.out + printed.err, outputs)
+    def call(*arguments: str, into: str = "outputs", fresh: bool = False) -> Ended:
+        return train_into(tmp_path / into, *arguments, fresh=fresh)
 
     return call

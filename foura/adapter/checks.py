@@ -14,8 +14,15 @@ from typing import Any
 from peft import PeftConfig
 
 # fields that hold names of layers to match or to count in; the keys of the second group are patterns too
-PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")
-KEYED = ("rank_pattern", "alpha_pattern", "output_splits", "n_frequency_pattern")
+PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "target_parameters", "feedforward_modules")
+KEYED = (
+    "rank_pattern",
+    "alpha_pattern",
+    "output_splits",
+    "n_frequency_pattern",
+    "block_size_pattern",
+    "lambda_pattern",
+)
 MOST_REPEATS = 5  # open-ended ones side by side: each multiplies the matching time by the length of a name
 
 

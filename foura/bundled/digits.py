@@ -1,4 +1,4 @@
-"""The target domain: scikit-learn's real handwritten digits, which ship inside the package (no download)."""
+"""Digits to adapt the bundled ViT to: real handwritten ones, which ship with scikit-learn (no download)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 def load_digit_images() -> tuple[np.ndarray, np.ndarray]:
-    """Return scikit-learn's handwritten digits as 16x16 grey images.
+    """Load scikit-learn's handwritten digits as 16 x 16 grey images.
 
     Returns:
         images: uint8 of shape (1797, 16, 16), 0 is paper and 255 is full ink. The stored 8x8 ink counts
-            (0..16) are scaled to 0..255 and upsampled bilinearly, as `glyphs.render_glyphs` does last.
+            (0..16) are scaled to 0..255 and upsampled bilinearly, as the last step of `glyphs.render_glyphs` does.
         labels: int64 of shape (1797,), the digit 0..9.
 
     Raises:
@@ -25,7 +25,7 @@ def load_digit_images() -> tuple[np.ndarray, np.ndarray]:
 def upsample_ink_counts(counts: np.ndarray) -> np.ndarray:
     """Scale 8x8 ink counts, float (count, 8, 8) in 0..16, to uint8 (count, 16, 16) in 0..255, bilinearly.
 
-    Both domains pass through this one function, so that no difference between them comes from the resizing.
+    Glyphs and digits both pass through this function, so that no difference between them comes from resizing.
     """
     import torch
     from torch.nn import functional

@@ -1,8 +1,8 @@
-"""The source domain: letters, Greek and some signs (no digits), drawn from fonts of installed packages.
+"""Glyphs that the bundled ViT is pretrained on: letters, Greek and some signs (no digits), from fonts of installed packages.
 
-Each (font, character) is drawn once, as a signed distance field. A distance field lets the batched sampler
-below move, bend and thicken a glyph with one `grid_sample` and one threshold. The result is counted in 4x4
-blocks of a 32x32 bitmap, which is how scikit-learn's 8x8 digits were made.
+Each (font, character) is rendered once, as a signed distance field. A distance field lets the batched sampler below move,
+bend and thicken a glyph with one `grid_sample` and one threshold. The result is counted in 4 x 4 blocks of a 32 x 32
+bitmap, which is how scikit-learn's 8 x 8 digits were made.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 # One entry is one class. Characters that size normalisation or the affine maps make alike share an entry.
-# Characters that copy a digit's very shape by design (superscripts, Cyrillic ze) are left out on purpose.
+# Characters with the shape of a digit (superscripts, Cyrillic ze) are left out on purpose.
 GLYPH_CLASSES = [
     "A", "a", "B\u03b2", "b", "cC", "D", "d", "E", "e", "F", "f", "G", "g", "H", "h", "iI\u03b9l", "jJ",
     "kK\u03ba", "L", "M", "m", "N", "n\u03b7", "oO", "pP\u03c1", "Q", "q", "R", "r", "sS", "T\u03c4", "t",
@@ -24,7 +24,7 @@ GLYPH_CLASSES = [
     "#", "$", "%", "+", "*", "<", ">",
 ]  # fmt: skip
 
-# Fonts with the plain Latin layout. The cm fonts hold Greek and signs at odd code points: letters only there.
+# Fonts with the plain Latin layout. The cm fonts have Greek and signs at odd code points: only their letters are used.
 _FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
     "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic",
@@ -34,11 +34,11 @@ _FONTS = (
 _CELL = 64  # side of a distance field, pixels
 _BODY = 44  # height of the glyph inside it: the rest is room for thick strokes
 _BODY_WIDTH = 36  # wider glyphs are squeezed: a digit is about 3/4 as wide as it is high
-_CHUNK = 4096  # images drawn at a time, bounds the memory
+_CHUNK = 4096  # images rendered at a time, which bounds the memory
 
 
 def render_glyphs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `count` random glyphs; the same seed gives the same arrays.
+    """Render `count` random glyphs; the same seed gives the same arrays.
 
     Args:
         count: number of images, at least 1.
@@ -73,7 +73,7 @@ def render_glyphs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw(field, generator):
-    """Warp distance fields (n, 64, 64) at random and return ink counts (n, 8, 8), float in 0..16."""
+    """Warp distance fields (n, 64, 64) at random; returns ink counts (n, 8, 8), float in 0..16."""
     import torch
     from torch.nn import functional
 
@@ -83,15 +83,15 @@ def _draw(field, generator):
         return low + (high - low) * torch.rand(n, *shape, generator=generator)
 
     def bend(amplitude: float, knots: int, channels: int):
-        """A smooth random field: hand-drawn strokes wander where printed ones are straight."""
+        """A smooth random field: strokes of a hand wander where printed ones are straight."""
         noise = torch.randn(n, channels, knots, knots, generator=generator) * amplitude
         return functional.interpolate(noise, size=(32, 32), mode="bicubic", align_corners=True)
 
-    # A pen has one width whatever the font: erode or dilate to a drawn half-width, but erase no glyph.
+    # strokes have one random width per image, whatever the font: erode or dilate to it, but erase no glyph
     half_width = field.flatten(1).amax(1)
     grow = (uniform(3.5, 7.5) - half_width).maximum(-0.5 * half_width)
     angle, shear = uniform(-0.22, 0.22), uniform(-0.35, 0.35)
-    # The grid maps output to input: a scale of (inked height / cell) makes a glyph fill the height.
+    # the grid maps output to input: a scale of (inked height / cell) makes a glyph fill the height
     height = (_BODY + 2 * grow) / _CELL * uniform(0.92, 1.1)
     width = (_BODY + 2 * grow) / _CELL * uniform(0.95, 1.6)
     cos, sin = torch.cos(angle), torch.sin(angle)
@@ -102,7 +102,7 @@ def _draw(field, generator):
     grid = grid + bend(0.05, 4, 2).permute(0, 2, 3, 1)
     distance = functional.grid_sample(field.unsqueeze(1), grid, padding_mode="border", align_corners=False)
     distance = distance + grow.view(n, 1, 1, 1) + bend(0.5, 8, 1)
-    softness = uniform(0.2, 1.5, 1, 1, 1)  # pixels of the field: a hard pen to a blurred one
+    softness = uniform(0.2, 1.5, 1, 1, 1)  # pixels of the field: from a hard pen to a blurred one
     counts = 16 * functional.avg_pool2d(torch.sigmoid(distance / softness), 4).squeeze(1)
     counts = counts + torch.randn(counts.shape, generator=generator) * uniform(0.0, 0.6, 1, 1)
     return counts.round().clamp(0, 16)

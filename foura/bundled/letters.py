@@ -1,9 +1,8 @@
-"""Coloured letters for the embedded UNet: plain ones it is pretrained on, and a style it has never seen.
+"""Coloured letters for the bundled UNet: the plain style that it is pretrained on, and two styles to adapt it to.
 
-*plain*: any light ink on any dark paper, or the other way round, each of one colour. *fire*: a flame on black; its ink
-runs from yellow at the top to red at the foot, and glows. *ice*: pale blue on white, with a dark blue edge below. The
-caption of all is the letter alone ("letter A"), so that
-an adapter has to bring the style, as in the paper's style transfer (sec. 5.2).
+plain: any light ink on any dark paper, or the other way round, each of one colour. fire: a flame on black; its ink runs
+from yellow at the top to red at the foot, and glows. ice: pale blue on white, with a dark blue edge below. The caption names
+the letter alone ("letter A"), so that an adapter has to bring the style, as in the paper's style transfer (sec. 5.2).
 """
 
 from __future__ import annotations
@@ -21,17 +20,21 @@ SIZE = 16  # side of an image, pixels
 
 
 def caption(letter: str) -> str:
+    """The caption of a letter's image."""
     return f"letter {letter}"
 
 
 def render_letters(count: int, seed: int, style: str) -> tuple[np.ndarray, list[str]]:
-    """Draw `count` letters, every one of the alphabet in turn; the same seed gives the same images.
+    """Render `count` letters, those of the alphabet in turn; the same seed gives the same images.
 
     Args:
         style: one of STYLES.
 
     Returns:
         (images uint8 (count, 16, 16, 3), captions).
+
+    Raises:
+        ValueError: an unknown style.
     """
     import torch
 
@@ -46,7 +49,7 @@ def render_letters(count: int, seed: int, style: str) -> tuple[np.ndarray, list[
 
 
 def _ink(which, generator):
-    """Coverage of ink 0..1, (n, 1, 16, 16), of letters in random fonts, a little turned, moved and scaled."""
+    """Coverage of ink in 0..1, (n, 1, 16, 16), of letters in random fonts, slightly rotated, moved and scaled."""
     import torch
     from torch.nn import functional
 
@@ -94,7 +97,9 @@ def _fire(ink, generator):
 
     n = len(ink)
     height = torch.linspace(0, 1, SIZE).view(1, 1, SIZE, 1)
-    flicker = 0.15 * torch.randn(n, 1, 1, SIZE, generator=generator)  # the flame's edge differs from column to column
+    flicker = 0.15 * torch.randn(
+        n, 1, 1, SIZE, generator=generator
+    )  # the edge of the flame differs from column to column
     mix = (height + flicker).clamp(0, 1)
     flame = torch.tensor([1.0, 0.95, 0.3]).view(1, 3, 1, 1) * (1 - mix)
     flame = flame + torch.tensor([0.85, 0.1, 0.0]).view(1, 3, 1, 1) * mix

@@ -1,11 +1,11 @@
-"""The embedded language model: a small LLaMA pretrained on the Python documentation, and where its files lie."""
+"""The bundled language model: the shape of a small LLaMA pretrained on Python's documentation, and the place of its files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-EMBEDDED_LLAMA: dict[str, Any] = {
+BUNDLED_LLAMA: dict[str, Any] = {
     "hidden_size": 128,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
@@ -16,5 +16,5 @@ EMBEDDED_LLAMA: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
-FOLDER = Path(__file__).parent / "weights" / "llama_pydoc"  # as transformers' save_pretrained leaves it
+FOLDER = Path(__file__).parent / "weights" / "llama_pydoc"  # in the form of transformers' save_pretrained
 END, PAD = "<|endoftext|>", "<|pad|>"

@@ -1,11 +1,11 @@
-"""The embedded backbone: a small timm ViT pretrained on rendered glyphs, and where its weights lie."""
+"""The bundled ViT: the shape of a small timm ViT pretrained on rendered glyphs, and the place of its weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-EMBEDDED_VIT: dict[str, Any] = {
+BUNDLED_VIT: dict[str, Any] = {
     "img_size": 16,
     "patch_size": 4,
     "in_chans": 1,
@@ -19,6 +19,6 @@ EMBEDDED_VIT: dict[str, Any] = {
 
 WEIGHTS = Path(__file__).parent / "weights" / "vit_glyphs.safetensors"
 
-# On the 0..1 scale, measured on the glyphs (the source): the target must not shape the pretrained model.
+# of pixels in 0..1, measured on the glyphs: the data to adapt to must not influence the pretrained model
 INPUT_MEAN = (0.30,)
 INPUT_STD = (0.30,)

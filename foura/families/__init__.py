@@ -1,11 +1,12 @@
-"""The families of backbones, one folder each. A family is registered by a line in `FAMILIES`."""
+"""The families of backbones, one folder each, and their registry `FAMILIES`: a family is one entry."""
 
 from omegaconf import DictConfig
 
-from foura.families import diffusion, images, language
+from foura.families import diffusion, encoder, images, language
 from foura.families.family import Family, Parts
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (images.FAMILY, language.FAMILY, diffusion.FAMILY)}
+_LISTED = (images.FAMILY, language.FAMILY, diffusion.FAMILY, encoder.FAMILY)
+FAMILIES: dict[str, Family] = {family.name: family for family in _LISTED}
 
 
 def family_of(cfg: DictConfig) -> Family:
@@ -17,6 +18,6 @@ def build(cfg: DictConfig) -> Parts:
     """Data, backbone and task of a run's config.
 
     Raises:
-        UserError: what in them cannot work.
+        UserError: something in them that cannot work.
     """
     return family_of(cfg).build(cfg)

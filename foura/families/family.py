@@ -1,13 +1,12 @@
-"""The record of a family: all that the rest of the framework has to know about one kind of backbone, its data and its task.
+"""The record of a family: everything that the rest of the framework knows about one kind of backbone, its data and its task.
 
-Light on purpose: the config is checked against these records before torch is imported. What a family builds is imported
-when it is built.
+Importing a record imports neither torch nor a model's library: the config is checked against records first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,38 +18,49 @@ if TYPE_CHECKING:
     from torch import nn
 
     from foura.backbone import Backbone
+    from foura.data.run_data import RunData
     from foura.families.task import Task
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of.
-
-    Attributes:
-        data: has train, train_eval, validation, test, sizes, fingerprint and collate (None for PyTorch's own).
-        task: from the adapted model to its training.
-    """
+    """The parts of a run: a frozen model, its data, and `task`, which makes the training of the adapted model."""
 
     backbone: Backbone
-    data: Any
+    data: RunData
     task: Callable[[nn.Module], Task]
 
 
-@dataclass(frozen=True)
+def as_lora(model: Any, out: Path) -> None:
+    """Write the adapter of a whole model as an ordinary LoRA."""
+    from foura.adapter import save_as_lora
+
+    save_as_lora(model, out)
+
+
+def save_pretrained(parts: Parts, model: Any, cfg: DictConfig, out: Path) -> None:
+    """Write a merged model of transformers, with its tokenizer."""
+    backbone: Any = parts.backbone
+    model.save_pretrained(str(out))
+    backbone.tokenizer.save_pretrained(str(out))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One kind of backbone with the data and the task that go with it.
 
     Attributes:
         name: the choice of `backbone=` and the value of `backbone.family`.
         sources: the choices of `dataset.source`. bundled: those among them that need no dataset.path.
-        formats: {choice of `dataset.format`: keys of the metrics that its runs have}; the first format is the default, and
-            the first metric is the one that a run is judged by.
-        causal: later tokens must not change earlier outputs, so that a gate may not look at them.
-        build: data, backbone and task of a whole config.
-        save_merged: (parts, merged model, config, folder): the model for the stack that it came from.
+        formats: {choice of `dataset.format`: keys of the metrics that its runs have}. The first format is the default. Runs
+            are judged by the first metric, and any that every epoch has can select the epoch.
+        causal: later tokens must not change earlier outputs, so a gate must not depend on them.
+        build: from a whole config to data, backbone and task.
+        save_merged: (parts, merged model, config, folder): writes the model for the library that it came from.
         save_as_lora: {form of `foura export --to`: (adapted model, folder)}.
-        pretraining_loss: (parts, model, config): loss on the data that the bundled backbone was pretrained on.
-        pretrain: (folder or file; None for the package's own): remakes the bundled backbone's weights.
+        pretraining_loss: (parts, model, config): loss on the data that the bundled backbone was pretrained on; None for a
+            family without a bundled backbone.
+        pretrain: (folder or file; None for the package's own): remakes the weights of the bundled backbone; None likewise.
     """
 
     name: str
@@ -60,16 +70,16 @@ class Family:
     causal: bool
     build: Callable[[DictConfig], Parts]
     save_merged: Callable[[Parts, Any, DictConfig, Path], None]
-    save_as_lora: Mapping[str, Callable[[Any, Path], None]]
-    pretraining_loss: Callable[[Parts, nn.Module, DictConfig], float]
-    pretrain: Callable[[Path | None], None]
+    save_as_lora: Mapping[str, Callable[[Any, Path], None]] = field(default_factory=lambda: {"lora": as_lora})
+    pretraining_loss: Callable[[Parts, nn.Module, DictConfig], float] | None = None
+    pretrain: Callable[[Path | None], None] | None = None
 
     def format(self, chosen: str | None) -> str:
         """The format of the data's records: the chosen one, or the family's default."""
         return next(iter(self.formats)) if chosen in (None, "None") else str(chosen)
 
     def headline(self, chosen: str | None) -> Metric:
-        """The metric that a run of this `dataset.format` is judged by, on test data."""
+        """The metric that runs of this `dataset.format` are judged by, on test data."""
         return METRICS[self.formats[self.format(chosen)][0]]
 
     def curve(self, chosen: str | None) -> Metric:

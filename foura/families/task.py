@@ -1,4 +1,4 @@
-"""The base of all tasks: one deterministic evaluation for training and validation data, the optimizer, the check for NaN."""
+"""The base of all tasks: one deterministic evaluation of training and validation data, the optimizer, the check for NaN."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torchmetrics import MeanMetric
 
 from foura import distributed
@@ -19,18 +20,20 @@ from foura.methods import method_of
 from foura.methods.state import adapter_parameters
 from foura.metrics import METRICS
 
-LOOK_EVERY = 50  # steps between looks at the loss on a GPU
+CHECK_EVERY = 50  # steps between checks of the loss on a GPU
 EVALUATIONS = ("train_eval", "val")  # the order of the validation dataloaders
 
 
 class Task(LightningModule):
     """The training of an adapted model.
 
-    After each epoch `history` gains a row {"epoch", "train/loss", "train_eval/<m>", "val/<m>", "gap/<m>", …} with <m>
-    the keys in `metrics`; a gap is positive where validation is worse. `tested` has the same for the test data.
+    A task of a family implements `loss`, `evaluate` and `results`, and overrides what else differs.
 
     Attributes:
         metrics: keys of `foura.metrics` that `evaluate` measures and that have a gap; "loss" is always among them.
+        history: a row per epoch: {"epoch", "train/loss", "train_eval/<m>", "val/<m>", "gap/<m>", …} with <m> the keys in
+            `metrics`; a gap is positive where validation is worse.
+        tested: {"test/<m>": value}, and the `final_measures`.
     """
 
     metrics: tuple[str, ...]
@@ -41,12 +44,17 @@ class Task(LightningModule):
         self.method, self.adapter_config, self.optimizer_config = method_of(cfg), cfg.adapter, cfg.optimizer
         self.history: list[dict[str, float]] = []
         self.tested: dict[str, float] = {}
-        self.train_loss = MeanMetric(nan_strategy="disable", sync_on_compute=False)  # the same in every process
-        # while processes share a training batch: the rows of it that are here, and how many there are in all
+        self.train_loss = MeanMetric(
+            nan_strategy="disable", sync_on_compute=False
+        )  # the value is the same in every process
+        # where processes share a training batch: the rows of it that this one has, and how many the batch has
         self.rows: list[int] | None = None
         self.batch_size = 0
-        self.generators: list[torch.Generator] = []  # training draws from them, beside PyTorch's own
-        self.strict_loading = False  # checkpoints leave the frozen weights out
+        self.before: dict[
+            str, Tensor
+        ] = {}  # {name: value in the backbone} of parameters that training or the adapter's start changes
+        self.generators: list[torch.Generator] = []  # further ones that training uses, beside PyTorch's own
+        self.strict_loading = False  # checkpoints do not hold the frozen weights
 
     @abstractmethod
     def loss(self, batch: Any) -> Tensor:
@@ -58,16 +66,16 @@ class Task(LightningModule):
 
     @abstractmethod
     def results(self, name: str) -> dict[str, float]:
-        """{metric: value} of an evaluation, which starts anew afterwards."""
+        """{metric: value} of an evaluation, which is reset."""
 
     def mean_loss(self, batches: Iterable[Any]) -> float:
-        """The loss over some batches, by the same evaluation as for test data."""
+        """The loss over batches, evaluated as test data is."""
         for batch in batches:
             self.evaluate("test", batch)
         return self.results("test")["loss"]
 
     def terms(self, batch: Any) -> Any:
-        """The number of terms that the loss of a batch is the mean of."""
+        """The number of terms whose mean is the loss of a batch."""
         return len(batch[0])
 
     def inputs(self, batch: Any) -> Any:
@@ -75,10 +83,10 @@ class Task(LightningModule):
         return batch[0]
 
     def final_measures(self, data: Any, folder: Path) -> dict[str, float]:
-        """Further metrics of the selected epoch, measured once; images and texts are written to `folder`."""
+        """Further metrics of the selected epoch, measured once; images, tables and texts are written to `folder`."""
         return {}
 
-    def epoch_pictures(self, folder: Path) -> list[Path]:
+    def epoch_images(self, folder: Path) -> list[Path]:
         """Images generated after this epoch, written to `folder`."""
         return []
 
@@ -87,7 +95,7 @@ class Task(LightningModule):
         return {}
 
     def configure_model(self) -> None:
-        """For trainer=fsdp: shard the weights block by block, so that one block at a time is whole."""
+        """For trainer=fsdp: shard the weights block by block, so that only one block at a time is gathered."""
         if self.device_mesh is None or isinstance(self.model, FSDPModule):
             return
         mesh = self.device_mesh["data_parallel"]
@@ -104,14 +112,14 @@ class Task(LightningModule):
             loss = self.loss(batch)
             value = loss.detach()
         self.train_loss.update(value)
-        # a look at the value makes a GPU wait for it, so there it is taken now and then
-        if loss.device.type == "cpu" or batch_idx % LOOK_EVERY == 0:
+        # reading the value makes a GPU wait for it, so there it is checked now and then
+        if loss.device.type == "cpu" or batch_idx % CHECK_EVERY == 0:
             self._refuse_nan(value, "training")
         extra = self.method.loss(self.model)
         return loss if extra is None else loss + extra
 
     def _shared_loss(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """(a loss whose gradient, averaged over processes, is that of their batches together; the loss of that whole batch)."""
+        """(a loss whose gradient, averaged over processes, is that of the whole batch; the loss of the whole batch)."""
         dataloader: Any = self.trainer.train_dataloader
         self.batch_size = dataloader.batch_sampler.size(batch_idx)
         share = list(range(self.batch_size))[distributed.rank() :: distributed.world_size()]
@@ -125,7 +133,7 @@ class Task(LightningModule):
         return loss * (terms * distributed.world_size() / whole).to(loss.dtype), value.to(loss.dtype)
 
     def on_train_epoch_start(self) -> None:
-        # frozen batch norms must not go on averaging: the backbone would change behind the adapter
+        # frozen batch norms must not update their averages: the backbone would change behind the adapter
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
                 parameter.requires_grad for parameter in module.parameters()
@@ -134,7 +142,7 @@ class Task(LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
-        # the gradients are still there, and a checkpoint that follows has it all
+        # before the gradients are cleared, and before a checkpoint is written
         lr = float(optimizer.param_groups[0]["lr"])
         self.method.after_step(self.model, self.trainer.global_step + 1, self.adapter_config, lr)
 
@@ -172,26 +180,14 @@ class Task(LightningModule):
         self.method.load_state(self.model, checkpoint["task"]["method"])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trained parameters with their learning rates, as the optimizer takes them."""
         cfg = self.optimizer_config
         return param_groups(self.model, lr=cfg.lr, gate_lr=cfg.gate_lr)
 
     def configure_optimizers(self) -> Any:
         cfg = self.optimizer_config
         optimizer = torch.optim.AdamW(self.parameter_groups(), weight_decay=cfg.weight_decay)
-        total = int(self.trainer.estimated_stepping_batches)
-        warmup = min(total - 1, round(cfg.warmup * total))
-        schedules: list[torch.optim.lr_scheduler.LRScheduler] = []
-        if warmup > 0:
-            schedules.append(
-                torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-            )
-        if cfg.schedule == "cosine":
-            schedules.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, total - warmup)))
-        else:
-            schedules.append(torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0))
-        schedule = (
-            torch.optim.lr_scheduler.SequentialLR(optimizer, schedules, milestones=[warmup]) if warmup else schedules[0]
-        )
+        schedule = _schedule(optimizer, int(self.trainer.estimated_stepping_batches), cfg.warmup, cfg.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _refuse_nan(self, loss: Tensor, where: str) -> None:
@@ -208,8 +204,21 @@ class Task(LightningModule):
         )
 
 
+def _schedule(optimizer: torch.optim.Optimizer, total: int, warmup: float, kind: str) -> LRScheduler:
+    """Linear warm-up over a share of `total` steps, then "cosine" or "constant"."""
+    steps = min(total - 1, round(warmup * total))
+    parts: list[LRScheduler] = []
+    if steps > 0:
+        parts.append(LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps))
+    if kind == "cosine":
+        parts.append(CosineAnnealingLR(optimizer, T_max=max(1, total - steps)))
+    else:
+        parts.append(ConstantLR(optimizer, factor=1.0))
+    return SequentialLR(optimizer, parts, milestones=[steps]) if steps else parts[0]
+
+
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The members of a model's outermost lists of modules, such as the blocks of a transformer."""
+    """The members of the outermost lists of modules in a model, such as the blocks of a transformer."""
     for child in model.children():
         if isinstance(child, (nn.ModuleList, nn.Sequential)):
             yield from (block for block in child if any(True for _ in block.parameters()))

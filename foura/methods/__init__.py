@@ -1,4 +1,4 @@
-"""The adapter methods. A method is registered by a line in `METHODS`; one that PEFT ships needs a YAML file alone.
+"""The adapter methods. A new one is a subclass of `Method` and an entry of `METHODS`; a method of PEFT needs YAML alone.
 
 Importing this package imports neither torch nor PEFT.
 """
@@ -14,7 +14,7 @@ from foura.methods.method import Method
 from foura.methods.peer import Peer
 from foura.methods.sora import Sora
 
-_LISTED = (
+_ALL = (
     Foura("foura"),
     Lora("lora"),
     Lora("dora", use_dora=True),
@@ -28,7 +28,7 @@ _LISTED = (
     Bare("head", "head"),
     Peer("peft"),
 )
-METHODS: dict[str, Method] = {method.name: method for method in _LISTED}
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
 
 def method_of(cfg: DictConfig) -> Method:

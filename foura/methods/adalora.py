@@ -1,4 +1,4 @@
-"""AdaLoRA by PEFT (Zhang et al., ICLR 2023, arXiv 2303.10512): ranks are pruned over the run to an average budget."""
+"""AdaLoRA (Zhang et al., ICLR 2023, arXiv 2303.10512) by PEFT: ranks are pruned over the run to an average budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from foura.errors import UserError
-from foura.methods.method import Layers, Method, make, options_of
+from foura.methods.lora import Lora
+from foura.methods.method import Layers, make, options_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
-class AdaLora(Method):
-    """Starts with 1.5 times the rank and prunes to the rank per layer on average, planned over the steps of the run."""
+class AdaLora(Lora):
+    """ΔW = s P diag(λ) Q. Starts with 1.5 times the rank and prunes λ to the rank per layer on average."""
 
-    ranked = True
     shards = False
+    starts = (True, False)
 
     def peft_type(self, adapter: DictConfig) -> str:
         return "ADALORA"
@@ -31,11 +32,18 @@ class AdaLora(Method):
         return math.ceil(1.5 * rank)
 
     def config(self, cfg: DictConfig, layers: Layers, steps: int, common: dict[str, Any]) -> PeftConfig:
+        """As in `Method`, with the pruning planned over the steps.
+
+        Raises:
+            UserError: also for a run of a single step, which leaves nothing to plan, and for use_rslora.
+        """
         import peft
 
+        if cfg.adapter.use_rslora:
+            raise UserError(f"adapter.use_rslora=true: adapter={cfg.adapter.name} has no such scaling; leave it out.")
         if steps < 2:
             raise UserError(
-                "adapter=adalora plans its pruning over the run and needs at least 2 steps; this run makes 1."
+                f"adapter={cfg.adapter.name} plans its pruning over the run and needs at least 2 steps; this run makes 1."
             )
         pruning = {"tinit": steps // 10, "tfinal": 3 * steps // 10, "deltaT": max(1, steps // 100), "total_step": steps}
         ranks = {"init_r": self.first_rank(cfg.rank), "target_r": cfg.rank}
@@ -43,7 +51,10 @@ class AdaLora(Method):
         return make(peft.AdaLoraConfig, options_of(cfg), **ranks, **strength, **pruning, **common)
 
     def loss(self, model: nn.Module) -> Tensor:
-        """‖PᵀP - I‖ over the factors; PEFT adds it only to models that return an object with a loss, and timm's do not."""
+        """Weighted ‖PᵀP - I‖ and ‖QQᵀ - I‖, mean over factors (paper eq. 4).
+
+        PEFT adds it only to models that return an object with a loss, and timm's do not.
+        """
         import torch
 
         tuned: Any = model
@@ -55,17 +66,29 @@ class AdaLora(Method):
         return tuned.peft_config["default"].orth_reg_weight * torch.stack(terms).mean()
 
     def after_step(self, model: nn.Module, step: int, adapter: DictConfig, lr: float) -> None:
+        """Rate the ranks by the gradients that are still there, and prune as planned."""
         tuned: Any = model
         tuned.base_model.update_and_allocate(step)
 
     def state(self, model: nn.Module) -> dict[str, Any]:
         tuned: Any = model
-        return {name: getattr(tuned.base_model.rankallocator, name) for name in IMPORTANCE}
+        averages = {name: getattr(tuned.base_model.rankallocator, name) for name in IMPORTANCE}
+        return {**averages, "rank_pattern": tuned.peft_config["default"].rank_pattern}
 
     def load_state(self, model: nn.Module, state: dict[str, Any]) -> None:
         tuned: Any = model
-        for name, value in state.items():
-            setattr(tuned.base_model.rankallocator, name, value)
+        for name in IMPORTANCE:
+            setattr(tuned.base_model.rankallocator, name, state[name])
+        tuned.peft_config["default"].rank_pattern = state.get("rank_pattern")  # 0.1.0 did not keep it
+
+    def saved(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All of them; the pattern by which PEFT drops closed ranks becomes that of this state, not of the last step."""
+        tuned: Any = model
+        values = {name.removeprefix("base_model.model."): value for name, value in state.items() if ".lora_E." in name}
+        pattern = {name: (value != 0).flatten().tolist() for name, value in values.items()}
+        closed = any(not kept for layer in pattern.values() for kept in layer)
+        tuned.peft_config["default"].rank_pattern = pattern if closed else None
+        return state
 
     def open_ranks(self, layer: Any) -> float | None:
         return float((layer.lora_E["default"] != 0).sum())

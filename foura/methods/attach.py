@@ -2,12 +2,14 @@
 
 import bisect
 import copy
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from peft import get_peft_model
-from torch import nn
+from torch import Tensor, nn
 
 from foura.backbone import Backbone, describe_linear_layers, layer_size, target_layers
 from foura.errors import UserError, reason
@@ -19,7 +21,9 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
     """The backbone with the adapter of `cfg` (the whole config), only the adapter and a new head trainable.
 
     Args:
-        steps: how many optimizer steps the run will make (AdaLoRA plans its pruning over them).
+        backbone: its model is changed in place.
+        cfg: the whole config.
+        steps: number of optimizer steps of the run (AdaLoRA plans its pruning over them).
 
     Returns:
         a PeftModel, or the bare model for adapter=full and adapter=head.
@@ -28,18 +32,20 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
         UserError: targets that match nothing, a rank above what a layer can hold, or an option that a method lacks.
     """
     model, method = backbone.model, method_of(cfg)
+    if cfg.iso_parameters and not method.sized_by_rank(cfg.adapter):
+        raise UserError(
+            f"iso_parameters=true searches for a rank, and the number of parameters of adapter={cfg.adapter.name} does not "
+            "grow with rank; leave it out."
+        )
     if method.trained is not None:
-        model.get_submodule(backbone.body).requires_grad_(method.trained == "body")
-        for name in {backbone.head, *backbone.new}:
-            model.get_submodule(name).requires_grad_(True)
-        return model
+        return unfreeze(backbone, method.trained)
     layers = target_layers(model, backbone.targets)
     if not layers:
         raise UserError(
             f"adapter={cfg.adapter.name} goes on linear layers and found none to adapt; the model has: "
             f"{describe_linear_layers(model)}. adapter=full and adapter=head need none."
         )
-    if cfg.iso_parameters and method.ranked:
+    if cfg.iso_parameters:
         cfg = _equal_parameters(cfg, method, model, layers, list(backbone.targets), steps)
     if method.ranked:
         _check_rank(method.first_rank(cfg.rank), layers)
@@ -51,17 +57,28 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
     return adapted
 
 
+def unfreeze(backbone: Backbone, trained: str) -> nn.Module:
+    """The bare model, with the modules that adapter=full ("body") or adapter=head ("head") trains made trainable."""
+    for name in trained_modules(backbone, trained):
+        backbone.model.get_submodule(name).requires_grad_(True)
+    return backbone.model
+
+
+def trained_modules(backbone: Backbone, trained: str) -> list[str]:
+    """Names of the modules that adapter=full ("body") or adapter=head ("head") trains."""
+    return [*([backbone.body] if trained == "body" else []), backbone.head, *backbone.new]
+
+
 def _wrapped(
     model: nn.Module, cfg: DictConfig, method: Method, layers: Layers, steps: int, common: dict[str, Any]
 ) -> tuple[nn.Module, Any]:
     """(the model with the adapter, the adapter's PEFT config)."""
-    config = method.config(cfg, layers, steps, common)
+    config, described = method.config(cfg, layers, steps, common), describe_linear_layers(model)
     try:
         adapted = get_peft_model(model, config)
     except method.refusals as error:
         raise UserError(
-            f"adapter={cfg.adapter.name} cannot be put on this backbone's layers ({reason(error)}). They are: "
-            f"{describe_linear_layers(model)}."
+            f"adapter={cfg.adapter.name} cannot be put on this backbone's layers ({reason(error)}). They are: {described}."
         ) from error
     method.prepare(adapted)
     return adapted, config
@@ -80,23 +97,38 @@ def _equal_parameters(
 ) -> DictConfig:
     """The config with the largest rank that has no more parameters than LoRA at `cfg.rank`, found by counting them."""
     budget = cfg.rank * sum(sum(layer_size(layer)) for layer in layers.values())
-    # frozen weights without their values: only the adapter's own parameters take memory
-    hollow = [
-        (id(p), nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)) for p in model.parameters()
-    ]
+    hollow = {id(p): nn.Parameter(_zeros(p), requires_grad=False) for p in model.parameters()}
 
     def count(rank: int) -> int:
         copied = copy.deepcopy(model, dict(hollow))
         adapted, _ = _wrapped(copied, _with_rank(cfg, rank), method, layers, steps, {"target_modules": targets})
         return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
+    def count_above(rank: int) -> float:
+        try:
+            return count(rank)
+        except UserError:  # more than a layer can hold
+            return math.inf
+
     with torch.random.fork_rng(devices=[]):
-        fits = bisect.bisect_right(range(1, cfg.rank + 1), budget, key=count)
+        spent = count(cfg.rank)
+        if spent < budget:
+            most = max(cfg.rank, min(min(layer_size(layer)) for layer in layers.values()))
+            ranks = range(cfg.rank + 1, most + 1)
+            fits = cfg.rank + bisect.bisect_right(ranks, budget, key=count_above)
+        else:
+            fits = cfg.rank if spent == budget else bisect.bisect_right(range(1, cfg.rank), budget, key=count)
     if fits == 0:
         raise UserError(
             f"iso_parameters=true: adapter={cfg.adapter.name} has more parameters at rank 1 than LoRA at rank {cfg.rank}."
         )
     return _with_rank(cfg, fits)
+
+
+def _zeros(tensor: Tensor) -> Tensor:
+    """Zeros of the same shape and dtype that take no memory until they are written (torch.zeros writes them)."""
+    bytes_ = torch.from_numpy(np.zeros(tensor.numel() * tensor.element_size(), dtype=np.uint8))
+    return bytes_.view(tensor.dtype).view(tensor.shape)
 
 
 def _with_rank(cfg: DictConfig, rank: int) -> DictConfig:

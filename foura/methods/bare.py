@@ -1,4 +1,4 @@
-"""Training without an adapter: all weights (`adapter=full`), or the head alone (`adapter=head`)."""
+"""Training without an adapter: all weights (`adapter=full`), or the head alone (`adapter=head`, a linear probe)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from foura.methods.method import Method
 
 
 class Bare(Method):
-    """The backbone's own weights are trained, and saved without PEFT."""
+    """The backbone's own weights are trained, and saved without PEFT.
+
+    Args:
+        name: the choice of `adapter.method`.
+        trained: "body", with the head, or "head".
+    """
 
     def __init__(self, name: str, trained: str) -> None:
         super().__init__(name)

@@ -1,4 +1,7 @@
-"""Methods of PEFT without a rank, given as many parameters in each layer as a LoRA of the run's rank has."""
+"""Methods of PEFT without a rank, given as many parameters in each layer as LoRA has at the run's rank.
+
+FourierFT (Gao et al., ICML 2024, arXiv 2405.03003), WaveFT (arXiv 2505.12532), C3A (arXiv 2407.19342).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ class Budgeted(Peer):
     """A method whose size is set layer by layer.
 
     Args:
+        name: the choice of `adapter.method`.
+        peft_type: PEFT's name of the method.
         pattern: the field of its PEFT config that holds {layer name: size}.
         size: (parameters to spend, in_features, out_features) -> the size of a layer.
     """
@@ -31,7 +36,11 @@ class Budgeted(Peer):
         from foura.backbone import layer_size
 
         shapes = {name: layer_size(layer) for name, layer in layers.items()}
-        return {self.pattern: {name: self.size(cfg.rank * sum(shape), *shape) for name, shape in shapes.items()}}
+        sizes = {name: self.size(cfg.rank * sum(shape), *shape) for name, shape in shapes.items()}
+        return {**super().sizes(cfg, kind, layers), self.pattern: sizes}
+
+    def sized_by_rank(self, adapter: DictConfig) -> bool:
+        return self.pattern not in adapter.options
 
 
 def coefficients(budget: int, in_features: int, out_features: int) -> int:

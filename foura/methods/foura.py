@@ -1,4 +1,4 @@
-"""FouRA itself, from the config of a run."""
+"""FouRA (the paper's method) from the config of a run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 
 class Foura(Method):
-    """Every transform and gate of the library. `adapter.gate=frozen` trains with the adaptive gate and freezes it then."""
+    """Every transform and gate of the library. `adapter.gate=frozen` trains with the adaptive gate, then freezes it."""
 
     ranked = True
     exports = True
-    # its documented errors, so that a bug is not taken for a user's mistake, and PEFT's for a saved module that is missing
+    # the library's documented errors, so that a bug is not reported as a user's mistake; KeyError: PEFT, for a saved
+    # module that the model lacks
     refusals = (ValueError, TypeError, RuntimeError, KeyError)
 
     def check(self, cfg: DictConfig, causal: bool) -> None:
+        """Refuse a gate that looks at later tokens of a causal model, and freezing where weights are sharded."""
         gated = cfg.adapter.gate != "none"
         if causal and gated and cfg.adapter.gate_scope == "sequence":
             raise UserError(
@@ -58,6 +60,7 @@ class Foura(Method):
         )
 
     def after_training(self, model: nn.Module, adapter: DictConfig, batches: Callable[[], Iterable[Any]]) -> bool:
+        """Freeze the gates on the training data, for `adapter.gate=frozen`."""
         if adapter.gate != "frozen":
             return False
         from foura.adapter import freeze_gates

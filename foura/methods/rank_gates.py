@@ -1,4 +1,4 @@
-"""The trained gates of SoRA as a parametrization of LoRA's A."""
+"""The trained gates of SoRA (arXiv 2311.11696) as a parametrization of LoRA's A."""
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -7,7 +7,7 @@ from torch.nn.utils import parametrize
 
 
 class RankGates(nn.Module):
-    """g in diag(g) A, as a parametrization of A (r, in_features); starts as N(0, 1), as the authors' code does."""
+    """A (r, in_features) -> diag(g) A, with the trained g (r,) drawn from N(0, 1), as in the authors' code."""
 
     def __init__(self, r: int) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class RankGates(nn.Module):
 
 
 def add_gates(model: nn.Module) -> None:
-    """Put gates on every LoRA layer of a PEFT model."""
+    """Put gates on every LoRA layer of a PEFT model, in place."""
     for layer in list(model.modules()):
         if isinstance(layer, LoraLayer):
             down = layer.lora_A["default"]

@@ -1,7 +1,7 @@
 """SoRA (Ding et al., EMNLP 2023, arXiv 2311.11696) on PEFT's LoRA: a trained gate per rank, kept sparse by a proximal step.
 
-ΔW = s · B diag(g) A. After each optimizer step g is soft-thresholded, g <- sign(g) max(|g| - η λ, 0), so that ranks close
-for good, for every input alike; the paper compares FouRA's input-dependent gate with it (sec. 4.2, Fig. 5).
+ΔW = s B diag(g) A. After each optimizer step g is soft-thresholded, g <- sign(g) max(|g| - η λ, 0), which closes ranks
+for every input alike; the FouRA paper compares its input-dependent gate with it (sec. 4.2, Fig. 5).
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ GATE = ".parametrizations.weight.0.gate"
 
 
 class Sora(Lora):
+    """LoRA with `RankGates` on A; it is saved with the gates multiplied into A, as an ordinary LoRA."""
+
     shards = False
+    starts = (True, "gaussian")  # the gates are random at the start, so B has to be zero
 
     def prepare(self, model: nn.Module) -> None:
         from foura.methods.rank_gates import add_gates
@@ -29,15 +32,15 @@ class Sora(Lora):
         add_gates(model)
 
     def after_step(self, model: nn.Module, step: int, adapter: DictConfig, lr: float) -> None:
-        """The proximal step: every gate moves towards zero by lr · sparsity, and stays there when it arrives."""
+        """The proximal step: every gate moves towards zero by lr · sparsity and stops at zero."""
         import torch
 
         with torch.no_grad():
             for gate in _gates(model):
                 gate.copy_(torch.nn.functional.softshrink(gate, lr * adapter.sparsity))
 
-    def saved(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With the gates multiplied into A: an ordinary LoRA, with rows of zeros where ranks are closed."""
+    def saved(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of an ordinary LoRA: diag(g) A instead of g and A, with rows of zeros where ranks are closed."""
         folded = {name: tensor for name, tensor in state.items() if not name.endswith((TRAINED, GATE))}
         for name, tensor in state.items():
             if name.endswith(TRAINED):

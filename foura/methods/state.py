@@ -1,4 +1,4 @@
-"""The tensors that training changes: read, put back, and gathered where processes hold parts of them."""
+"""The tensors that training changes: read, restored, and gathered where processes hold parts of them."""
 
 import copy
 from typing import Any
@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor that training can change or that the adapter owns: all that is needed to restore an epoch."""
+    """{name: tensor} of everything that training can change: parameters, AdaLoRA's live ranks, and buffers."""
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     owned = {name for name in frozen if name.rpartition(".")[0].endswith("ranknum")}  # AdaLoRA's live ranks
@@ -18,7 +18,7 @@ def adapter_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_adapter_parameters(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back what `adapter_parameters` returned."""
+    """Restore what `adapter_parameters` returned, in place."""
     here = model.state_dict()
     placed = {
         name: distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
@@ -29,12 +29,12 @@ def load_adapter_parameters(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor where each process holds a part (trainer=fsdp); all processes must call it together."""
+    """The full tensor where each process holds a part (trainer=fsdp); every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_layer(layer: Any) -> Any:
-    """A layer with full parameters: itself, or a copy where processes hold parts."""
+    """A layer with full parameters: itself, or a copy where processes hold parts; every process must call it."""
     if not any(isinstance(parameter, DTensor) for parameter in layer.parameters()):
         return layer
     gathered = {id(p): nn.Parameter(whole(p.detach()), requires_grad=p.requires_grad) for p in layer.parameters()}

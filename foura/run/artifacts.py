@@ -18,7 +18,7 @@ from foura.analysis.overfitting import onset_epoch
 from foura.config import outputs_dir
 from foura.families import family_of
 from foura.families.task import Task
-from foura.files import seal
+from foura.files import write_checksum
 from foura.metrics import TABLE, shown
 from foura.run.figures import draw_curves, draw_layers
 from foura.run.layers import mean_effective_rank, total_delta_norm, write_spectra, write_table
@@ -38,14 +38,14 @@ def save_adapter(task: Task, state: Mapping[str, Tensor], folder: Path) -> None:
     target, scratch = folder / "adapter", folder / ".adapter.writing"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in task.method.saved(dict(state)).items()}
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if isinstance(task.model, PeftModel):
-        whole: Any = {"state_dict": {**task.model.state_dict(), **kept}}
+        whole: Any = {"state_dict": task.method.saved(task.model, {**task.model.state_dict(), **kept})}
         task.model.save_pretrained(str(scratch), save_embedding_layers=False, **whole)
     else:
         save_file(kept, scratch / "model.safetensors", metadata={"format": "pt"})
     for written in scratch.glob("*.safetensors"):
-        seal(written)
+        write_checksum(written)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(scratch, target)
 
@@ -69,11 +69,10 @@ def final_metrics(
         "overfit/onset_epoch": onset_epoch(epochs, losses),
         "cost/trainable_params": float(sum(p.numel() for p in task.model.parameters() if p.requires_grad)),
         "cost/adapter_mb": sum(path.stat().st_size for path in (folder / "adapter").iterdir()) / 1e6,
-        "adapter/delta_norm": total_delta_norm(table),
         **task.tested,
     }
-    rank = mean_effective_rank(table)
-    return metrics if rank is None else {**metrics, "adapter/effective_rank": rank}
+    of_update = {"adapter/delta_norm": total_delta_norm(table), "adapter/effective_rank": mean_effective_rank(table)}
+    return metrics | {key: value for key, value in of_update.items() if value is not None}
 
 
 def draw(task: Task, selected: int, table: list[dict[str, Any]], title: str, folder: Path) -> None:
@@ -85,9 +84,8 @@ def draw(task: Task, selected: int, table: list[dict[str, Any]], title: str, fol
         draw_layers(table, title, folder / "layers.png")
 
 
-def log_results(tracked: TrackedRun, metrics: dict[str, float], folder: Path) -> None:
-    """Log the final metrics, and of the run's folder the adapter, the config, the figures and the tables."""
-    tracked.log_metrics(metrics)
+def log_artifacts(tracked: TrackedRun, folder: Path) -> None:
+    """Log the adapter, the config, and the figures and tables in the run's folder."""
     for artifact in sorted(folder.iterdir()):
         if artifact.suffix in SUFFIXES or artifact.name == "adapter":
             tracked.log_artifact(artifact)

@@ -11,6 +11,7 @@ from foura.errors import UserError
 from foura.families import family_of
 from foura.families.family import Parts
 from foura.methods import method_of
+from foura.methods.attach import trained_modules
 
 
 def check_forgetting(cfg: DictConfig) -> None:
@@ -19,7 +20,8 @@ def check_forgetting(cfg: DictConfig) -> None:
     Raises:
         UserError: it is not the bundled backbone with its own weights.
     """
-    if cfg.evaluation.drift and (cfg.backbone.name != "embedded" or cfg.backbone.pretrained is not True):
+    bundled = cfg.backbone.name == "embedded" and cfg.backbone.pretrained is True
+    if cfg.evaluation.drift and (not bundled or family_of(cfg).pretraining_loss is None):
         raise UserError(
             "evaluation.drift=true needs the data that the backbone was pretrained on, which is known for the bundled "
             "backbones alone; leave it out."
@@ -31,15 +33,22 @@ class Before:
 
     Attributes:
         weights: {layer name: weight} of the adapted layers, where the method changes the frozen weights; else empty.
-        loss: on its pretraining data; None if forgetting is not measured.
+        parameters: {parameter name: value} of the same, and of all that a bare model is about to train.
+        loss: on its pretraining data; None where forgetting is not measured.
     """
 
     def __init__(self, parts: Parts, cfg: DictConfig) -> None:
-        self.weights: dict[str, Tensor] = {}
-        if method_of(cfg).changes_weights(cfg.adapter):
-            layers: dict[str, Any] = target_layers(parts.backbone.model, parts.backbone.targets)
-            self.weights = {name: layer.weight.detach().clone() for name, layer in layers.items()}
-        self.loss = pretraining_loss(parts, parts.backbone.model, cfg) if cfg.evaluation.drift else None
+        backbone, method = parts.backbone, method_of(cfg)
+        layers: dict[str, Any] = {}
+        if method.changes_weights(cfg.adapter):
+            layers = target_layers(backbone.model, backbone.targets)
+        self.weights: dict[str, Tensor] = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+        self.parameters = {f"{name}.weight": weight for name, weight in self.weights.items()}
+        for name in trained_modules(backbone, method.trained) if method.trained else ():
+            for key, value in backbone.model.get_submodule(name).named_parameters(prefix=name):
+                if key not in self.parameters:
+                    self.parameters[key] = value.detach().clone()
+        self.loss = pretraining_loss(parts, backbone.model, cfg) if cfg.evaluation.drift else None
 
     def forgetting(self, parts: Parts, model: nn.Module, cfg: DictConfig) -> dict[str, float]:
         """{"drift/loss": loss on the pretraining data, after minus before}; {} if it is not measured."""
@@ -49,9 +58,10 @@ class Before:
 @torch.no_grad()
 def pretraining_loss(parts: Parts, model: nn.Module, cfg: DictConfig) -> float:
     """Loss of a (possibly adapted) bundled backbone on its pretraining data, in the unit of its task."""
-    training = model.training
+    training, measure = model.training, family_of(cfg).pretraining_loss
+    assert measure is not None  # see check_forgetting
     model.eval()
     try:
-        return family_of(cfg).pretraining_loss(parts, model, cfg)
+        return measure(parts, model, cfg)
     finally:
         model.train(training)

@@ -9,7 +9,7 @@ from torch import nn
 
 from foura.adapter import freeze_gates
 from foura.adapter.freeze import foura_layers
-from foura.errors import UserError
+from foura.errors import UserError, reason
 from foura.families import build, family_of
 from foura.logs import quiet
 from foura.methods import method_of
@@ -35,13 +35,16 @@ def export(run: Path, to: str, out: Path, freeze: bool = False) -> None:
     quiet()
     cfg = read_config(run)
     family, method = family_of(cfg), method_of(cfg)
+    forms = ("peft", "merged", *family.save_as_lora)
+    if to not in forms:
+        raise UserError(
+            f"--to {to} is not a form of adapters of backbone={family.name}; choose one of {', '.join(forms)}."
+        )
     if to == "peft":
         _copy(run, cfg, out)
         return
     if to != "merged" and not method.exports:
         raise UserError(f"adapter={cfg.adapter.name} is saved in its own form already: use --to peft or --to merged.")
-    if to != "merged" and to not in family.save_as_lora:
-        raise UserError(f"--to {to} is for adapters of other models; use --to {' or '.join(family.save_as_lora)}.")
     parts = build(cfg)
     if method.trained is not None:
         family.save_merged(parts, load_bare(run, parts, cfg), cfg, out)
@@ -52,7 +55,16 @@ def export(run: Path, to: str, out: Path, freeze: bool = False) -> None:
             raise UserError("this adapter's gate depends on the input, so it is not a single update: add --freeze.")
         freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
     if to == "merged":
-        family.save_merged(parts, model.merge_and_unload(), cfg, out)
+        try:
+            merged = model.merge_and_unload()
+        except (
+            NotImplementedError,
+            ValueError,
+        ) as error:  # PEFT's answers for an update that is not one of the weights
+            raise UserError(
+                f"adapter={cfg.adapter.name} cannot be merged into the weights ({reason(error)}): use --to peft."
+            ) from error
+        family.save_merged(parts, merged, cfg, out)
     else:
         family.save_as_lora[to](model, out)
 

@@ -42,7 +42,7 @@ def draw_layers(table: list[dict[str, Any]], title: str, path: Path) -> None:
         axis.barh(places, [row["effective_rank"] for row in table], color=TRAIN, label="open ranks")
         axis.set_title("open ranks (mean number of open gates)")
         axis.set_xlim(0, 1.02 * max(max(row["rank"], row["effective_rank"]) for row in table))
-    axes[0, -1].barh(places, [row["delta_norm"] for row in table], color=VALIDATION)
+    axes[0, -1].barh(places, [row["delta_norm"] or 0.0 for row in table], color=VALIDATION)
     axes[0, -1].set_title("size of the update, ‖ΔW‖")
     for index, axis in enumerate(axes[0]):
         axis.set_yticks(places, names if index == 0 else [""] * len(names), fontsize=8)

@@ -1,4 +1,4 @@
-"""A trained adapter layer by layer: the size of its update, its open ranks, how much its gates vary with the input."""
+"""A trained adapter layer by layer: the size and spectrum of its update, its open ranks, the variation of its gates."""
 
 import copy
 import csv
@@ -24,34 +24,30 @@ from foura.analysis.spectrum import (
 )
 from foura.backbone import layer_size
 from foura.methods.method import Method
+from foura.methods.peer import has_rank
 from foura.methods.state import whole_layer
 
-COLUMNS: tuple[str, ...] = (
-    "layer",
-    "in_features",
-    "out_features",
-    "parameters",
-    "rank",
-    "effective_rank",
-    "gate_std",
-    "delta_norm",
-)
-COLUMNS += ("stable_rank", "entropy_rank", "spread", "amplification", "low_frequency")  # of ΔW: analysis/spectrum.py
+# of ΔW: analysis/spectrum.py
+OF_UPDATE = ("delta_norm", "stable_rank", "entropy_rank", "spread", "amplification", "low_frequency")
+COLUMNS = ("layer", "in_features", "out_features", "parameters", "rank", "effective_rank", "gate_std", *OF_UPDATE)
 SHOWN = 64  # singular values of a layer that spectra.csv keeps
 
 
 def layer_table(
     model: nn.Module, method: Method, inputs: Iterable[Any], before: dict[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """One row (see COLUMNS) for each adapted layer, and its leading singular values under "singular_values".
+    """One row (see COLUMNS) per adapted layer, and its leading singular values under "singular_values".
 
-    effective_rank is the mean number of open gates over the inputs, or the rank of an ungated adapter; gate_std the
-    standard deviation of a gate over inputs, averaged over ranks; delta_norm the Frobenius norm of ΔW as merging would
-    apply it (at the mean gate for an adaptive one, which has no single ΔW). Values that a method does not have are None.
+    rank is the adapter's `r`; effective_rank the mean number of open gates over the inputs, or the rank of an ungated
+    adapter; gate_std the standard deviation of a gate over inputs, averaged over ranks; delta_norm the Frobenius norm of ΔW
+    as merging would apply it (at the mean gate for an adaptive one, which has no single ΔW). Values that a method does not
+    have are None.
 
     Args:
+        model: the trained model; it is not changed.
+        method: of the run.
         inputs: batches of model inputs, used for gates alone.
-        before: {layer name: weight of the backbone}, where the method changes the frozen weights.
+        before: {layer name: weight of the backbone}, where the method changes the frozen weights: ΔW is against them.
     """
     if not isinstance(model, PeftModel):
         return [_full_row(name, whole_layer(model.get_submodule(name)), weight) for name, weight in before.items()]
@@ -64,6 +60,7 @@ def layer_table(
     batches = list(inputs) if gated else []
     open_ranks = effective_rank(model, batches) if any(isinstance(x, FouraLayer) for x in layers.values()) else {}
     gates = gate_statistics(model, batches) if gated else {}
+    config: Any = model.peft_config["default"]
     rows = []
     for name, layer in layers.items():
         full = whole_layer(layer)
@@ -71,23 +68,25 @@ def layer_table(
         if isinstance(full, FouraLayer):
             rows.append(_foura_row(name, full, weight, open_ranks[name], gates.get(name)))
         else:
-            rows.append(_peer_row(name, full, weight, method.open_ranks(full)))
+            rank = getattr(full, "r", {}).get("default", config.r) if has_rank(type(config)) else None
+            rows.append(_peer_row(name, full, weight, rank, method.open_ranks(full)))
     return rows
 
 
 def mean_effective_rank(table: list[dict[str, Any]]) -> float | None:
-    """Mean over layers, or None where the method has no rank."""
+    """Mean over layers of effective_rank, or None where the method has no rank."""
     ranks = [row["effective_rank"] for row in table if row["effective_rank"] is not None]
     return sum(ranks) / len(ranks) if ranks else None
 
 
-def total_delta_norm(table: list[dict[str, Any]]) -> float:
-    """Frobenius norm of all layers' ΔW together."""
-    return math.sqrt(sum(row["delta_norm"] ** 2 for row in table))
+def total_delta_norm(table: list[dict[str, Any]]) -> float | None:
+    """Frobenius norm of all layers' ΔW together, or None where a layer has none."""
+    norms = [row["delta_norm"] for row in table]
+    return None if None in norms else math.sqrt(sum(norm**2 for norm in norms))
 
 
 def write_table(table: list[dict[str, Any]], path: Path) -> None:
-    """The table as CSV, empty cells for what a method does not have."""
+    """Write the table as CSV, with empty cells for None."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
@@ -95,7 +94,7 @@ def write_table(table: list[dict[str, Any]], path: Path) -> None:
 
 
 def write_spectra(table: list[dict[str, Any]], path: Path) -> None:
-    """The leading singular values of every layer's ΔW as CSV: layer, index from 1, value."""
+    """Write the leading singular values of every layer's ΔW as CSV: layer, index from 1, value."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("layer", "index", "value"))
@@ -115,12 +114,14 @@ def _foura_row(name: str, layer: FouraLayer, weight: Tensor, open_ranks: float, 
 
 
 @torch.no_grad()
-def _peer_row(name: str, layer: Any, weight: Tensor, open_ranks: float | None) -> dict[str, Any]:
-    rank = layer.r["default"] if hasattr(layer, "r") else None
+def _peer_row(name: str, layer: Any, weight: Tensor, rank: int | None, open_ranks: float | None) -> dict[str, Any]:
+    row = {**_sizes(name, layer), "rank": rank, "effective_rank": open_ranks}
     merged: Any = copy.deepcopy(layer)  # DoRA's update, for one, is not its low-rank part: only merging gives it
-    merged.merge()
-    update = _of_update(merged.get_base_layer().weight - weight, weight, rank)
-    return {**_sizes(name, layer), "rank": rank, "effective_rank": open_ranks} | update
+    try:
+        merged.merge()
+    except (NotImplementedError, ValueError):  # PEFT's answers for an update that is not one of the weight
+        return row | dict.fromkeys(OF_UPDATE) | {"singular_values": []}
+    return row | _of_update(merged.get_base_layer().weight - weight, weight, rank)
 
 
 def _full_row(name: str, layer: Any, before: Tensor) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def _sizes(name: str, layer: Any) -> dict[str, Any]:
 
 
 def _of_update(delta: Tensor, weight: Tensor, rank: int | None) -> dict[str, Any]:
-    """The columns about ΔW; directions are counted up to the rank, or 16 for a method without ranks."""
+    """The columns about ΔW (out_features, in_features), over `rank` directions, or 16 for a method without a rank."""
     delta, weight = delta.detach().cpu().float(), weight.detach().cpu()
     values = singular_values(delta)
     directions = min(rank or 16, len(values))

@@ -16,13 +16,28 @@ from foura.errors import UserError, reason
 from foura.families.family import Parts
 from foura.files import read_json, read_text, read_weights, unfit
 from foura.methods import method_of
-from foura.methods.attach import attach
+from foura.methods.attach import unfreeze
 from foura.methods.state import adapter_parameters
 from foura.schema import Config
 
-RANKS = ("r", "init_r", "target_r", "n_frequency", "rank_pattern", "n_frequency_pattern")
-MOST_RANK = 4096  # that a config may state, if its weights have no larger size
-# PEFT imports the module that the first one names, and uses another wrapper for the second; no run writes them
+# whole numbers in PEFT's configs that tensors and loops are made from, or {layer: number}
+SIZES: tuple[str, ...] = ("r", "init_r", "target_r", "rank_pattern", "n_frequency", "n_frequency_pattern")
+SIZES += ("block_size", "block_size_pattern", "oft_block_size", "num_cayley_neumann_terms", "mini_r", "hybrid_r")
+SIZES += (
+    "gralora_k",
+    "num_subspaces",
+    "subspace_rank",
+    "num_B",
+    "stride_A",
+    "depth",
+    "u",
+    "num_vectors",
+    "vector_length",
+)
+SIZES += ("topk", "theta_d_length", "group_size", "psoft_svd_lowrank_niter", "boft_block_size", "boft_block_num")
+SIZES += ("boft_n_butterfly_factor", "effective_rank")
+MOST_SIZE = 4096  # in a config, beside the sizes of the weights themselves
+# PEFT imports the module that the first names and uses another wrapper for the second; no run writes either
 UNWRITTEN = ("megatron_config", "task_type")
 
 
@@ -67,7 +82,9 @@ def load_bare(run: Path, parts: Parts, cfg: DictConfig) -> nn.Module:
         UserError: the weights are damaged, or of another model.
     """
     path = run / "adapter" / "model.safetensors"
-    state, model = read_weights(path), attach(parts.backbone, cfg, steps=1)
+    trained = method_of(cfg).trained
+    assert trained is not None
+    state, model = read_weights(path), unfreeze(parts.backbone, trained)
     wrong = unfit(state, adapter_parameters(model))
     if wrong:
         raise UserError(f"{path} does not fit this run's model: {wrong}.")
@@ -114,8 +131,11 @@ def check_adapter(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     for field in UNWRITTEN:
         if described.get(field) is not None:
             raise UserError(f"{path} sets {field}, which no run writes.")
+    start = cfg.adapter.options.get("init_lora_weights", True)  # loading an adapter makes its start anew
+    if described.get("init_lora_weights", start) != start:
+        raise UserError(f"{path} sets init_lora_weights={described['init_lora_weights']}; the run has {start}.")
     state = read_weights(weights)
-    _check_ranks(described, state, path)
+    _check_sizes(path, described, max([MOST_SIZE, *(size for tensor in state.values() for size in tensor.shape)]))
     try:
         check_patterns(PEFT_TYPE_TO_CONFIG_MAPPING[described["peft_type"]].from_pretrained(str(folder)))
     except (TypeError, ValueError, AttributeError, KeyError) as error:  # of classes that take what is in the file
@@ -123,12 +143,10 @@ def check_adapter(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     return state
 
 
-def _check_ranks(described: dict[str, Any], state: dict[str, Any], path: Path) -> None:
-    """Refuse ranks that no weight has: PEFT would allocate them."""
-    largest = max([MOST_RANK, *(size for tensor in state.values() for size in tensor.shape)])
-    for field in RANKS:
+def _check_sizes(path: Path, described: dict[str, Any], largest: int) -> None:
+    for field in SIZES:
         value = described.get(field)
-        for rank in value.values() if isinstance(value, dict) else [] if value is None else [value]:
-            sizes = [len(rank)] if isinstance(rank, list) else [rank]  # AdaLoRA's pattern has a truth value per rank
-            if any(not isinstance(size, int) or not 0 <= size <= largest for size in sizes):
-                raise UserError(f"{path}: {field}={value} is not a rank that its weights have.")
+        for size in value.values() if isinstance(value, dict) else [] if value is None else [value]:
+            number = len(size) if isinstance(size, list) else size  # AdaLoRA's pattern has a truth value per rank
+            if not isinstance(number, int) or not 0 <= number <= largest:
+                raise UserError(f"{path}: {field}={value} is not a size that its weights have.")

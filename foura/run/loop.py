@@ -19,7 +19,7 @@ from foura import distributed
 from foura.errors import UserError
 from foura.families.task import Task
 from foura.methods import method_of
-from foura.run.worker import process_count
+from foura.run.processes import process_count
 
 
 class Batches:

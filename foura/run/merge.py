@@ -68,6 +68,8 @@ def _read_configs(runs: list[Path]) -> list[DictConfig]:
         raise UserError(f"PEFT holds adapters of one method in a model, and these are of {', '.join(sorted(methods))}.")
     if any(method_of(cfg).trained for cfg in configs):
         raise UserError("adapter=full and adapter=head leave no adapter that could be added to another.")
+    if any(method_of(cfg).changes_weights(cfg.adapter) for cfg in configs):
+        raise UserError("these adapters start by reducing the frozen weights, which a second one would find reduced.")
     return configs
 
 

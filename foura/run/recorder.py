@@ -68,7 +68,7 @@ class Recorder(Callback):
             row |= task.epoch_measures()
         self._select(row, task)
         self._log(task.history)
-        for path in task.epoch_pictures(self.folder):
+        for path in task.epoch_images(self.folder):
             self.tracked.log_artifact(path, "samples")
         self.progress.epoch(trainer, row)
 

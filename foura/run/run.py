@@ -14,7 +14,7 @@ from foura.families.task import Task
 from foura.logs import quiet
 from foura.methods.attach import attach
 from foura.methods.state import adapter_parameters
-from foura.run.artifacts import draw, final_metrics, log_results, print_result, save_adapter
+from foura.run.artifacts import draw, final_metrics, log_artifacts, print_result, save_adapter
 from foura.run.before import Before, check_forgetting
 from foura.run.checkpoint import Checkpoint
 from foura.run.cost import Cost, step_gflops
@@ -24,6 +24,7 @@ from foura.run.progress import ProgressDisplay, make_console
 from foura.run.recorder import FinalMeasures, Recorder
 from foura.run.tracked import tracked_run
 from foura.tracking.status import RunStatus
+from foura.tracking.tracked_run import TrackedRun
 
 
 def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> dict[str, float]:
@@ -32,12 +33,11 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     Every process of the run executes this. Only rank 0 writes to the run's folder and to MLflow.
 
     Args:
-        folder: the run's own folder, which gets the adapter, figures and tables.
-        status: the run's status.json, which gets the id in MLflow and the metrics.
+        folder: gets the adapter, figures and tables. status: gets the id in MLflow and the metrics.
         sweep: the sweep that the run belongs to.
 
     Raises:
-        UserError: anything in the config, the data or the backbone that cannot work; `Diverged` for a NaN loss.
+        UserError: a config, data or a backbone that cannot work; `Diverged` for a NaN loss.
     """
     quiet()
     console, title = make_console(not distributed.is_main()), f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}"
@@ -50,6 +50,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     model = attach(parts.backbone, cfg, steps=loaders.steps())
     with tracked_run(cfg, status, parts.data, model, title, sweep, console) as (tracked, checkpoint, resumed):
         task, cost = parts.task(model), Cost()
+        task.before = before.parameters
         recorder = Recorder(cfg.select, tracked, _display(console, title, cfg, sweep), folder)
         keeper = Checkpoint(checkpoint, [loaders.train.generator, *task.generators], loaders.train.batch_sampler)
         trainer = trainer_of(cfg, folder, [recorder, cost, FinalMeasures(parts.data, folder), keeper])
@@ -61,8 +62,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
         table = _table(task, loaders, before)
         metrics = final_metrics(task, cfg, best, table, folder) | before.forgetting(parts, task.model, cfg) | costs
         draw(task, recorder.epoch or 0, table, title, folder)
-        status.fields["metrics"] = metrics
-        log_results(tracked, metrics, folder)
+        _record(metrics, tracked, status, folder)
     if sweep is None:
         print_result(console, title, metrics, cfg)
     return metrics
@@ -109,6 +109,12 @@ def _selected(trainer: Trainer, task: Task, recorder: Recorder, loaders: Loaders
     trainer.validate(task, loaders.evaluation(), verbose=False)
     save_adapter(task, adapter_parameters(task.model), folder)
     return task.history.pop()
+
+
+def _record(metrics: dict[str, float], tracked: TrackedRun, status: RunStatus, folder: Path) -> None:
+    tracked.log_metrics(metrics)
+    log_artifacts(tracked, folder)
+    status.fields["metrics"] = metrics
 
 
 def _table(task: Task, loaders: Loaders, before: Before) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from foura import distributed
 from foura.config import check, run_key
 from foura.errors import UserError, cannot_write, first_line, out_of_memory, reason
 from foura.run import resume, worker
+from foura.run.processes import process_count
 from foura.run.signals import handle_sigterm
 from foura.tracking.status import RunStatus
 
@@ -47,7 +48,7 @@ def _main_process(cfg: DictConfig, folder: Path, sweep: str | None, again: bool)
     try:
         with RunStatus(folder) as status:
             check(cfg)
-            processes, key = worker.process_count(cfg), run_key(cfg)
+            processes, key = process_count(cfg), run_key(cfg)
             if not resume.needed(status, key, again):
                 return False
             resume.clear(status, key, force=cfg.force)

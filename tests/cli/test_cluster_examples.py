@@ -11,7 +11,7 @@ import yaml
 
 from tests.helpers.survives import record
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "cluster"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "clusters"
 OBJECTS = list(yaml.safe_load_all((DOCS / "kubernetes.yaml").read_text()))
 SCRIPT = (DOCS / "slurm.sh").read_text()
 
@@ -21,7 +21,7 @@ def of_kind(kind: str) -> dict[str, dict]:
 
 
 def pods() -> list[dict]:
-    """What the Deployments and the Job start."""
+    """The pods of the Deployments and of the Job."""
     return [one["spec"]["template"]["spec"] for kind in ("Deployment", "Job") for one in of_kind(kind).values()]
 
 

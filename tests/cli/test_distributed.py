@@ -47,7 +47,7 @@ def tracked(outputs: Path) -> list:
         pytest.param("ddp", ("adapter=foura_dft", *VIT, "trainer.accumulate_grad_batches=2"), marks=pytest.mark.slow),
         pytest.param("ddp", ("adapter=foura", *LLAMA), marks=pytest.mark.slow),
         pytest.param("ddp", ("adapter=foura", *UNET), marks=pytest.mark.slow),
-        ("fsdp", ("adapter=foura", *VIT)),
+        pytest.param("fsdp", ("adapter=foura", *VIT), marks=pytest.mark.slow),
         pytest.param("fsdp", ("adapter=full", *VIT), marks=pytest.mark.slow),
         pytest.param("fsdp", ("adapter=lora", *VIT, "trainer.accumulate_grad_batches=2"), marks=pytest.mark.slow),
         pytest.param("fsdp", ("adapter=foura_dft", *LLAMA), marks=pytest.mark.slow),
@@ -165,7 +165,7 @@ def test_what_processes_cannot_have_is_said_at_once(train) -> None:
         return code
 
     assert "needs a strategy: trainer=ddp" in said("trainer.devices=2")
-    assert "must be a number of processes a node" in said("trainer=ddp", "trainer.devices=auto")
+    assert "must be a number of processes per node" in said("trainer=ddp", "trainer.devices=auto")
     assert "start train.py with srun, or with torchrun" in said("trainer=ddp", "trainer.num_nodes=2")
     assert "it must be 4 or more" in said("trainer=ddp", "trainer.devices=4", "dataset.batch_size=2")
     assert "use trainer=ddp" in said("trainer=fsdp", *CPU, "adapter.gate=frozen")

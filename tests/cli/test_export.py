@@ -85,7 +85,7 @@ def test_a_diffusion_adapter_for_diffusers_and_kohya(train, tmp_path) -> None:
     torch.testing.assert_close(merged(**inputs, encoder_hidden_states=text).sample, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("adapter", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_an_image_model_merged(adapter, train, tmp_path) -> None:
     run = train(f"adapter={adapter}", *QUICK, "dataset.limit=40").folder()
     export(run, "merged", tmp_path / "merged")

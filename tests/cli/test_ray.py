@@ -39,7 +39,7 @@ def python_with_ray(root, tmp_path_factory) -> str:
 
 @pytest.fixture
 def ray_env(run_env) -> Iterator[dict[str, str]]:
-    """The environment of a Ray that reports to nobody and leaves nothing; its sockets need a short path."""
+    """The environment of a Ray without telemetry, in a temporary folder with the short path that its sockets need."""
     folder = tempfile.mkdtemp(prefix="ray")
     yield {**run_env, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder, "HOME": folder}
     shutil.rmtree(folder, ignore_errors=True)

@@ -121,7 +121,7 @@ def test_a_run_interrupted_in_every_way_ends_as_if_nothing_had_happened(slurm, e
 
 def test_the_script_without_submitit_goes_back_into_the_queue_and_goes_on(slurm, env, root, tmp_path) -> None:
     outputs, log = tmp_path / "outputs", tmp_path / "log"
-    text = (root / "docs" / "cluster" / "slurm.sh").read_text()
+    text = (root / "docs" / "clusters" / "slurm.sh").read_text()
     text = text.replace(". .venv/bin/activate", "").replace("OMP_NUM_THREADS=2", "OMP_NUM_THREADS=1")
     command = f"python {root / 'train.py'} -m {' '.join(LONG)} outputs={outputs} &"
     (tmp_path / "slurm.sh").write_text(re.sub(r"^python train\.py .* &$", command, text, flags=re.MULTILINE))

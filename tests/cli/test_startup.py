@@ -1,4 +1,4 @@
-"""What needs no training is answered at once: nothing heavy is imported for it, however slow the machine is."""
+"""Commands that train nothing answer at once: they import nothing heavy, so that a slow machine does not matter."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ TYPOS = {
     "trainer.max_epoch=3": "Did you mean max_epochs?",
     "rank=many": "could not be converted to Integer",
     "rank=0": "rank must be at least 1",
-    "dataset=cifar": "Valid choices: digits, hf, imagefolder",
+    "dataset=cifar": "Valid choices: digits, docstrings, hf, imagefolder",
     "adapter.transform=dtc": "Valid choices: dct, dft, identity, random",
 }
 

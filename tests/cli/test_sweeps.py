@@ -3,11 +3,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
+from tests.helpers.commands import Ended, run_foura
 from tests.helpers.runs import children, start, statuses
 from tests.helpers.survives import record
 from tests.helpers.waiting import wait_until
@@ -38,7 +37,7 @@ def test_a_sweep_repeated_runs_what_is_missing_and_nothing_else(train) -> None:
 
 def test_a_plan_names_the_runs_of_the_folders_and_starts_nothing(train) -> None:
     command = ("-m", "sweep=s", "adapter=head,lora", "rank=4", "dataset.limit=40", "dataset.epochs=1")
-    planned = train(*command, "plan=true")
+    planned = train(*command, "plan=true", fresh=True)
     assert planned.code == 0
     assert "2 runs, 0 done, 2 to run: time and disk unknown" in planned.out
     assert not (planned.outputs / "mlflow.db").exists()
@@ -74,6 +73,7 @@ def test_an_infinite_loss_is_a_diverged_run_too(train, monkeypatch) -> None:
     record("faults", "infinite loss", "1 run, counted as diverged")
 
 
+@pytest.mark.slow
 def test_four_workers_on_a_fresh_store_lose_nothing(root, run_env, tmp_path) -> None:
     outputs = tmp_path / "outputs"
     grid = ("adapter=head,lora", "seed=0,1,2,3", "rank=4", "dataset.limit=40", "dataset.epochs=2", "sweep=s")
@@ -130,20 +130,15 @@ def test_a_sweep_killed_in_the_middle_finishes_by_the_same_command(root, run_env
     assert {run.info.run_id for run in runs} == {status["run_id"] for status in after.values()}
 
 
-def test_status_and_report_say_which_sweeps_there_are(train, root, run_env) -> None:
+def test_status_and_report_say_which_sweeps_there_are(train) -> None:
     ended = train("-m", "sweep=one", "adapter=head", "dataset.limit=40", "dataset.epochs=1")
 
-    def ask(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "foura", *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, env=run_env, cwd=ended.outputs.parent, check=False
-        )
+    def ask(*arguments: str) -> Ended:
+        return run_foura(*arguments, outputs=ended.outputs)
 
-    assert ask("status", "one").stdout.splitlines()[-1] == "1 begun: 1 finished"
+    assert ask("status", "one").out.splitlines()[-1] == "1 started: 1 finished"
     for command in ("status", "report"):
-        answer = ask(command, "two")
-        assert answer.returncode == 1
-        assert answer.stderr.startswith("error: there is no sweep two in") and "Sweeps there: one." in answer.stderr
-    nowhere = ask("report", "one", "--outputs", "nowhere")
-    assert nowhere.stderr.startswith("error: there are no runs at ")
+        assert ask(command, "two").code.startswith("error: there is no sweep two in")
+        assert "Sweeps there: one." in ask(command, "two").code
+    assert ask("report", "one", "--outputs", "nowhere").code.startswith("error: there are no runs at ")
     assert not (ended.outputs.parent / "nowhere").exists()

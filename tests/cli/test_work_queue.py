@@ -1,4 +1,4 @@
-"""The same command started several times at once is a work queue: this is what the examples in docs/cluster/ stand on."""
+"""The same command started several times at once is a work queue: this is what the examples in docs/clusters/ stand on."""
 
 import pytest
 from mlflow.entities import ViewType

@@ -1,4 +1,4 @@
-"""Bad input by generation: how much of it is tried, and what must hold however it ends."""
+"""Bad input by generation: the number of examples, and what must hold for each of them."""
 
 import faulthandler
 import os
@@ -40,7 +40,7 @@ class Hangs(BaseException):
 
 @contextmanager
 def in_time(seconds: int = SECONDS) -> Iterator[None]:
-    """What takes longer fails; what cannot even be interrupted ends the process with its stack printed."""
+    """Fail if the block takes longer; if it cannot even be interrupted, end the process with its stack printed."""
 
     fired: list[bool] = []
 
@@ -66,7 +66,7 @@ def is_a_sentence(said: str) -> None:
 
 
 def refused(call: Callable[[], Any]) -> bool:
-    """Whether the call ends in a user's error, which is then one sentence; anything else that is raised fails the test."""
+    """True if the call ends in a user's error, which must be one sentence; any other exception fails the test."""
     with in_time():
         try:
             call()

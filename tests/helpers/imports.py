@@ -1,4 +1,4 @@
-"""What a command imports: it answers at once where nothing heavy is among it, however slow the machine is."""
+"""The imports of a command: without heavy ones it answers at once, however slow the machine is."""
 
 import subprocess
 import sys

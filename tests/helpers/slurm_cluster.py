@@ -123,7 +123,7 @@ class Slurm:
                 daemon.wait()
 
     def ask(self, *command: str) -> str:
-        """What one of Slurm's commands prints."""
+        """The output of one of Slurm's commands."""
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
@@ -133,5 +133,5 @@ class Slurm:
 
     def _daemon(self, *command: str) -> None:
         log = (self.folder / f"{command[0]}.out").open("w")
-        with_us = ("setpriv", "--pdeathsig", "TERM", *command)  # also where nobody comes to stop it
+        with_us = ("setpriv", "--pdeathsig", "TERM", *command)  # so that they end with the tests, however those end
         self.daemons.append(subprocess.Popen(with_us, env=self.env, stdout=log, stderr=log, start_new_session=True))

@@ -23,7 +23,7 @@ def record(group: str, what: str, tried: str, lost: int = 0) -> None:
 
 
 def table() -> str:
-    """What is recorded, as Markdown."""
+    """The recorded lines as Markdown."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in FOLDER.glob("*.json")]
     rows = sorted(found, key=lambda row: (GROUPS.index(row[0]), row[1]))
     lines = [f"| {group} | {what} | {tried} | {lost} |" for group, what, tried, lost in rows]

@@ -1,4 +1,4 @@
-"""Files that lie: headers of safetensors, fields of an adapter's config; and a run folder to put them into."""
+"""Untrusted files to try: lying headers of safetensors, odd fields of an adapter config; and a run folder to put them into."""
 
 import json
 import struct
@@ -72,7 +72,7 @@ HEADERS = [
 
 
 def run_folder(folder: Path, adapter: str, *overrides: str) -> Path:
-    """What a run of the adapter leaves, without the training."""
+    """The config and the adapter as a run leaves them, without the training."""
     cfg = composed(f"adapter={adapter}", "rank=4", "dataset.limit=20", *overrides)
     check(cfg)
     parts = build(cfg)

@@ -1,4 +1,4 @@
-"""A flipped bit in weights is still a number: checksums tell, for embedded backbones and for the adapters of runs."""
+"""A flipped bit in weights is still a number: checksums tell, for bundled backbones and for the adapters of runs."""
 
 import random
 import shutil
@@ -11,7 +11,7 @@ from foura.errors import UserError
 from foura.families.diffusion import backbone as unet
 from foura.families.images import backbone as vit
 from foura.families.language import backbone as llama
-from foura.files import read_weights, seal
+from foura.files import read_weights, write_checksum
 from foura.schema import BackboneConfig
 from tests.helpers.survives import record
 
@@ -26,7 +26,7 @@ def damaged(path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["vit", "llama_small", "unet"])
-def test_damaged_weights_of_an_embedded_backbone_are_refused(family, tmp_path, monkeypatch) -> None:
+def test_damaged_weights_of_a_bundled_backbone_are_refused(family, tmp_path, monkeypatch) -> None:
     cfg = OmegaConf.structured(BackboneConfig(family=family))
     if family == "vit":
         path = tmp_path / vit.WEIGHTS.name
@@ -44,14 +44,14 @@ def test_damaged_weights_of_an_embedded_backbone_are_refused(family, tmp_path, m
     damaged(path, 1)
     with pytest.raises(UserError, match=r"is damaged: .* by `foura pretrain`"):
         build[family]()
-    record("faults", f"weights of the embedded {family} damaged", "1 flipped bit, refused in a sentence")
+    record("faults", f"weights of the bundled {family} damaged", "1 flipped bit, refused in a sentence")
 
 
-def test_every_flipped_bit_of_a_sealed_file_is_seen(tmp_path) -> None:
+def test_every_flipped_bit_of_a_file_with_a_checksum_is_seen(tmp_path) -> None:
     intact, path = vit.WEIGHTS, tmp_path / "adapter_model.safetensors"
     for number in range(FLIPS):
         shutil.copy(intact, path)
-        seal(path)
+        write_checksum(path)
         read_weights(path)
         damaged(path, number)
         with pytest.raises(UserError, match="is damaged"):

@@ -134,4 +134,4 @@ def test_a_run_that_is_out_of_memory_does_not_end_the_sweep(root, run_env, tmp_p
     assert ran.returncode == 1 and "1 failed, 1 finished" in ran.stdout, ran.stdout + ran.stderr
     assert "out of memory (" in ran.stdout and "Lower dataset.batch_size" in ran.stdout
     assert "Traceback" not in ran.stdout + ran.stderr
-    record("faults", "out of memory in one run of a sweep", "2 runs, the other goes on")
+    record("faults", "out of memory in one run of a sweep", "2 runs, the other finishes")

@@ -63,7 +63,7 @@ print("instructions:", 100 * hundreds)
 
 
 def test_a_thousand_finished_runs_do_not_slow_a_run(root, run_env, tmp_path) -> None:
-    """What a run asks of the store does not read through what the others left there: 200 points and 60 parameters each."""
+    """A run's queries do not read through the other runs in the store, which have 200 points and 60 parameters each."""
     full, empty = tmp_path / "full", tmp_path / "empty"
     store, experiment = open_store(full)
     for number in range(FINISHED):

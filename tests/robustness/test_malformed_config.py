@@ -1,6 +1,7 @@
-"""Configs that nobody thought of: whatever is typed is accepted or refused in one sentence, never by a traceback."""
+"""Malformed configs: whatever is typed is accepted or refused in one sentence, never by a traceback."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from foura import config, schema
 from foura.errors import UserError
 from foura.families import FAMILIES
 from tests.helpers.config import CONF, composed
-from tests.helpers.hostile import try_all
+from tests.helpers.hostile import few, try_all
 from tests.helpers.survives import record
 
 COMMANDS = 3000  # examples of make test-all
@@ -132,7 +133,9 @@ def test_every_number_refuses_what_is_none() -> None:
             else:
                 assert is_refused(cfg), (key, value)
     record(
-        "bad input", "what is no number, for every number of a config", f"{len(keys_of_numbers) * len(wrong)} values"
+        "bad input",
+        "a value that is not a number, for every number of a config",
+        f"{len(keys_of_numbers) * len(wrong)} values",
     )
 
 
@@ -142,33 +145,27 @@ def test_every_choice_refuses_what_is_none_and_lists_what_is() -> None:
         node, *path = schema.Config, *key.split(".")
         for part in path[:-1]:
             node = next(spec.type for spec in dataclasses.fields(node) if spec.name == part)
-        listed = next(spec.metadata for spec in dataclasses.fields(node) if spec.name == path[-1]).get("choices", ())
+        listed = next(spec.metadata for spec in dataclasses.fields(node) if spec.name == path[-1]).get(
+            "choices", tuple
+        )()
         for value in ("evil", "", "../x", "a\nb") if listed else ():
             with pytest.raises(UserError) as refused:
                 config.check(changed(base, key, value))
             assert listed[0] in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_every_group_goes_with_every_backbone_and_trainer_or_is_refused() -> None:
-    conf = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in GROUPS}
+def test_every_group_goes_with_every_other_or_is_refused() -> None:
+    """In a fast run every dataset with every backbone, beside adapters and trainers in turn."""
+    conf = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in GROUPS[:-1]}
     conf["dataset"] = [name for name in conf["dataset"] if not name.startswith("for_")]  # the same under another name
-    tried, count = set(), 0
-    for i, adapter in enumerate(conf["adapter"]):
-        for j in range(max(len(conf["backbone"]), len(conf["trainer"]))):
-            backbone = conf["backbone"][j % len(conf["backbone"])]
-            dataset = conf["dataset"][(3 * i + j) % len(conf["dataset"])]
-            trainer = conf["trainer"][(i + j) % len(conf["trainer"])]
-            groups = {"adapter": adapter, "dataset": dataset, "backbone": backbone, "trainer": trainer}
+    pairs = [("dataset", "backbone"), ("adapter", "backbone"), ("adapter", "trainer"), ("dataset", "trainer")]
+    count = 0
+    for one, other in few(pairs, 1):
+        for number, chosen in enumerate(itertools.product(conf[one], conf[other])):
+            groups = {group: choices[number % len(choices)] for group, choices in conf.items()}
+            groups |= {one: chosen[0], other: chosen[1]}
             cfg = composed(*(f"{group}={choice}" for group, choice in groups.items()), "dataset.path=x")
             count += 1
             fits = cfg.dataset.source in FAMILIES[cfg.backbone.family].sources
             assert is_refused(cfg) != fits or cfg.dataset.format is not None, groups
-            tried |= {(adapter, backbone), (dataset, backbone), (adapter, trainer), (dataset, trainer)}
     record("bad input", "groups of a config together: those that do not go together are refused", f"{count} configs")
-    for one, other in (
-        ("adapter", "backbone"),
-        ("dataset", "backbone"),
-        ("adapter", "trainer"),
-        ("dataset", "trainer"),
-    ):
-        assert {(a, b) for a in conf[one] for b in conf[other]} <= tried, (one, other)

@@ -1,4 +1,4 @@
-"""Picture files that nobody thought of are read or refused in one sentence; none hangs, none fills the memory."""
+"""Malformed image files are read or refused in one sentence; none hangs, none fills the memory."""
 
 import io
 import os
@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 
-from foura.families.diffusion.data import open_captioned
+from foura.data.images import image_files, open_image
 from foura.families.diffusion.data import prepare_captioned as prepare_pictures
-from foura.families.images.data import open_image, prepare
-from foura.families.images.sources import image_files, open_source
+from foura.families.diffusion.sources import open_captioned
+from foura.families.images.data import prepare
+from foura.families.images.sources import open_source
 from foura.schema import ColumnsConfig, DatasetConfig
 from tests.helpers.hostile import damaged, refused, try_all
 
@@ -35,7 +36,7 @@ def file(image: Image.Image, kind: str, **options) -> bytes:
 
 def exif() -> Image.Exif:
     found = Image.Exif()
-    found[0x0112] = 6  # turned
+    found[0x0112] = 6  # upright
     return found
 
 
@@ -92,8 +93,8 @@ def tensor(image: Image.Image) -> torch.Tensor:
 
 def both_ways(content: bytes | str) -> None:
     """As a classifier's picture and as one to draw."""
-    for mode, turned in (("L", False), ("RGB", False), ("RGB", True)):
-        refused(lambda mode=mode, turned=turned: open_image(content, "picture", mode, turned))
+    for mode, upright in (("L", False), ("RGB", False), ("RGB", True)):
+        refused(lambda mode=mode, upright=upright: open_image(content, "picture", mode, upright))
 
 
 def test_any_damaged_picture_is_read_or_refused() -> None:

@@ -1,4 +1,4 @@
-"""Text and JSON files that nobody thought of are read or refused in one sentence; nothing hangs, nothing is formatted."""
+"""Malformed text and JSON files are read or refused in one sentence; nothing hangs, and no template is executed."""
 
 import json
 import os
@@ -10,14 +10,15 @@ from omegaconf import OmegaConf
 
 from foura.errors import UserError
 from foura.families.diffusion.backbone import caption_bytes
-from foura.families.diffusion.data import open_captioned
+from foura.families.diffusion.sources import open_captioned
 from foura.families.language.data import prepare_text
-from foura.families.language.text import open_text
+from foura.families.language.sources import open_text
 from foura.schema import DatasetConfig
 from tests.helpers.hostile import BYTES, VALUES, mutated, refused, try_all
 
 LINES, TEXTS, TEMPLATES, CAPTIONS = 1200, 1200, 2000, 1200  # examples of make test-all
-FORMATS = ("text", "completion", "commonsense", "verbalizer")
+CHOICES = ("commonsense", "verbalizer")
+FORMATS = ("text", "completion", *CHOICES)
 RECORD = {
     "text": "a text",
     "prompt": "a question",
@@ -85,7 +86,8 @@ def read(cfg, form: str) -> None:
 
 
 def lines(path: Path, form: str, **fields) -> bool:
-    fields = {"template": "{sentence} It was", "verbalizer": [" bad", " good"], "label_noise": 0.5, **fields}
+    noise = {"label_noise": 0.5} if form in CHOICES else {}
+    fields = {"template": "{sentence} It was", "verbalizer": [" bad", " good"], **noise, **fields}
     return refused(lambda: read(config(path, "jsonl", block_size=8, **fields), form))
 
 

@@ -1,4 +1,4 @@
-"""A tracking store that fails while a run goes on: the run ends as it would have, and every number arrives."""
+"""A tracking store that fails during a run: the run ends as it would have, and every number arrives."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_what_a_store_refuses_for_a_while_arrives_in_order(train, failing, monke
     assert metrics["test/acc"] == pytest.approx(status["metrics"]["test/acc"])
     monkeypatch.setattr("sys.argv", ["foura", "sync", str(ended.outputs)])
     main()
-    assert "nothing waits" in capsys.readouterr().out
+    assert "nothing to send" in capsys.readouterr().out
 
 
 def test_a_store_that_stays_away_is_told_later(train, failing, monkeypatch, capsys) -> None:
@@ -86,7 +86,7 @@ def test_a_store_that_stays_away_is_told_later(train, failing, monkeypatch, caps
     assert steps == list(range(5)) and "adapter" in artifacts
     assert metrics["test/acc"] == pytest.approx(status["metrics"]["test/acc"])
     main()
-    assert "nothing waits" in capsys.readouterr().out
+    assert "nothing to send" in capsys.readouterr().out
 
 
 def test_a_store_that_is_not_there_at_the_start_is_said_at_once(train, monkeypatch) -> None:

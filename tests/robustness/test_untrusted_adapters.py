@@ -1,4 +1,4 @@
-"""Adapters from somebody else: used or refused in one sentence, nothing of them is executed."""
+"""Untrusted adapters: used or refused in one sentence, and nothing in them is executed."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Folders of language models and pipelines that nobody should trust: refused in one sentence, nothing is executed."""
+"""Untrusted folders of language models and pipelines: refused in one sentence, and nothing in them is executed."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from foura.bundled import llama as llama_embedded
+from foura.bundled.llama import FOLDER
 from foura.families.diffusion.backbone import build_unet
 from foura.families.language.backbone import build_llama
 from tests.helpers.hostile import mutated, payload, refused, try_all
@@ -19,7 +19,7 @@ LIKELY_LAYERS = [0, -1, 10**9, [1, 10**9], "4", None, 2.5, True]
 
 @pytest.fixture
 def llama(tmp_path) -> Path:
-    return Path(shutil.copytree(llama_embedded.FOLDER, tmp_path / "llama"))
+    return Path(shutil.copytree(FOLDER, tmp_path / "llama"))
 
 
 def remote_code(folder: Path) -> Path:

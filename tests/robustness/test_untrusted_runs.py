@@ -1,4 +1,4 @@
-"""Runs' folders and checkpoints from somebody else: used or refused in one sentence, nothing of them is executed."""
+"""Untrusted run folders and checkpoints: used or refused in one sentence, and nothing in them is executed."""
 
 import io
 import json
@@ -116,7 +116,7 @@ def test_any_checkpoint_is_usable_or_not_and_runs_nothing(tmp_path) -> None:
     record("bad input", "pickles, paths and bombs as a checkpoint", f"{len(bad)} files, none used, nothing executed")
 
 
-def test_a_run_over_a_checkpoint_of_somebody_else_starts_anew(train, tmp_path) -> None:
+def test_a_run_over_an_untrusted_checkpoint_starts_anew(train, tmp_path) -> None:
     quick = ("adapter=lora", "rank=4", "dataset.limit=20", "trainer.max_epochs=1")
     folder = train(*quick).folder()
     status, mark = json.loads((folder / "status.json").read_text()), tmp_path / "executed"
@@ -127,7 +127,7 @@ def test_a_run_over_a_checkpoint_of_somebody_else_starts_anew(train, tmp_path) -
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
 
 
-def test_a_checkpoint_of_another_model_is_not_gone_on_from(train, monkeypatch) -> None:
+def test_a_checkpoint_of_another_model_is_not_resumed_from(train, monkeypatch) -> None:
     quick = ("adapter=lora", "rank=4", "dataset.limit=20", "trainer.max_epochs=1")
     with monkeypatch.context() as patch:
         patch.setattr("foura.run.recorder.Recorder.restore", Mock(side_effect=SystemExit(143)))

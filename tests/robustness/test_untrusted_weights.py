@@ -1,4 +1,4 @@
-"""Weights and timm's folders that nobody should trust: refused in one sentence, nothing of them is executed."""
+"""Untrusted weights and folders of timm models: refused in one sentence, and nothing in them is executed."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foura.bundled import vit as vit_embedded
+from foura.bundled import vit
 from foura.families.diffusion.features import feature_space
 from foura.families.images.backbone import build_vit
 from tests.helpers.hostile import BYTES, damaged, mutated, payload, refused, try_all
@@ -19,7 +19,7 @@ TIMM = "vit_tiny_patch16_224"
 def of_vit(change) -> bytes:
     from safetensors.torch import save
 
-    return save({name: tensor.contiguous() for name, tensor in change(load_file(vit_embedded.WEIGHTS)).items()})
+    return save({name: tensor.contiguous() for name, tensor in change(load_file(vit.WEIGHTS)).items()})
 
 
 def changed_tensors() -> list[bytes]:
@@ -35,8 +35,8 @@ def changed_tensors() -> list[bytes]:
     ]
 
 
-def test_any_weights_of_the_embedded_vit(tmp_path) -> None:
-    path, whole = tmp_path / "weights.safetensors", vit_embedded.WEIGHTS.read_bytes()
+def test_any_weights_of_the_bundled_vit(tmp_path) -> None:
+    path, whole = tmp_path / "weights.safetensors", vit.WEIGHTS.read_bytes()
 
     def check(content: bytes) -> bool:
         path.write_bytes(content)
@@ -51,7 +51,7 @@ def test_any_weights_of_the_embedded_vit(tmp_path) -> None:
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "weights.pth", "weights.bin", "weights.npz"])
 def test_a_file_for_a_timm_model(name, tmp_path) -> None:
     path, mark = tmp_path / name, tmp_path / "executed"
-    bad = [*HEADERS, payload(mark), vit_embedded.WEIGHTS.read_bytes()]
+    bad = [*HEADERS, payload(mark), vit.WEIGHTS.read_bytes()]
     zipped = tmp_path / "zipped"
     for saved in ({"head.weight": torch.ones(1)}, [torch.ones(1)], {"state_dict": 3}, {}):
         torch.save(saved, zipped)

@@ -13,7 +13,6 @@ from foura import config, schema
 from foura.adapter.gates import GATE_SCOPES, GATES
 from foura.adapter.transforms import TRANSFORMS
 from foura.errors import UserError
-from foura.schema import since
 from tests.helpers.config import CONF, composed
 
 CHOICES = """
@@ -49,7 +48,7 @@ def test_every_adapter_is_a_sound_config_with_its_own_name(adapter) -> None:
 def test_the_contracts_adapters_are_there() -> None:
     wanted = "lora foura foura_dct foura_dft foura_dct_gated foura_dft_gated foura_dct_frozen foura_random lora_gated"
     ours = "foura_random_gated"
-    peers = "dora adalora sora vera fourierft full head"
+    peers = "dora adalora sora vera fourierft full head rslora pissa olora oft c3a waveft hira shira miss randlora loha lokr"
     assert {path.stem for path in (CONF / "adapter").glob("*.yaml")} == {*wanted.split(), *peers.split(), ours}
 
 
@@ -89,16 +88,16 @@ def test_an_experiment_has_the_key_that_it_had_in_0_1_0(overrides) -> None:
 @dataclasses.dataclass
 class Section:
     old: int = 1
-    new: str | None = since("0.2.0", None)
-    chosen: str = since("0.2.0", schema._choice("a", "a", "b"))
-    table: dict[str, int] = since("0.2.0", dataclasses.field(default_factory=lambda: {"x": 1}))  # noqa: RUF009
+    new: str | None = schema.since("0.2.0", None)
+    chosen: str = schema.since("0.2.0", schema._choice("a", "a", "b"))
+    table: dict[str, int] = schema.since("0.2.0", dataclasses.field(default_factory=lambda: {"x": 1}))  # noqa: RUF009
 
 
 @dataclasses.dataclass
 class Later:
     section: Section = dataclasses.field(default_factory=Section)
     rank: int = 3
-    late: float = since("0.3.0", schema._number(2.0, at_least=0.0))
+    late: float = schema.since("0.3.0", schema._number(2.0, at_least=0.0))
 
 
 def test_a_key_that_was_added_later_enters_where_it_is_not_at_its_default(monkeypatch) -> None:

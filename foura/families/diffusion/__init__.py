@@ -11,7 +11,8 @@ from foura.families.family import Family, Parts
 
 def _build(cfg: DictConfig) -> Parts:
     from foura.families.diffusion.backbone import build_unet
-    from foura.families.diffusion.data import open_captioned, prepare_captioned
+    from foura.families.diffusion.data import prepare_captioned
+    from foura.families.diffusion.sources import open_captioned
     from foura.families.diffusion.task import Diffusion
 
     splits = open_captioned(cfg.dataset)
@@ -23,7 +24,7 @@ def _build(cfg: DictConfig) -> Parts:
 
 
 def _save_merged(parts: Parts, model: Any, cfg: DictConfig, out: Path) -> None:
-    model.unet.save_pretrained(str(out / "unet"))  # takes the place of a pipeline's own
+    model.unet.save_pretrained(str(out / "unet"))  # in the place of a pipeline's own
     if cfg.backbone.text_encoder:
         model.text_encoder.save_pretrained(str(out / "text_encoder"))
 
@@ -32,7 +33,7 @@ def _save_as_lora(naming: str, model: Any, out: Path) -> None:
     from foura.adapter import save_as_lora
 
     unet: Any = model.get_submodule("base_model.model.unet")
-    unet.peft_config = model.peft_config  # the UNet by itself, as diffusers has it
+    unet.peft_config = model.peft_config  # the UNet by itself, as in diffusers
     save_as_lora(unet, out, naming=naming)
 
 

@@ -1,13 +1,8 @@
-"""Pictures with captions for diffusion models: the embedded letters, a folder, or what `datasets.load_dataset` reads.
-
-A folder holds images, and captions in metadata.jsonl ({"file_name": …, "text": …} a line, as Hugging Face's imagefolder
-has it); or all of its images share one prompt, as in DreamBooth (`dataset.prompt`).
-"""
+"""From images with captions to the data of a run: cut once, decoded once, encoded to latents once, never mixed."""
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,211 +12,94 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from foura.data.images import open_image
+from foura.data.run_data import RunData
+from foura.data.splits import cut_at_random, draw_at_random, missing_shares
 from foura.errors import UserError
-from foura.families.images.data import open_image
-from foura.families.images.sources import SPLIT_NAMES, encoded, existing, image_files, read_hub, rows
-from foura.families.language.text import spellable
-from foura.files import json_lines
+from foura.families.diffusion.sources import Captioned
 
 ENCODED_AT_ONCE = 8
+LEAST = {"test": 2, "validation": 1}  # items to cut off: a distance between distributions needs two test images
 
 
-@dataclass
-class Captioned:
-    """Images (uint8 arrays, paths, bytes of files or Pillow images) and their captions."""
+@dataclass(kw_only=True)
+class DiffusionData(RunData):
+    """Items are (latents (C, H, W), caption tokens (T,), number of the item).
 
-    images: list[Any]
-    captions: list[str]
-    names: list[str]
-
-    def subset(self, indices: Any) -> "Captioned":
-        order = [int(index) for index in indices]
-        return Captioned(*([column[i] for i in order] for column in (self.images, self.captions, self.names)))
-
-
-@dataclass
-class DiffusionData:
-    """The data of one run. Items of every dataset are (latents (C, H, W), caption tokens (T,), number of the item).
-
-    Attributes: as of `splits.ImageData`; `pictures` and `captions` hold the same items as images (n, 3, H, W) in 0..1 and as
-        texts, by split.
+    Attributes:
+        images: {split: the same items as images, (n, 3, H, W) in 0..1}.
+        captions: {split: their captions}.
     """
 
-    train: TensorDataset
-    train_eval: TensorDataset
-    validation: TensorDataset
-    test: TensorDataset
-    sizes: dict[str, int]
-    fingerprint: str
-    pictures: dict[str, Tensor]
+    images: dict[str, Tensor]
     captions: dict[str, list[str]]
-    collate: Any = None
-
-
-def open_captioned(cfg: DictConfig) -> dict[str, Captioned]:
-    """{"train": …, and "validation" and "test" where the data brings them}.
-
-    Raises:
-        UserError: a path, column or caption that is not there.
-    """
-    if cfg.source == "letters":
-        return _letters(cfg)
-    return _folders(cfg) if cfg.source == "imagefolder" else _hub(cfg)
-
-
-def _letters(cfg: DictConfig) -> dict[str, Captioned]:
-    from foura.bundled.letters import render_letters
-
-    splits = {}
-    for seed, (name, count) in enumerate((("train", 260), ("validation", 104), ("test", 208))):
-        images, captions = render_letters(count, 1_000_000 + seed, cfg.style)  # far from the seeds of the pretraining
-        splits[name] = Captioned(list(images), captions, [f"{name} letter {number}" for number in range(count)])
-    return splits
-
-
-def _folders(cfg: DictConfig) -> dict[str, Captioned]:
-    root = existing(cfg.path)
-    if not root.is_dir():
-        raise UserError(f"dataset.path={cfg.path} is not a folder.")
-    folders = {split: root / name for split, names in SPLIT_NAMES.items() for name in names if (root / name).is_dir()}
-    if "train" not in folders:
-        folders = {"train": root}
-    return {split: _folder(folder, cfg) for split, folder in folders.items()}
-
-
-def _folder(folder: Path, cfg: DictConfig) -> Captioned:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    files = image_files(folder, IMG_EXTENSIONS)
-    if not files:
-        raise UserError(f"{folder} has no images ({', '.join(IMG_EXTENSIONS)}).")
-    names = [file.relative_to(folder).as_posix() for file in files]
-    listed = folder / "metadata.jsonl"
-    if cfg.prompt is not None:
-        captions = dict.fromkeys(names, cfg.prompt)
-    elif listed.is_file():
-        captions = _listed(listed, cfg.columns.text)
-    else:
-        raise UserError(
-            f"{folder} has no captions: add metadata.jsonl with a line "
-            '{"file_name": "…", "text": "…"} for each image, or say dataset.prompt="a photo of sks dog" for all of them.'
-        )
-    without = [name for name in names if not captions.get(name, "").strip()]
-    if without:
-        raise UserError(
-            f"{listed} has captions for {len(names) - len(without)} of {len(names)} images; none for "
-            f"{', '.join(without[:3])}{' …' if len(without) > 3 else ''}."
-        )
-    return Captioned([str(file) for file in files], [captions[name] for name in names], [str(file) for file in files])
-
-
-def _listed(path: Path, column: str) -> dict[str, str]:
-    captions = {}
-    for line, row in json_lines(path):
-        file, caption = row.get("file_name"), row.get(column)
-        if not isinstance(file, str) or not isinstance(caption, str):
-            has = ", ".join(row)
-            raise UserError(
-                f"{path.parent / line} needs the fields file_name and {column} with texts in them; it has: {has}."
-            )
-        captions[file] = spellable(caption, f"{path.parent / line}: the field {column!r}")
-    return captions
-
-
-def _hub(cfg: DictConfig) -> dict[str, Captioned]:
-    import datasets
-
-    found, splits = read_hub(cfg.path), {}
-    for split, names in SPLIT_NAMES.items():
-        for name in names:
-            if name not in found or split in splits:
-                continue
-            table, columns = found[name], {"dataset.columns.image": cfg.columns.image}
-            if cfg.prompt is None:
-                columns["dataset.columns.text"] = cfg.columns.text
-            for key, column in columns.items():
-                if column not in table.column_names:
-                    raise UserError(
-                        f"{key}={column}: there is no such column; the data has: {', '.join(table.column_names)}."
-                    )
-            if not isinstance(table.features[cfg.columns.image], datasets.Image):
-                raise UserError(f"dataset.columns.image={cfg.columns.image} does not hold images.")
-            pictures = rows(table.cast_column(cfg.columns.image, datasets.Image(decode=False))[cfg.columns.image])
-            images = encoded(pictures)
-            captions = [cfg.prompt] * len(images) if cfg.prompt is not None else rows(table[cfg.columns.text])
-            without = [
-                number for number, caption in enumerate(captions) if not isinstance(caption, str) or not caption.strip()
-            ]
-            if without:
-                raise UserError(f"dataset.columns.text={cfg.columns.text}: {name} item {without[0]} has no caption.")
-            splits[split] = Captioned(images, captions, [f"{name} item {number}" for number in range(len(images))])
-    if "train" not in splits:
-        raise UserError(f"dataset.path={cfg.path} has no split named train; it has: {', '.join(found)}.")
-    return splits
 
 
 def prepare_captioned(
-    splits: dict[str, Captioned],
+    found: dict[str, Captioned],
     cfg: DictConfig,
     seed: int,
     size: int,
     tokenize: Callable[[list[str]], Tensor],
     encode: Callable[[Tensor], Tensor],
 ) -> DiffusionData:
-    """Cut into train, validation and test, decode, crop to squares of `size` pixels, and encode to latents once.
+    """Cut into train, validation and test, decode, crop to squares of `size` pixels, and encode.
 
-    Splits that the data brings are used as they are; missing ones are cut from train at random by `cfg.split_seed`.
-    `cfg.limit` training items are drawn with the run's seed.
+    Args:
+        cfg: the dataset group. seed: the run's, for the training items that `cfg.limit` keeps.
+        tokenize: captions -> tokens (S, T). encode: images (S, 3, H, W) in 0..1 -> latents.
 
     Raises:
-        UserError: too few images to cut, or one that cannot be read.
+        UserError: too few images to cut, one that cannot be read, or label noise.
     """
-    splits = dict(splits)
-    order = np.random.default_rng(cfg.split_seed).permutation(len(splits["train"].images))
-    total = len(order)
-    # a distance between distributions needs two test pictures
-    for name, share, least in (("test", cfg.test_fraction, 2), ("validation", cfg.val_fraction, 1)):
-        if name not in splits:
-            count = max(least, round(share * total))
-            splits[name], order = splits["train"].subset(order[:count]), order[count:]
-    if len(order) < 1:
-        raise UserError(f"{total} images are too few to cut into train, validation and test; at least 4 are needed.")
-    train = splits["train"].subset(np.random.default_rng([seed, 0]).permutation(order)[: cfg.limit])
-    splits = {
-        "train": train,
-        "validation": splits["validation"].subset(range(min(len(splits["validation"].images), cfg.eval_limit))),
-        "test": splits["test"].subset(range(min(len(splits["test"].images), cfg.eval_limit))),
-    }
-    pictures = {name: torch.stack([_square(*pair, size) for pair in zip(part.images, part.names, strict=True)])
-                for name, part in splits.items()}  # fmt: skip
+    if cfg.label_noise:
+        raise UserError("dataset.label_noise replaces classes by others, which captions do not have; leave it out.")
+    splits = _cut(found, cfg, seed)
+    images = {name: _squares(part, size) for name, part in splits.items()}
     sets = {}
     for name, part in splits.items():
-        latents = torch.cat([encode(chunk).cpu() for chunk in pictures[name].split(ENCODED_AT_ONCE)])
+        latents = torch.cat([encode(chunk).cpu() for chunk in images[name].split(ENCODED_AT_ONCE)])
         sets[name] = TensorDataset(latents, tokenize(part.captions), torch.arange(len(latents)))
-    some = min(cfg.train_eval_limit, len(train.images))
     return DiffusionData(
         train=sets["train"],
-        train_eval=TensorDataset(*(column[:some] for column in sets["train"].tensors)),
+        train_eval=TensorDataset(*(column[: cfg.train_eval_limit] for column in sets["train"].tensors)),
         validation=sets["validation"],
         test=sets["test"],
-        sizes={name: len(part.images) for name, part in splits.items()},
-        fingerprint=_fingerprint(pictures, splits),
-        pictures=pictures,
+        sizes={name: len(part) for name, part in splits.items()},
+        fingerprint=_fingerprint(images, splits),
+        images=images,
         captions={name: part.captions for name, part in splits.items()},
     )
 
 
+def _cut(found: dict[str, Captioned], cfg: DictConfig, seed: int) -> dict[str, Captioned]:
+    train = found["train"]
+    missing = missing_shares(found, {"test": cfg.test_fraction, "validation": cfg.val_fraction})
+    counts = {name: max(LEAST[name], round(share * len(train))) for name, share in missing.items()}
+    parts = cut_at_random(len(train), counts, cfg.split_seed)
+    splits = {**found, **{name: train.subset(part) for name, part in parts.items()}}
+    splits["train"] = splits["train"].subset(draw_at_random(len(splits["train"]), cfg.limit, seed))
+    for name in ("validation", "test"):
+        splits[name] = splits[name].subset(range(min(len(splits[name]), cfg.eval_limit)))
+    return splits
+
+
+def _squares(items: Captioned, size: int) -> Tensor:
+    """The images (n, 3, size, size) in 0..1."""
+    return torch.stack([_square(image, name, size) for image, name in zip(items.images, items.names, strict=True)])
+
+
 def _square(image: Any, name: str, size: int) -> Tensor:
-    """The middle square of an image, (3, size, size) in 0..1; what is transparent becomes white."""
-    opened = open_image(image, name, "RGB", turned=True)
+    """The middle square of an image, (3, size, size) in 0..1; transparent pixels are white."""
+    opened = open_image(image, name, "RGB", upright=True)
     square = ImageOps.fit(opened, (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
 
 
-def _fingerprint(pictures: dict[str, Tensor], splits: dict[str, Captioned]) -> str:
+def _fingerprint(images: dict[str, Tensor], splits: dict[str, Captioned]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(pictures):
+    for name in sorted(images):
         digest.update(name.encode())
-        digest.update((pictures[name] * 255).byte().numpy().tobytes())
+        digest.update((images[name] * 255).byte().numpy().tobytes())
         digest.update(repr(splits[name].captions).encode())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What pictures are compared by: colours by place, the embedded ViT, any timm model; and CLIP, with their captions."""
+"""Features by which images are compared: colours by place, the bundled ViT, any timm model; and CLIP, with captions."""
 
 from typing import Any, cast
 
@@ -7,17 +7,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foura.errors import UserError, reason
+from foura.families.timm_models import left_unset, local_name
 from foura.files import here, read_weights
 
-AT_ONCE = 64  # pictures
+AT_ONCE = 64  # images
 
 
 def feature_space(name: str) -> nn.Module:
-    """A module from pictures (n, 3, H, W) in 0..1 to features (n, d).
+    """A module from images (n, 3, H, W) in 0..1 to features (n, d).
 
     Args:
-        name: "colours" (means of a 4 x 4 grid, 48 numbers), "glyphs" (the embedded ViT, 128 numbers: shapes, no colours),
+        name: "colours" (means of a 4 x 4 grid, 48 numbers), "glyphs" (the bundled ViT, 128 numbers: shapes, no colours),
             or a timm model's name or local folder, with its pretrained weights.
+
+    Raises:
+        UserError: it is none of these, or weights are missing.
     """
     if name == "colours":
         return Colours()
@@ -27,20 +31,30 @@ def feature_space(name: str) -> nn.Module:
 
 
 class Colours(nn.Module):
-    def forward(self, pictures: Tensor) -> Tensor:
-        return functional.adaptive_avg_pool2d(pictures, 4).flatten(1)
+    """Mean colours of a 4 x 4 grid, (n, 48)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool2d(images, 4).flatten(1)
 
 
 class Glyphs(nn.Module):
+    """Features of the bundled ViT, (n, 128)."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.vit = _embedded_vit(classes=0)
+        self.vit = _bundled_vit(classes=0)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.vit(_as_glyphs(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        return self.vit(_as_glyphs(images))
 
 
 class Timm(nn.Module):
+    """Features of a timm model, (n, d).
+
+    Raises:
+        UserError: no such model, or weights are missing from it.
+    """
+
     mean: Tensor
     std: Tensor
 
@@ -48,13 +62,9 @@ class Timm(nn.Module):
         super().__init__()
         import timm
 
-        from foura.families.images.backbone import left_unset
-
-        folder = here(name)
-        place = f"local-dir:{folder}" if folder is not None and folder.is_dir() else name
         try:
             with left_unset() as unset:
-                self.model = timm.create_model(place, pretrained=True, num_classes=0)
+                self.model = timm.create_model(local_name(name), pretrained=True, num_classes=0)
             data = timm.data.resolve_model_data_config(self.model)
             self.size = tuple(data["input_size"][1:])
             self.register_buffer("mean", torch.tensor(data["mean"]).view(1, -1, 1, 1))
@@ -62,8 +72,8 @@ class Timm(nn.Module):
             with torch.no_grad():
                 found = self.eval()(torch.zeros(1, 3, 8, 8))
             if found.dim() != 2 or not found.isfinite().all():
-                raise ValueError(f"of a picture it makes {tuple(found.shape)}, not finite numbers (1, d)")
-        except Exception as error:  # timm, and what it makes of a config.json, raise many kinds
+                raise ValueError(f"for one image it returns {tuple(found.shape)}, not finite numbers (1, d)")
+        except Exception as error:  # timm, and what it builds from a config.json, raise many kinds
             raise UserError(
                 f"evaluation.features={name}: no such feature space ({reason(error)}). Choose colours, glyphs, a timm model "
                 "or a local timm folder."
@@ -72,16 +82,16 @@ class Timm(nn.Module):
         if missing:
             raise UserError(f"evaluation.features={name}: weights are missing from it, such as {missing[0]}.")
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        resized = functional.interpolate(pictures, self.size, mode="bilinear", antialias=True)
+    def forward(self, images: Tensor) -> Tensor:
+        resized = functional.interpolate(images, self.size, mode="bilinear", antialias=True)
         return self.model((resized - self.mean) / self.std)
 
 
 class Clip(nn.Module):
-    """CLIPScore (Hessel et al., 2021) of pictures and their captions: 100 times the cosine of their features, a mean.
+    """CLIPScore (Hessel et al., arXiv 2104.08718) of images and their captions: 100 times the cosine of their features, a mean.
 
-    torchmetrics' own takes few models by name, runs code that comes with some of them, and does not go with this
-    transformers.
+    The one of torchmetrics takes few models by name, runs code that comes with some of them, and does not support this
+    version of transformers.
 
     Args:
         name: hub id or local folder of a CLIP model in safetensors.
@@ -110,58 +120,58 @@ class Clip(nn.Module):
             raise UserError(f"evaluation.clip={name}: weights are missing from it, such as {min(missing)}.")
 
     @torch.no_grad()
-    def forward(self, pictures: Tensor, captions: list[str]) -> float:
-        """The score, 0 to 100, of pictures (n, 3, H, W) in 0..1 and their n captions."""
+    def forward(self, images: Tensor, captions: list[str]) -> float:
+        """The score, 0 to 100, of images (n, 3, H, W) in 0..1 and their n captions."""
         total = 0.0
         for start in range(0, len(captions), AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            images = list((pictures[some] * 255).byte().cpu())
+            part = slice(start, start + AT_ONCE)
+            pixels = list((images[part] * 255).byte().cpu())
             given = self.processor(
-                text=captions[some], images=images, padding=True, truncation=True, return_tensors="pt"
+                text=captions[part], images=pixels, padding=True, truncation=True, return_tensors="pt"
             )
             found = self.model(**given.to(self.model.device))
-            total += float((found.image_embeds * found.text_embeds).sum())  # both of length 1
+            total += float((found.image_embeds * found.text_embeds).sum())  # both have length 1
         return max(0.0, 100 * total / len(captions))
 
 
 @torch.no_grad()
-def letters_read(pictures: Tensor, captions: list[str]) -> float:
-    """The share of pictures that the embedded ViT reads as the letter of their caption, capital or small.
+def letters_read(images: Tensor, captions: list[str]) -> float:
+    """The share of images that the bundled ViT reads as the letter of their caption, capital or small.
 
-    It was pretrained on the same fonts, in black and white. Of real letters of `datasets.letters` it reads 99 % (plain) and
-    92 % (fire).
+    The ViT was pretrained on the same fonts, in black and white. Of the letters of `bundled.letters` it reads 99 % (plain)
+    and 92 % (fire).
     """
     from foura.bundled.glyphs import GLYPH_CLASSES
 
-    scores = _embedded_vit(classes=len(GLYPH_CLASSES)).eval()(_as_glyphs(pictures))
+    scores = _bundled_vit(classes=len(GLYPH_CLASSES)).eval()(_as_glyphs(images))
     other = [not any(c.isascii() and c.isalpha() for c in characters) for characters in GLYPH_CLASSES]
     read = scores.masked_fill(torch.tensor(other), -torch.inf).argmax(-1).tolist()
     wanted = [caption[-1].lower() for caption in captions]
     return sum(letter in GLYPH_CLASSES[c].lower() for c, letter in zip(read, wanted, strict=True)) / len(wanted)
 
 
-def _embedded_vit(classes: int) -> nn.Module:
+def _bundled_vit(classes: int) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
-    from foura.bundled.vit import EMBEDDED_VIT, WEIGHTS
+    from foura.bundled.vit import BUNDLED_VIT, WEIGHTS
 
-    vit = VisionTransformer(**EMBEDDED_VIT, num_classes=classes)
-    state = {
-        key: value.float() for key, value in read_weights(WEIGHTS).items() if classes or not key.startswith("head.")
-    }
-    vit.load_state_dict(state)
+    vit = VisionTransformer(**BUNDLED_VIT, num_classes=classes)
+    weights = read_weights(WEIGHTS)
+    vit.load_state_dict(
+        {key: value.float() for key, value in weights.items() if classes or not key.startswith("head.")}
+    )
     return vit
 
 
-def _as_glyphs(pictures: Tensor) -> Tensor:
-    """Pictures as the embedded ViT knows letters: ink on paper (the colour of the upper and lower edge), filling the square."""
-    from foura.bundled.vit import EMBEDDED_VIT, INPUT_MEAN, INPUT_STD
+def _as_glyphs(images: Tensor) -> Tensor:
+    """Images as in the bundled ViT's pretraining: ink on paper (the colour of the upper and lower edge), filling the square."""
+    from foura.bundled.vit import BUNDLED_VIT, INPUT_MEAN, INPUT_STD
 
-    edge = torch.cat([pictures[..., 0, :], pictures[..., -1, :]], -1)
+    edge = torch.cat([images[..., 0, :], images[..., -1, :]], -1)
     paper = edge.median(-1, keepdim=True).values.unsqueeze(-1)
-    ink = (pictures - paper).norm(dim=1, keepdim=True)
+    ink = (images - paper).norm(dim=1, keepdim=True)
     ink = ink / ink.amax((-1, -2), keepdim=True).clamp_min(1e-3)
-    margin, size = pictures.shape[-1] // 8, EMBEDDED_VIT["img_size"]
+    margin, size = images.shape[-1] // 8, BUNDLED_VIT["img_size"]
     ink = ink[..., margin : ink.shape[-2] - margin, margin : ink.shape[-1] - margin]
     coarse = functional.interpolate(ink, (size // 2, size // 2), mode="bilinear", antialias=True)
     return (functional.interpolate(coarse, (size, size), mode="bilinear") - INPUT_MEAN[0]) / INPUT_STD[0]

@@ -1,6 +1,7 @@
 """Grids of generated images, and figures of their metrics."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from foura.figures import GREY, TRAIN, VALIDATION, plt, save_figure
 
 
-def image_grid(rows: list[Tensor], names: list[str], path: Path) -> None:
+def image_grid(rows: Sequence[Tensor], names: Sequence[str], path: Path) -> None:
     """Rows of images (n, 3, H, W) in 0..1, each with its name."""
     columns = max(len(row) for row in rows)
     fig, axes = plt.subplots(
@@ -24,16 +25,16 @@ def image_grid(rows: list[Tensor], names: list[str], path: Path) -> None:
     save_figure(fig, path)
 
 
-def draw_strengths(rows: list[dict[str, Any]], path: Path) -> None:
-    """Each metric against the adapter scale."""
-    measures = [key for key in rows[0] if key != "strength"]
-    fig, axes = plt.subplots(1, len(measures), figsize=(2.8 * len(measures), 2.8), layout="constrained", squeeze=False)
-    for axis, measure in zip(axes[0], measures, strict=True):
+def draw_scales(rows: list[dict[str, Any]], path: Path) -> None:
+    """Each metric against the adapter scale (the column "strength")."""
+    metrics = [key for key in rows[0] if key != "strength"]
+    fig, axes = plt.subplots(1, len(metrics), figsize=(2.8 * len(metrics), 2.8), layout="constrained", squeeze=False)
+    for axis, metric in zip(axes[0], metrics, strict=True):
         axis.plot(
-            [row["strength"] for row in rows], [row[measure] for row in rows], color=TRAIN, marker="o", markersize=3
+            [row["strength"] for row in rows], [row[metric] for row in rows], color=TRAIN, marker="o", markersize=3
         )
-        axis.set_title(measure.replace("_", " "))
-        axis.set_xlabel("strength")
+        axis.set_title(metric.replace("_", " "))
+        axis.set_xlabel("adapter scale")
         axis.spines[["top", "right"]].set_visible(False)
     save_figure(fig, path)
 

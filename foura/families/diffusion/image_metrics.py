@@ -1,4 +1,4 @@
-"""What generated pictures are worth: near to held-out ones, diverse, no copies, and showing what was asked for."""
+"""Metrics of generated images: near to held-out ones, diverse, not copies, and showing what their captions say."""
 
 from typing import Any
 
@@ -13,63 +13,67 @@ from foura.errors import UserError, reason
 from foura.families.diffusion.data import DiffusionData
 from foura.families.diffusion.features import AT_ONCE, Clip, feature_space, letters_read
 
-ALONE: Any = {"sync_on_compute": False}  # of several ranks, each judges all that was drawn
+ALONE: Any = {"sync_on_compute": False}  # every process measures all images
 
 
-class Judge:
-    """Measures drawn pictures against a run's data, in the feature space `evaluation.features`.
+class ImageMetrics:
+    """Measures generated images against a run's data, in the feature space `evaluation.features`.
 
-    frechet, kernel: distances to the pictures of the split `held_out` (kernel is unbiased at few pictures, frechet is not:
-    compare it at equal numbers only). diversity: between seeds of a prompt. copy_distance: to the nearest training picture,
-    in units of what held-out pictures have. legible, for the embedded letters: the share that our classifier reads as the
-    letter asked for. lpips (diversity) and clip (alignment) where the user has the weights.
+    frechet, kernel: Fréchet distance (arXiv 1706.08500) and kernel distance (arXiv 1801.01401) to the images of a held-out
+    split; the kernel distance is unbiased for few images, the Fréchet distance is not: compare it at equal numbers only.
+    diversity: between seeds of a prompt. copy_distance: to the nearest training image, in units of what held-out images
+    have. legible, for the bundled letters: the share that the bundled ViT reads as the letter of the caption. lpips
+    (diversity) and clip (alignment): where the user has the weights.
+
+    Args:
+        evaluation: the config group. source: `dataset.source`.
 
     Raises:
-        UserError: when it is made, so before anything is trained: a model that cannot be loaded.
+        UserError: a model that cannot be loaded; at once, so before anything is trained.
     """
 
     def __init__(self, evaluation: DictConfig, data: DiffusionData, source: str) -> None:
         self.data, self.reads = data, source == "letters"
-        self.seen: dict[str, Tensor] = {}  # features of the data, by split
-        with torch.random.fork_rng(devices=[]):  # new models draw weights; a run's own chances stay what they are
+        self.known: dict[str, Tensor] = {}  # features of the data, by split
+        with torch.random.fork_rng(devices=[]):  # new models draw weights; the run's random numbers stay the same
             self.space = feature_space(evaluation.features)
             self.lpips = _lpips_metric() if evaluation.lpips else None
             self.clip = None if evaluation.clip is None else Clip(evaluation.clip).eval()
 
-    def __call__(self, drawn: Tensor, captions: list[str], held_out: str, device: torch.device) -> dict[str, float]:
-        """Measures of drawn pictures (n, 3, H, W) and their captions.
+    def __call__(self, images: Tensor, captions: list[str], held_out: str, device: torch.device) -> dict[str, float]:
+        """{metric: value} of generated images (n, 3, H, W) in 0..1 and their captions.
 
         Args:
             held_out: "validation" or "test". device: where features are computed.
         """
         for split in ("train", held_out):
-            if split not in self.seen:
-                self.seen[split] = self._features(self.data.pictures[split], device)
-        features, training, other = self._features(drawn, device), self.seen["train"], self.seen[held_out]
+            if split not in self.known:
+                self.known[split] = self._features(self.data.images[split], device)
+        features, training, other = self._features(images, device), self.known["train"], self.known[held_out]
         order = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         prompt = torch.tensor([order[caption] for caption in captions])
-        measures = {
+        values = {
             "frechet": _frechet(features, other),
             "kernel": _kernel(features, other),
             "diversity": diversity(features, prompt),
             "copy_distance": copy_distance(features, training, other),
         }
         if self.reads:
-            measures["legible"] = letters_read(drawn, captions)
+            values["legible"] = letters_read(images, captions)
         if self.lpips is not None:
-            measures["lpips"] = _lpips(self.lpips.to(device), drawn.to(device), prompt)
+            values["lpips"] = _lpips(self.lpips.to(device), images.to(device), prompt)
         if self.clip is not None:
-            measures["clip"] = self.clip.to(device)(drawn, captions)
-        return measures
+            values["clip"] = self.clip.to(device)(images, captions)
+        return values
 
     @torch.no_grad()
-    def _features(self, pictures: Tensor, device: torch.device) -> Tensor:
+    def _features(self, images: Tensor, device: torch.device) -> Tensor:
         self.space.to(device)
-        return torch.cat([self.space(part.to(device)).cpu() for part in pictures.split(AT_ONCE)])
+        return torch.cat([self.space(part.to(device)).cpu() for part in images.split(AT_ONCE)])
 
 
 def _frechet(features: Tensor, held_out: Tensor) -> float:
-    """Fréchet distance of features (n, d) to those of held-out pictures (m, d)."""
+    """Fréchet distance of features (n, d) to those of held-out images (m, d)."""
     metric = FrechetInceptionDistance(_Given(features.shape[1]), normalize=True, **ALONE).set_dtype(torch.float64)
     metric.update(held_out.double(), real=True)
     metric.update(features.double(), real=False)
@@ -77,7 +81,7 @@ def _frechet(features: Tensor, held_out: Tensor) -> float:
 
 
 def _kernel(features: Tensor, held_out: Tensor) -> float:
-    """Kernel distance (unbiased) of features (n, d) to those of held-out pictures (m, d)."""
+    """Kernel distance (unbiased) of features (n, d) to those of held-out images (m, d)."""
     size = min(len(features), len(held_out))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # it draws subsets
@@ -88,9 +92,9 @@ def _kernel(features: Tensor, held_out: Tensor) -> float:
         return float(metric.compute()[0])
 
 
-def _lpips(metric: Any, drawn: Tensor, prompt: Tensor) -> float:
-    """Mean LPIPS between pictures (n, 3, H, W) of one prompt; prompt: the number of each picture's, (n,)."""
-    large = nn.functional.interpolate(drawn, (64, 64)) if drawn.shape[-1] < 64 else drawn
+def _lpips(metric: Any, images: Tensor, prompt: Tensor) -> float:
+    """Mean LPIPS between images (n, 3, H, W) of one prompt; prompt (n,): the number of each image's prompt."""
+    large = nn.functional.interpolate(images, (64, 64)) if images.shape[-1] < 64 else images
     for one in prompt.unique():
         first, second = torch.combinations(torch.nonzero(prompt == one)[:, 0]).T
         metric.update(large[first], large[second])
@@ -106,13 +110,13 @@ def _lpips_metric() -> Any:
         return LearnedPerceptualImagePatchSimilarity("alex", normalize=True, **ALONE)
     except Exception as error:  # no network, or a package that is missing
         raise UserError(
-            f"evaluation.lpips=true needs torchvision's AlexNet weights in torch's cache, and they are not to be had: "
+            "evaluation.lpips=true needs torchvision's AlexNet weights in torch's cache, and they cannot be loaded: "
             f"{reason(error)}"
         ) from error
 
 
 class _Given(nn.Module):
-    """Features that are features already, in the form that torchmetrics wants of an extractor."""
+    """Passes features through: torchmetrics wants an extractor that has `num_features`."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

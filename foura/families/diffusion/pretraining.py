@@ -12,7 +12,7 @@ SEED = 10_000_019  # far from the seeds of the pretraining
 
 
 def pretraining_batches(parts: Parts) -> list[Any]:
-    """One batch of plain letters, as the task evaluates it."""
+    """One batch of plain letters, in the form that the task evaluates."""
     backbone: Any = parts.backbone
     pixels, captions = render_letters(LETTERS, seed=SEED, style="plain")
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255

@@ -26,12 +26,6 @@ def _save_merged(parts: Parts, model: Any, cfg: DictConfig, out: Path) -> None:
     save_merged(model, cfg.backbone.name, out)
 
 
-def _save_as_lora(model: Any, out: Path) -> None:
-    from foura.adapter import save_as_lora
-
-    save_as_lora(model, out)
-
-
 def _pretraining_loss(parts: Parts, model: Any, cfg: DictConfig) -> float:
     from foura.families.images.pretraining import pretraining_loss
 
@@ -53,7 +47,6 @@ FAMILY = Family(
     causal=False,
     build=_build,
     save_merged=_save_merged,
-    save_as_lora={"lora": _save_as_lora},
     pretraining_loss=_pretraining_loss,
     pretrain=_pretrain,
 )

@@ -1,12 +1,8 @@
-"""Image backbones by timm: the embedded ViT, any timm name, a local timm folder, or a checkpoint file."""
+"""Image classifiers of timm: the bundled ViT, any timm name, a local timm folder, or a checkpoint file."""
 
 import difflib
-import logging
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -17,20 +13,21 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from foura.backbone import Backbone, choose_targets
-from foura.bundled.vit import EMBEDDED_VIT, INPUT_MEAN, INPUT_STD, WEIGHTS
+from foura.bundled.vit import BUNDLED_VIT, INPUT_MEAN, INPUT_STD, WEIGHTS
 from foura.errors import UserError, reason
-from foura.files import find, here, read_weights, regular, unfit
+from foura.families.timm_models import left_unset, local_name
+from foura.files import find, read_weights, regular, unfit
 
 TARGETS = ("qkv", "attn.proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
 class ImageBackbone(Backbone):
-    """Maps images (S, C, H, W) to logits (S, classes); its head is new.
+    """A model from images (S, C, H, W) to logits (S, classes); its head is new.
 
     Attributes:
-        image_mode: Pillow's mode of the images it takes, "L" or "RGB".
-        preprocess: a Pillow image of that mode to a float tensor (C, H, W).
+        image_mode: Pillow's mode of the images that it takes, "L" or "RGB".
+        preprocess: from a Pillow image of that mode to a float tensor (C, H, W).
     """
 
     image_mode: str
@@ -43,22 +40,21 @@ def build_vit(cfg: DictConfig, num_classes: int) -> ImageBackbone:
     Raises:
         UserError: an unknown name, weights that are not there or do not fit, or target modules that match nothing.
     """
-    embedded = cfg.name == "embedded"
-    model: Any = _embedded(cfg.pretrained, num_classes) if embedded else _timm_model(cfg, num_classes)
+    model: Any
+    if cfg.name == "embedded":
+        model, head, data = _bundled(cfg.pretrained, num_classes), "head", _bundled_data()
+    else:
+        model = _timm_model(cfg, num_classes)
+        head = model.pretrained_cfg.get("classifier")
+        data = resolve_model_data_config(model, args={"img_size": cfg.img_size} if cfg.img_size else None)
     model.requires_grad_(False)
-    head = model.pretrained_cfg.get("classifier") if not embedded else "head"
     if not isinstance(head, str):
         raise UserError(
             f"backbone.name={cfg.name} has no single classifier layer (found {head!r}); choose another model."
         )
-    data = resolve_model_data_config(model, args={"img_size": cfg.img_size} if cfg.img_size else None)
-    if embedded:
-        size = EMBEDDED_VIT["img_size"]
-        data = {"input_size": (EMBEDDED_VIT["in_chans"], size, size), "mean": INPUT_MEAN, "std": INPUT_STD}
-        data |= {"interpolation": "bilinear", "crop_pct": 1.0}
     channels = data["input_size"][0]
     if channels not in (1, 3):
-        raise UserError(f"backbone.name={cfg.name} takes images of {channels} channels; only 1 and 3 can be fed.")
+        raise UserError(f"backbone.name={cfg.name} takes images of {channels} channels; choose a model of 1 or 3.")
     return ImageBackbone(
         model=model,
         targets=choose_targets(model, cfg.target_modules, TARGETS, head),
@@ -70,55 +66,53 @@ def build_vit(cfg: DictConfig, num_classes: int) -> ImageBackbone:
     )
 
 
-def _embedded(pretrained: bool | str, num_classes: int) -> nn.Module:
-    model = VisionTransformer(**EMBEDDED_VIT, num_classes=num_classes)
+def _bundled_data() -> dict[str, Any]:
+    """The bundled ViT's preprocessing, in the form of timm's `resolve_model_data_config`."""
+    size = BUNDLED_VIT["img_size"]
+    data = {"input_size": (BUNDLED_VIT["in_chans"], size, size), "mean": INPUT_MEAN, "std": INPUT_STD}
+    return {**data, "interpolation": "bilinear", "crop_pct": 1.0}
+
+
+def _bundled(pretrained: bool | str, num_classes: int) -> nn.Module:
+    model = VisionTransformer(**BUNDLED_VIT, num_classes=num_classes)
     if pretrained is False:
         return model
-    path = WEIGHTS if pretrained is True else Path(pretrained)
-    if here(str(path)) is None:
-        raise UserError(f"the weights of the embedded ViT are not at {path}; `foura pretrain` makes them.")
+    path = WEIGHTS if pretrained is True else find(pretrained, "backbone.pretrained")
+    if not path.exists():
+        raise UserError(f"the weights of the bundled ViT are not at {path}; `foura pretrain` makes them.")
     state = {key: value for key, value in read_weights(path).items() if not key.startswith("head.")}
     wanted = {key: value for key, value in model.state_dict().items() if not key.startswith("head.")}
     wrong = unfit(state, wanted)
     if wrong:
         raise UserError(
-            f"{path} does not hold the weights of the embedded ViT ({wrong}); `foura pretrain` remakes them."
+            f"{path} does not hold the weights of the bundled ViT ({wrong}); `foura pretrain` remakes them."
         )
     model.load_state_dict(state, strict=False)
     return model
 
 
 def _timm_model(cfg: DictConfig, num_classes: int) -> nn.Module:
-    """A model by timm's own loading, so that heads and input channels are adapted as timm does it."""
-    name, pretrained, overlay = cfg.name, cfg.pretrained is not False, None
-    folder = here(name)
-    if folder is not None and folder.is_dir():
-        name = f"local-dir:{folder}"
-    elif not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name.split(".")[0]):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"backbone.name={name} is neither a timm model nor a folder here.{hint}")
+    """A model by timm's own loading, so that heads and input channels are adapted as timm does it.
+
+    Raises:
+        UserError: no such model, or weights that cannot be loaded or are of another model.
+    """
+    name = _timm_name(cfg.name)
+    overlay = None
     if isinstance(cfg.pretrained, str):
         overlay = {"file": str(regular(find(cfg.pretrained, "backbone.pretrained")))}
-    options: dict[str, Any] = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay, "num_classes": num_classes}
-    size = {"img_size": cfg.img_size} if cfg.img_size else {}
+    options: dict[str, Any] = {"pretrained_cfg_overlay": overlay, "num_classes": num_classes}
     try:
         with left_unset() as unset:
-            try:
-                model = timm.create_model(name, **options, **size)
-            except TypeError as error:
-                if not (size and "img_size" in str(error)):
-                    raise
-                model = timm.create_model(name, **options)  # convolutional models take any size, without saying so
-    except Exception as error:  # timm, and what it makes of a config.json, raise many kinds; all say what is wrong
+            model = _created(name, cfg.img_size, pretrained=cfg.pretrained is not False, **options)
+    except Exception as error:  # timm, and what it builds from a config.json, raise many kinds; all say what is wrong
         raise UserError(
             f"backbone.name={name}: the weights could not be loaded ({reason(error)}). Give a file with "
             "backbone.pretrained=PATH, a local folder with backbone.name=PATH, or backbone.pretrained=false."
         ) from error
-    described: Any = model.pretrained_cfg
-    head = described.get("classifier")
+    head = model.pretrained_cfg.get("classifier")
     missing = [key for key in unset if not key.startswith(f"{head}.") and not key.endswith("num_batches_tracked")]
-    if pretrained and missing:
+    if cfg.pretrained is not False and missing:
         raise UserError(
             f"backbone.name={cfg.name}: the weights are of another model: {len(missing)} that this one has are missing, such "
             f"as {missing[0]}."
@@ -126,22 +120,21 @@ def _timm_model(cfg: DictConfig, num_classes: int) -> nn.Module:
     return model
 
 
-@contextmanager
-def left_unset() -> Iterator[list[str]]:
-    """Names of the weights that timm did not find and left at random: with a new head it tells its log alone."""
-    names: list[str] = []
+def _timm_name(wanted: str) -> str:
+    name = local_name(wanted)
+    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) or timm.is_model(name.split(".")[0]):
+        return name
+    close = difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise UserError(f"backbone.name={name} is neither a timm model nor a folder here.{hint}")
 
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            found = re.match(r"Missing keys \((.*)\) discovered", record.getMessage())
-            names.extend(found.group(1).split(", ") if found else [])
 
-    log, listener = logging.getLogger("timm.models._builder"), Listener()
-    level = log.level
-    log.addHandler(listener)
-    log.setLevel(logging.INFO)
+def _created(name: str, img_size: int | None, **options: Any) -> Any:
+    if img_size is None:
+        return timm.create_model(name, **options)
     try:
-        yield names
-    finally:
-        log.removeHandler(listener)
-        log.setLevel(level)
+        return timm.create_model(name, img_size=img_size, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(name, **options)  # a convolutional model takes any size, and no such argument

@@ -1,122 +1,97 @@
-"""From labelled images to what a run trains, validates and tests on: cut once, decoded once, never mixed."""
+"""From labelled images to the data of a run: cut once, decoded once, never mixed."""
 
 import hashlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image, ImageOps
-from sklearn.model_selection import train_test_split
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
+from foura.data.images import open_image
+from foura.data.labels import wrong_labels
+from foura.data.run_data import RunData
+from foura.data.splits import cut_by_class, draw_by_class, missing_shares
 from foura.errors import UserError
 from foura.families.images.sources import Labelled, Source
 from foura.files import regular
 
-IN_MEMORY_BYTES = 2**30  # decoded images up to this size are kept; larger data is decoded as it is read
-SMALLEST = 8  # pixels: what is smaller is no picture to draw
-THINNEST = 100  # times as long as wide: scaled to a model's size, one such strip would fill the memory
+IN_MEMORY_BYTES = 2**30  # decoded images up to this size are kept; larger data is decoded whenever it is read
 
 
-@dataclass
-class ImageData:
-    """The data of one run. Items of every dataset are (image (C, H, W) float32, class index).
+@dataclass(kw_only=True)
+class ImageData(RunData):
+    """Items are (image (C, H, W) float32, class index).
 
     Attributes:
-        train: what is trained on.
-        train_eval: a fixed part of train, evaluated exactly like validation, so that the gap is a measurement.
-        validation: selects the epoch. test: used once, at the end.
-        noisy: the training items that dataset.label_noise gave a wrong label, None where there are none.
-        fingerprint: hash of the items, their labels and how they are cut (16 hex digits).
+        classes: their names.
+        noisy: the training items that dataset.label_noise gave a wrong label; None without label noise.
     """
 
-    train: Dataset
-    train_eval: Dataset
-    validation: Dataset
-    test: Dataset
     classes: list[str]
-    sizes: dict[str, int]
-    fingerprint: str
-    collate: Any = None
     noisy: Dataset | None = None
 
 
 def prepare(
     source: Source, cfg: DictConfig, seed: int, image_mode: str, preprocess: Callable[[Image.Image], Tensor]
 ) -> ImageData:
-    """Cut the source into train, validation and test, and decode it for a backbone.
+    """Cut the source into train, validation and test by class, and decode it for a backbone.
 
-    Splits that the data brings are used as they are; missing ones are cut from train by class with `cfg.split_seed`, so
-    that validation and test are the same for every run. `cfg.limit` then draws the training items with the run's seed.
+    Args:
+        cfg: the dataset group. seed: the run's, for the training items that `cfg.limit` keeps and for label noise.
+        image_mode: Pillow's mode of the images. preprocess: from such an image to a tensor (C, H, W).
 
     Raises:
         UserError: too few items or classes to cut, or an image that cannot be read.
     """
-    splits = dict(source.splits)
+    splits = _cut(source.splits, cfg)
     train = splits["train"]
-    # both shares are of all the items, so the second cut has to ask for more of what is left
-    share_left = 1.0
-    for name, share in (("test", cfg.test_fraction), ("validation", cfg.val_fraction)):
-        if name not in splits:
-            train, splits[name] = _cut(train, share / share_left, cfg.split_seed, name)
-            share_left -= share
     if cfg.limit is not None and cfg.limit < len(train):
-        train, _ = _cut(train, 1.0 - cfg.limit / len(train), seed, "train", keep=cfg.limit)
-    splits["train"] = mislabelled(train, cfg.label_noise, len(source.classes), seed) if cfg.label_noise else train
-    noisy = np.nonzero(splits["train"].labels != train.labels)[0].tolist()
+        train = train.subset(draw_by_class(train.labels, cfg.limit, seed))
+    labels = wrong_labels(train.labels, cfg.label_noise, len(source.classes), seed) if cfg.label_noise else train.labels
+    noisy = np.flatnonzero(labels != train.labels).tolist()
+    splits["train"] = Labelled(train.images, labels, train.names)
     for name, items in splits.items():
-        present = len(set(items.labels.tolist()))
-        if present < 2:
-            raise UserError(
-                f"the {name} split has {present} class{'es' if present != 1 else ''} among {len(items)} items; "
-                "a classifier needs at least 2."
-            )
+        _check_classes(name, items)
     decoded = {name: _decode(items, image_mode, preprocess) for name, items in splits.items()}
-    part = range(min(cfg.train_eval_limit, len(train)))
     return ImageData(
         train=decoded["train"],
-        train_eval=torch.utils.data.Subset(decoded["train"], part),
+        train_eval=Subset(decoded["train"], range(min(cfg.train_eval_limit, len(train)))),
         validation=decoded["validation"],
         test=decoded["test"],
         classes=source.classes,
         sizes={name: len(items) for name, items in splits.items()},
         fingerprint=_fingerprint(splits, source.classes),
-        noisy=torch.utils.data.Subset(decoded["train"], noisy) if noisy else None,
+        noisy=Subset(decoded["train"], noisy) if noisy else None,
     )
 
 
-def _cut(items: Labelled, share: float, seed: int, name: str, keep: int | None = None) -> tuple[Labelled, Labelled]:
-    """(the rest, the part cut off), by class; the rest has exactly `keep` items where that is given."""
-    if not 0.0 < share < 1.0:
-        raise UserError("dataset.val_fraction and dataset.test_fraction together must leave items to train on.")
-    sizes = {"test_size": share} if keep is None else {"train_size": keep, "test_size": len(items) - keep}
-    try:
-        rest, part = train_test_split(
-            np.arange(len(items)), stratify=items.labels, random_state=seed, shuffle=True, **sizes
+def _cut(found: dict[str, Labelled], cfg: DictConfig) -> dict[str, Labelled]:
+    splits, train, left = dict(found), found["train"], 1.0
+    shares = {"test": cfg.test_fraction, "validation": cfg.val_fraction}
+    for name, share in missing_shares(found, shares).items():
+        # shares are of all the items, so the second cut takes more of those that are left
+        rest, part = cut_by_class(train.labels, share / left, cfg.split_seed, name)
+        train, splits[name] = train.subset(rest), train.subset(part)
+        left -= share
+    return {**splits, "train": train}
+
+
+def _check_classes(name: str, items: Labelled) -> None:
+    present = len(set(items.labels.tolist()))
+    if present < 2:
+        raise UserError(
+            f"the {name} split has {present} class{'es' if present != 1 else ''} among {len(items)} items; "
+            "a classifier needs at least 2."
         )
-    except ValueError as error:
-        count = len(items)
-        raise UserError(f"cannot cut a {name} split from {count} items by class: {error}") from None
-    return items.subset(rest), items.subset(part)
-
-
-def mislabelled(items: Labelled, share: float, classes: int, seed: int) -> Labelled:
-    """The items with a share of their labels replaced by another class, drawn with the seed: what only memory can fit."""
-    generator = np.random.default_rng([seed, 1])
-    wrong = generator.permutation(len(items))[: round(share * len(items))]
-    labels = items.labels.copy()
-    labels[wrong] = (labels[wrong] + generator.integers(1, classes, len(wrong))) % classes
-    return Labelled(items.images, labels, items.names)
 
 
 class _LazyImages(Dataset):
-    """Decodes an image when it is asked for."""
+    """Decodes an image whenever it is read."""
 
     def __init__(self, items: Labelled, mode: str, preprocess: Callable[[Image.Image], Tensor]) -> None:
         self.items, self.mode, self.preprocess = items, mode, preprocess
@@ -136,48 +111,6 @@ def _decode(items: Labelled, mode: str, preprocess: Callable[[Image.Image], Tens
         return lazy
     images = torch.stack([lazy[index][0] for index in range(len(lazy))])
     return TensorDataset(images, torch.from_numpy(items.labels))
-
-
-def open_image(image: Any, name: str, mode: str, turned: bool = False) -> Image.Image:
-    """An image of Pillow's `mode`; of a moving one the first picture.
-
-    Args:
-        turned: as its camera was held, and what is transparent white; pictures too small to be one are refused.
-
-    Raises:
-        UserError: it cannot be read, or its values have no known white.
-    """
-    if isinstance(image, str):
-        regular(Path(image))
-    try:
-        if isinstance(image, np.ndarray):
-            opened = Image.fromarray(image)
-        else:
-            opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
-            _check_shape(opened.size, name, SMALLEST if turned else 1)  # before any pixel is decoded
-            opened.load()
-        if opened.mode.startswith("I;16"):  # Pillow would clip what is above 255
-            opened = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
-        if turned:
-            opened = ImageOps.exif_transpose(opened)
-            if "A" in opened.getbands() or "transparency" in opened.info:
-                opened = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened.convert("RGBA"))
-        if opened.mode in ("I", "F"):
-            raise UserError(f"{name} holds 32-bit values, whose white nobody knows; convert it to 8 bits.")
-        return opened.convert(mode)
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's decoders raise what their arithmetic raises: struct.error, IndexError, …
-        reason = str(error).replace(f" '{image}'", "") if isinstance(image, str) else str(error)
-        raise UserError(f"{name} cannot be read as an image ({reason[:200]}); repair it or take it out.") from None
-
-
-def _check_shape(size: tuple[int, int], name: str, least: int) -> None:
-    width, height = size
-    if min(size) < least:
-        raise UserError(f"{name} is {width} x {height} pixels: too small to be a picture; take it out.")
-    if max(size) > THINNEST * min(size):
-        raise UserError(f"{name} is {width} x {height} pixels: too long and thin to be a picture; take it out.")
 
 
 def _fingerprint(splits: dict[str, Labelled], classes: list[str]) -> str:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 
 def save_merged(model: Any, name: str, out: Path) -> None:
-    """Write the model to the new folder `out`: weights alone for the bundled ViT, a timm folder for any other."""
+    """Write the model `backbone.name` to the new folder `out`: weights alone for the bundled ViT, else a timm folder."""
     if name == "embedded":
         out.mkdir(parents=True)
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, out / "model.safetensors")

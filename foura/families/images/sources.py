@@ -1,9 +1,8 @@
-"""Where images come from: the embedded digits, a folder of classes, or anything that `datasets.load_dataset` reads.
+"""Sources of labelled images: the bundled digits, a folder of classes, or anything that `datasets.load_dataset` reads.
 
-Each source gives `Labelled` splits with images still encoded; cutting and decoding is the same for all (`splits`).
+A source gives `Labelled` splits with the images still encoded; `data.prepare` cuts and decodes them.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from foura.data.hub import encoded, image_records, read_hub, rows
+from foura.data.images import image_files
+from foura.data.splits import check_column, existing, split_folders, split_tables
 from foura.errors import UserError, reason
-from foura.files import find, here, regular
 
-SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
 EXPECTED = "Expected FOLDER/<class>/<image files>, or FOLDER/train/<class>/…."
 
 
@@ -37,7 +37,7 @@ class Labelled:
 
 @dataclass
 class Source:
-    """What was found: {"train": ..., and "validation" and "test" where the data brings them} and the class names."""
+    """{"train": …, and "validation" and "test" where the data brings them}, and the class names."""
 
     splits: dict[str, Labelled]
     classes: list[str]
@@ -49,7 +49,7 @@ def open_source(cfg: DictConfig) -> Source:
     Raises:
         UserError: a path, column, split or class that is not there.
     """
-    readers: dict[str, Callable[[DictConfig], Source]] = {"digits": _digits, "imagefolder": _folder, "hf": _hub}
+    readers: dict[str, Callable[[DictConfig], Source]] = {"digits": _digits, "imagefolder": _folders, "hf": _hub}
     source = readers[cfg.source](cfg)
     return _restrict(source, list(cfg.classes)) if cfg.classes is not None else source
 
@@ -62,78 +62,73 @@ def _digits(cfg: DictConfig) -> Source:
     return Source({"train": Labelled(list(images), labels, names)}, [str(digit) for digit in range(10)])
 
 
-def _folder(cfg: DictConfig) -> Source:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
+def _folders(cfg: DictConfig) -> Source:
+    from torchvision.datasets.folder import find_classes
 
     root = existing(cfg.path)
     if not root.is_dir():
         raise UserError(f"dataset.path={cfg.path} is not a folder.")
-    folders = {split: root / name for split, names in SPLIT_NAMES.items() for name in names if (root / name).is_dir()}
-    if "train" not in folders:
-        folders = {"train": root}
+    folders = split_folders(root)
     try:
-        classes, index_of = find_classes(str(folders["train"]))
-        splits = {}
-        for split, folder in folders.items():
-            extra = set(find_classes(str(folder))[0]) - set(classes)
-            if extra:
-                raise UserError(f"{folder} has classes that the training folder lacks: {', '.join(sorted(extra))}.")
-            of = {name: image_files(folder / name, IMG_EXTENSIONS) for name in classes}
-            if split == "train" and not all(of.values()):
-                without = ", ".join(name for name in classes if not of[name])
-                raise UserError(f"{folder}: no images for {without} ({', '.join(IMG_EXTENSIONS)}). {EXPECTED}")
-            found = sorted((str(path), index_of[name]) for name in classes for path in of[name])
-            paths = [path for path, _ in found]
-            splits[split] = Labelled(paths, np.array([label for _, label in found], dtype=np.int64), paths)
+        classes, _ = find_classes(str(folders["train"]))
+        return Source({split: _folder(folder, split, classes) for split, folder in folders.items()}, classes)
     except OSError as error:
         raise UserError(f"dataset.path={cfg.path}: {reason(error)} {EXPECTED}") from None
-    return Source(splits, classes)
+
+
+def _folder(folder: Path, split: str, classes: list[str]) -> Labelled:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
+
+    extra = set(find_classes(str(folder))[0]) - set(classes)
+    if extra:
+        raise UserError(f"{folder} has classes that the training folder lacks: {', '.join(sorted(extra))}.")
+    files = {name: image_files(folder / name, IMG_EXTENSIONS) for name in classes}
+    if split == "train" and not all(files.values()):
+        without = ", ".join(name for name in classes if not files[name])
+        raise UserError(f"{folder}: no images for {without} ({', '.join(IMG_EXTENSIONS)}). {EXPECTED}")
+    found = sorted((str(path), index) for index, name in enumerate(classes) for path in files[name])
+    paths = [path for path, _ in found]
+    return Labelled(paths, np.array([label for _, label in found], dtype=np.int64), paths)
 
 
 def _hub(cfg: DictConfig) -> Source:
-    path, found = cfg.path, read_hub(cfg.path)
-    splits, classes = {}, None
-    for split, names in SPLIT_NAMES.items():
-        present = [name for name in names if name in found]
-        if present:
-            splits[split], classes = _hub_split(found[present[0]], cfg, classes)
-    if "train" not in splits:
-        raise UserError(f"dataset.path={path} has no split named train; it has: {', '.join(found)}.")
+    splits: dict[str, Labelled] = {}
+    classes: list[str] | None = None
+    for split, (_, table) in split_tables(read_hub(cfg.path), cfg.path).items():
+        splits[split], classes = _table(table, cfg, classes)
     assert classes is not None
     return Source(splits, classes)
 
 
-def _hub_split(table: Any, cfg: DictConfig, classes: list[str] | None) -> tuple[Labelled, list[str]]:
+def _table(table: Any, cfg: DictConfig, classes: list[str] | None) -> tuple[Labelled, list[str]]:
+    """(items, class names); `classes` are those of the training split, None for itself."""
+    records = image_records(table, cfg.columns.image)
+    check_column("dataset.columns.label", cfg.columns.label, table.column_names)
+    labels, names = _labels(table, cfg.columns.label, classes)
+    called = [f"item {index} ({(record or {}).get('path') or 'no file name'})" for index, record in enumerate(records)]
+    return Labelled(encoded(records), labels, called), names
+
+
+def _labels(table: Any, column: str, classes: list[str] | None) -> tuple[np.ndarray, list[str]]:
+    """(class indices int64 (items,), class names): as the column declares them, else its distinct values in order."""
     import datasets
 
-    columns = {"dataset.columns.image": cfg.columns.image, "dataset.columns.label": cfg.columns.label}
-    for key, column in columns.items():
-        if column not in table.column_names:
-            raise UserError(f"{key}={column}: there is no such column; the data has: {', '.join(table.column_names)}.")
-    image_column, label_column = columns.values()
-    if not isinstance(table.features[image_column], datasets.Image):
-        raise UserError(f"dataset.columns.image={image_column} holds {table.features[image_column]}, not images.")
-    table = table.select_columns([image_column, label_column]).cast_column(image_column, datasets.Image(decode=False))
-    feature, values = table.features[label_column], rows(table[label_column])
+    feature, values = table.features[column], rows(table.select_columns([column])[column])
     unlabelled = [value for value in values if not isinstance(value, str | int | float) or value != value]
     if unlabelled or not values:
         what = f"an item without a label ({unlabelled[0]!r})" if values else "no items"
-        raise UserError(f"dataset.columns.label={label_column} has {what}: classes are texts or numbers.")
+        raise UserError(f"dataset.columns.label={column} has {what}: classes are texts or numbers.")
     if isinstance(feature, datasets.ClassLabel):
-        names = list(feature.names)
         labels = np.array(values, dtype=np.int64)
         if labels.min() < 0:
-            raise UserError(f"dataset.columns.label={label_column} has items without a label (-1).")
-    else:
-        names = [str(value) for value in sorted(set(values))] if classes is None else classes
-        index_of = {name: index for index, name in enumerate(names)}
-        unknown = {str(value) for value in values} - set(names)
-        if unknown:
-            raise UserError(f"a later split has classes that train lacks: {', '.join(sorted(unknown))}.")
-        labels = np.array([index_of[str(value)] for value in values], dtype=np.int64)
-    records = rows(table[image_column])
-    called = [f"item {index} ({(record or {}).get('path') or 'no file name'})" for index, record in enumerate(records)]
-    return Labelled(encoded(records), labels, called), names
+            raise UserError(f"dataset.columns.label={column} has items without a label (-1).")
+        return labels, list(feature.names)
+    names = [str(value) for value in sorted(set(values))] if classes is None else classes
+    index_of = {name: index for index, name in enumerate(names)}
+    unknown = {str(value) for value in values} - set(names)
+    if unknown:
+        raise UserError(f"a later split has classes that train lacks: {', '.join(sorted(unknown))}.")
+    return np.array([index_of[str(value)] for value in values], dtype=np.int64), names
 
 
 def _restrict(source: Source, wanted: list[str]) -> Source:
@@ -149,74 +144,3 @@ def _restrict(source: Source, wanted: list[str]) -> Source:
         kept.labels = np.array([old.index(label) for label in kept.labels], dtype=np.int64)
         splits[split] = kept
     return Source(splits, wanted)
-
-
-def read_hub(path: str) -> Any:
-    """What `datasets.load_dataset` finds at a hub id, a folder or a parquet file: {split: table}.
-
-    Raises:
-        UserError: nothing is there, or it cannot be read.
-    """
-    import datasets
-
-    if not path.strip():  # a library would take it for the folder that it happens to be in
-        raise UserError("dataset.path is empty: say a hub id, a folder or a parquet file.")
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    local = existing(path) if looks_local else here(path)
-    datasets.disable_progress_bars()
-    try:
-        if local is not None and not local.is_dir():
-            return datasets.load_dataset("parquet", data_files=str(regular(local)))
-        return datasets.load_dataset(path if local is None else str(local))
-    except UserError:
-        raise
-    except Exception as error:  # the library raises many kinds; all of them say why the data cannot be read
-        raise UserError(f"dataset.path={path} could not be loaded: {reason(error)}") from error
-
-
-def rows(table: Any) -> list[Any]:
-    """All rows, or all values, of a table of `datasets`.
-
-    Raises:
-        UserError: one that cannot be decoded.
-    """
-    try:
-        return list(table)
-    except Exception as error:  # of the decoders of every kind of column, each with its own
-        raise UserError(
-            f"the data has an item that cannot be read ({reason(error)}); repair it or take it out."
-        ) from error
-
-
-def encoded(records: list[Any]) -> list[Any]:
-    """The bytes or the path of each image of a column that is not decoded.
-
-    Raises:
-        UserError: an item without an image.
-    """
-    images = [record and (record["path"] if record["bytes"] is None else record["bytes"]) for record in records]
-    if not all(images):
-        raise UserError(f"item {[bool(image) for image in images].index(False)} of the data has no image; take it out.")
-    return images
-
-
-def image_files(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
-    """The image files in a folder and the folders in it, in order; linked folders are followed, none is read twice.
-
-    Raises:
-        UserError: one that is no ordinary file.
-    """
-    found, seen = [], set()
-    for place, inner, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above: the same pictures again and again
-            inner.clear()
-            continue
-        seen.add(real)
-        inner.sort()
-        found += [regular(Path(place, name)) for name in names if name.lower().endswith(extensions)]
-    return sorted(found)
-
-
-def existing(path: str) -> Path:
-    return find(path, "dataset.path")

@@ -17,7 +17,10 @@ EVALUATED_AT_ONCE = 256  # images
 
 
 class Classification(Task):
-    """Batches are (images (S, C, H, W), class indices (S,))."""
+    """Batches are (images (S, C, H, W), class indices (S,)).
+
+    loss: cross-entropy, nats. acc: the share of images whose most likely class is right.
+    """
 
     metrics = ("loss", "acc")
 
@@ -40,14 +43,14 @@ class Classification(Task):
     def final_measures(self, data: ImageData, folder: Path) -> dict[str, float]:
         """memorised/train: of the training items with a wrong label, the share that the model gives that very label.
 
-        Nothing but memory can do it: 1 / (classes - 1) would be chance.
+        Only memorisation can do that; chance would be 1 / (classes - 1).
         """
         if data.noisy is None:
             return {}
-        right = []
+        hits = []
         for images, labels in DataLoader(data.noisy, EVALUATED_AT_ONCE):
-            right.append(self.model(images.to(self.device)).argmax(1).cpu() == labels)
-        return {"memorised/train": float(torch.cat(right).float().mean())}
+            hits.append(self.model(images.to(self.device)).argmax(1).cpu() == labels)
+        return {"memorised/train": float(torch.cat(hits).float().mean())}
 
     def results(self, name: str) -> dict[str, float]:
         values = {key: float(value) for key, value in self.evaluations[name].compute().items()}
@@ -56,7 +59,7 @@ class Classification(Task):
 
 
 def _metrics(num_classes: int) -> MetricCollection:
-    # nan_strategy: a NaN must reach `_refuse_nan` and not be left out of the mean
+    # nan_strategy: a NaN must not be left out of the mean: `Task` ends the run where it finds one
     return MetricCollection(
         {"loss": MeanMetric(nan_strategy="disable"), "acc": MulticlassAccuracy(num_classes, average="micro")},
         compute_groups=False,

@@ -5,32 +5,20 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from foura.families.family import Family, Parts
+from foura.families.family import Family, Parts, save_pretrained
 
 
 def _build(cfg: DictConfig) -> Parts:
     from foura.families.language.backbone import build_llama
     from foura.families.language.data import prepare_text
+    from foura.families.language.sources import open_text
     from foura.families.language.task import Language
-    from foura.families.language.text import open_text
 
-    # first: bad data is reported before a large model is loaded
+    # data first: a mistake in it is reported before a large model is loaded
     source = open_text(cfg.dataset, FAMILY.format(cfg.dataset.format))
     backbone = build_llama(cfg.backbone)
     data = prepare_text(source, cfg.dataset, cfg.seed, backbone.tokenizer, backbone.max_tokens)
     return Parts(backbone, data, lambda model: Language(model, cfg, backbone.tokenizer))
-
-
-def _save_merged(parts: Parts, model: Any, cfg: DictConfig, out: Path) -> None:
-    backbone: Any = parts.backbone
-    model.save_pretrained(str(out))
-    backbone.tokenizer.save_pretrained(str(out))
-
-
-def _save_as_lora(model: Any, out: Path) -> None:
-    from foura.adapter import save_as_lora
-
-    save_as_lora(model, out)
 
 
 def _pretraining_loss(parts: Parts, model: Any, cfg: DictConfig) -> float:
@@ -58,8 +46,7 @@ FAMILY = Family(
     },
     causal=True,
     build=_build,
-    save_merged=_save_merged,
-    save_as_lora={"lora": _save_as_lora},
+    save_merged=save_pretrained,
     pretraining_loss=_pretraining_loss,
     pretrain=_pretrain,
 )

@@ -1,4 +1,4 @@
-"""Causal language models by transformers: the embedded LLaMA, a hub id, or a local directory."""
+"""Causal language models of transformers: the bundled LLaMA, a hub id, or a local directory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from foura.families.transformers_models import (
     pretrained_options,
     quiet,
 )
-from foura.files import check_seal
+from foura.files import verify_checksum
 
 # the paper names no layers for language; these are all of a LLaMA block, then other families' names for them
 TARGETS: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -33,7 +33,7 @@ class LanguageBackbone(Backbone):
 
     Attributes:
         tokenizer: transformers'; it has a padding token.
-        max_tokens: the longest sequence that the model was made for.
+        max_tokens: the length of the longest sequence that the model was made for.
     """
 
     tokenizer: Any
@@ -49,7 +49,7 @@ def build_llama(cfg: DictConfig) -> LanguageBackbone:
     quiet()
     place = place_of(cfg, FOLDER)
     if cfg.name == "embedded" and cfg.pretrained:
-        check_seal(FOLDER / "model.safetensors")
+        verify_checksum(FOLDER / "model.safetensors")
     tokenizer = load_part("tokenizer", AutoTokenizer.from_pretrained, place, cfg)
     model: Any = _model(place, cfg)
     check_vocabulary(tokenizer, model, cfg)

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from foura.families.family import Parts
-from foura.families.language.data import Tokens
+from foura.families.language.tokens import Tokens
 
 BLOCKS, BLOCK, BATCH = 64, 128, 32  # blocks, tokens per block, blocks per batch
 
 
 def pretraining_batches(parts: Parts) -> list[Any]:
-    """Batches of blocks of Python's help topics, as the task evaluates them."""
+    """Batches of blocks of Python's help topics, in the form that the task evaluates."""
     backbone: Any = parts.backbone
     ids = [token for name in sorted(topics) for token in backbone.tokenizer(topics[name])["input_ids"]]
     blocks = torch.tensor(ids[: BLOCKS * BLOCK]).view(-1, BLOCK)

@@ -9,18 +9,20 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from foura.families.language.data import IGNORED, LanguageData
+from foura.families.language.data import LanguageData
+from foura.families.language.tokens import IGNORED
 from foura.families.task import EVALUATIONS, Task
 
 COUNTS = ("nats", "tokens", "right", "judged", "bytes")
+SHOWN = 4  # passages of each split in completions.txt
 
 
 class Language(Task):
-    """Batches are those of `datasets.tokens.collate`.
+    """Batches are those of `tokens.collate`.
 
-    loss: nats a token (of the gold answer, for multiple choice). ppl: its exponential. acc: the share of tokens, or of
-    questions, that the model gets right; a question's answer is the choice with the highest log-likelihood. bpb: bits per
-    byte of text, which compares models of different tokenizers.
+    loss: nats per token (of the gold answer, for multiple choice). ppl: its exponential. acc: the share of tokens, or of
+    questions, that the model gets right; its answer to a question is the choice with the highest log-likelihood. bpb: bits
+    per byte of text, which compares models of different tokenizers.
     """
 
     metrics = ("loss", "acc")
@@ -50,29 +52,28 @@ class Language(Task):
         losses = nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
         ).view_as(targets)
-        nats, tokens, spelt = losses.sum(1), (targets != IGNORED).sum(1), batch["bytes"]
-        counts = self.counts[name]
+        nats, tokens, size = losses.sum(1), (targets != IGNORED).sum(1), batch["bytes"]
         if "question" in batch:
             answers = _likeliest(-nats, batch["question"])
             right, judged = batch["gold"][answers].sum(), len(answers)
-            nats, tokens, spelt = nats[batch["gold"]], tokens[batch["gold"]], spelt[batch["gold"]]
+            nats, tokens, size = nats[batch["gold"]], tokens[batch["gold"]], size[batch["gold"]]
         else:
             right, judged = ((logits.argmax(-1) == targets) & (targets != IGNORED)).sum(), tokens.sum()
-        for key, value in zip(COUNTS, (nats.sum(), tokens.sum(), right, judged, spelt.sum()), strict=True):
-            counts[key].update(value)
+        for key, value in zip(COUNTS, (nats.sum(), tokens.sum(), right, judged, size.sum()), strict=True):
+            self.counts[name][key].update(value)
 
     def results(self, name: str) -> dict[str, float]:
-        nats, tokens, right, judged, spelt = (float(self.counts[name][key].compute()) for key in COUNTS)
+        nats, tokens, right, judged, size = (float(self.counts[name][key].compute()) for key in COUNTS)
         for counter in self.counts[name].values():
             counter.reset()
         loss = nats / tokens
         values = {"loss": loss, "acc": right / judged, "ppl": math.exp(min(loss, 700.0))}
-        return {**values, "bpb": nats / math.log(2) / spelt} if name == "test" else values
+        return {**values, "bpb": nats / math.log(2) / size} if name == "test" else values
 
     def final_measures(self, data: LanguageData, folder: Path) -> dict[str, float]:
         """memorised/train and memorised/val: the share of passages that the model completes verbatim from their prefix.
 
-        Running text only. What it wrote for the first training passages is left in `folder`/completions.txt.
+        Running text only. The completions of the first passages go to `folder`/completions.txt.
         """
         if not data.packed:
             return {}
@@ -80,18 +81,20 @@ class Language(Task):
         for name, blocks in (("train", data.train), ("val", data.validation)):
             ids = torch.stack([block.ids for block in blocks[: self.evaluation.passages]]).to(self.device)
             length = min(self.evaluation.passage_tokens, ids.shape[1] // 2)
-            prefix, wanted = ids[:, : ids.shape[1] // 2], ids[:, ids.shape[1] // 2 :][:, :length]
-            written = self._complete(prefix, length)
-            shares[f"memorised/{name}"] = float((written == wanted).all(1).float().mean())
-            for start, truth, text in list(zip(prefix, wanted, written, strict=True))[:4]:
-                spelt = [repr(self.tokenizer.decode(part.tolist())) for part in (start[-length:], truth, text)]
-                lines += [f"[{name}] … {spelt[0]}", f"    text:  {spelt[1]}", f"    model: {spelt[2]}", ""]
+            prefix, truth = ids[:, : ids.shape[1] // 2], ids[:, ids.shape[1] // 2 :][:, :length]
+            completed = self._complete(prefix, length)
+            shares[f"memorised/{name}"] = float((completed == truth).all(1).float().mean())
+            for row in range(min(SHOWN, len(ids))):
+                start, text, model = (
+                    repr(self.tokenizer.decode(part[row].tolist())) for part in (prefix[:, -length:], truth, completed)
+                )
+                lines += [f"[{name}] … {start}", f"    text:  {text}", f"    model: {model}", ""]
         (folder / "completions.txt").write_text("\n".join(lines), encoding="utf-8")
         return shares
 
     @torch.no_grad()
     def _complete(self, prefix: Tensor, length: int) -> Tensor:
-        """The likeliest next `length` tokens, one by one, (S, length)."""
+        """The most likely next `length` tokens, one by one, (S, length)."""
         model: Any = self.model
         settings = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, "eos_token_id": None}
         options = {"max_new_tokens": length, "min_new_tokens": length, **settings}

@@ -1,4 +1,4 @@
-"""What is said of an update, against values worked out by hand."""
+"""Measures of an update ΔW, against values worked out by hand."""
 
 import math
 

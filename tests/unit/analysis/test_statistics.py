@@ -55,6 +55,7 @@ def test_the_detectable_difference_is_found_with_its_power(seeds, level) -> None
     assert found == pytest.approx(statistics.POWER, abs=0.012)
 
 
+@pytest.mark.slow
 def test_where_nothing_differs_better_comes_up_at_its_nominal_rate() -> None:
     """One comparison a sweep: two-sided at 5 %, so "better" in 2.5 %. Twelve: at least one of either kind in at most 5 %."""
     rng = np.random.default_rng(0)

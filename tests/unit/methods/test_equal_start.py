@@ -25,8 +25,7 @@ def begun(adapter: str, seed: int) -> tuple[dict[str, torch.Tensor], list[torch.
         if not any(mark in name for mark in own) and "original_module" not in name
     }
     start = {name.replace(".modules_to_save.default", ""): value for name, value in start.items()}
-    train = loaders.train()
-    return start, [images for _ in range(2) for images, _ in train]
+    return start, [images for _ in range(2) for images, _ in loaders.train]
 
 
 @pytest.mark.parametrize("adapter", ["foura", "foura_dft", "dora", "adalora", "full"])

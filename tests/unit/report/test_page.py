@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,11 @@ from foura.report.collect import load_sweep
 from foura.report.page import report
 from foura.tracking.store import open_store, parent_run
 from foura.tracking.tracked_run import start_run
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path, empty_store) -> None:
+    shutil.copy(empty_store, tmp_path)
 
 
 def synthetic(outputs: Path, sweep: str, runs, tune=(), epochs: int = 3) -> None:

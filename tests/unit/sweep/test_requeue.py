@@ -1,4 +1,4 @@
-"""What a run in one of Slurm's jobs does when it is asked to end; on a real Slurm in tests/cli/test_slurm.py."""
+"""Requeueing a Slurm job that is asked to end; on a real Slurm in tests/cli/test_slurm.py."""
 
 import os
 import signal

@@ -65,7 +65,7 @@ def test_splits_that_the_data_brings_are_kept() -> None:
     assert data.sizes == {"train": 80, "validation": 20, "test": 12}
 
 
-def test_the_embedded_digits_are_real_and_cut_as_documented() -> None:
+def test_the_bundled_digits_are_real_and_cut_as_documented() -> None:
     data = cut(open_source(dataset_config()), limit=200, val_fraction=0.3, test_fraction=0.4)
     assert data.sizes == {"train": 200, "validation": 539, "test": 719}
     assert data.train[0][0].shape == (1, 16, 16)

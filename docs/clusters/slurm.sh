@@ -1,6 +1,6 @@
 #!/bin/bash
-# One sweep as a work queue of four jobs, without submitit:   sbatch docs/cluster/slurm.sh     (from the checkout)
-# To be replaced: the partition. The environment is .venv, as `make install` leaves it.
+# One sweep as a work queue of four jobs, without submitit:   sbatch docs/clusters/slurm.sh     (from the checkout)
+# Replace the partition. The environment is .venv, as `make install` makes it.
 #SBATCH --job-name=sweep-mine
 #SBATCH --partition=normal
 #SBATCH --array=0-3
@@ -15,8 +15,8 @@
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2
 # export MLFLOW_TRACKING_URI=http://mlflow.example.com:5000    # without it: outputs/mlflow.db, which suits a few jobs
 
-# Out of time, or about to be preempted: back into the queue, where the same command goes on; Slurm then asks the worker to
-# end. A job that is being cancelled is not running any more and stays cancelled.
+# Out of time, or about to be preempted: the job goes back into the queue, where the same command resumes, and Slurm asks the
+# worker to end. A job that is being cancelled is not running any more, and stays cancelled.
 job="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 make_room() {
     trap '' TERM  # Slurm's signal goes to every process of the job: squeue and scontrol inherit that it is ignored

@@ -1,0 +1,141 @@
+"""From labelled texts to what a run trains, validates and tests on: split once, tokenised once, never mixed."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from foura.data.labels import wrong_labels
+from foura.data.run_data import RunData
+from foura.data.splits import cut_at_random, cut_by_class, draw_at_random, draw_by_class, missing_shares
+from foura.errors import UserError
+from foura.families.encoder.sources import Labelled, LabelledSource
+
+Item = tuple[list[int], int | float]  # token ids with the tokenizer's special tokens, and the label
+
+
+@dataclass(kw_only=True)
+class SequenceData(RunData):
+    """Items are (token ids, label).
+
+    Attributes:
+        classes: names of the classes; None for regression.
+        noisy: the training items that dataset.label_noise gave a wrong label.
+    """
+
+    classes: list[str] | None
+    noisy: list[Item] = field(default_factory=list)
+
+
+def prepare_labelled(
+    source: LabelledSource, cfg: DictConfig, seed: int, tokenizer: Any, max_tokens: int
+) -> SequenceData:
+    """Split and tokenise. `cfg.limit` training items are drawn with the run's seed; the rest is the same for every run.
+
+    Missing splits are cut from train: by group where the source has groups, else by class for classification and at random
+    for regression. Texts are truncated to `cfg.block_size` tokens.
+
+    Raises:
+        UserError: too few items to split, a single class in a split, or a block longer than the model's context.
+    """
+    if cfg.block_size > max_tokens:
+        raise UserError(f"dataset.block_size={cfg.block_size} is more than the model's context of {max_tokens} tokens.")
+    splits = _split(source, cfg)
+    splits["train"] = _draw(splits["train"], cfg.limit, seed, source.classes)
+    for name in ("validation", "test"):
+        splits[name] = _draw(splits[name], cfg.eval_limit, cfg.split_seed, source.classes)
+    clean = splits["train"].labels
+    if cfg.label_noise:
+        if source.classes is None:
+            raise UserError(
+                "dataset.label_noise replaces classes by others, which regression does not have; leave it out."
+            )
+        wrong = wrong_labels(clean, cfg.label_noise, len(source.classes), seed)
+        splits["train"] = replace(splits["train"], labels=wrong)
+    _check_classes(splits, source.classes)
+    items = {name: _encode(part, tokenizer, cfg.block_size) for name, part in splits.items()}
+    noisy = np.flatnonzero(splits["train"].labels != clean)
+    return SequenceData(
+        train=items["train"],
+        train_eval=items["train"][: cfg.train_eval_limit],
+        validation=items["validation"],
+        test=items["test"],
+        classes=source.classes,
+        sizes={name: len(part) for name, part in items.items()},
+        fingerprint=_fingerprint(splits, source.classes),
+        collate=partial(collate, tokenizer=tokenizer),
+        noisy=[items["train"][index] for index in noisy],
+    )
+
+
+def _split(source: LabelledSource, cfg: DictConfig) -> dict[str, Labelled]:
+    splits = dict(source.splits)
+    train = splits["train"]
+    missing = missing_shares(splits, {"test": cfg.test_fraction, "validation": cfg.val_fraction})
+    if train.groups:
+        parts = _cut_by_group(train.groups, missing, cfg.split_seed)
+        return splits | {name: train.subset(indices) for name, indices in parts.items()}
+    if source.classes is None:
+        counts = {name: max(1, round(share * len(train))) for name, share in missing.items()}
+        parts = cut_at_random(len(train), counts, cfg.split_seed)
+        return splits | {name: train.subset(indices) for name, indices in parts.items()}
+    # each share is of all the items, so a later cut has to ask for more of what is left
+    left = 1.0
+    for name, share in missing.items():
+        rest, part = cut_by_class(splits["train"].labels, share / left, cfg.split_seed, name)
+        splits[name], splits["train"] = splits["train"].subset(part), splits["train"].subset(rest)
+        left -= share
+    return splits
+
+
+def _cut_by_group(groups: list[str], shares: dict[str, float], seed: int) -> dict[str, Any]:
+    """As `cut_at_random`, with all items of a group on one side; a share is one of the groups."""
+    names = sorted(set(groups))
+    parts = cut_at_random(len(names), {name: max(1, round(share * len(names))) for name, share in shares.items()}, seed)
+    side = {names[index]: split for split, indices in parts.items() for index in indices}
+    return {split: [n for n, group in enumerate(groups) if side[group] == split] for split in parts}
+
+
+def _draw(items: Labelled, limit: int | None, seed: int, classes: list[str] | None) -> Labelled:
+    """At most `limit` of the items, by class for classification."""
+    if limit is None or limit >= len(items):
+        return items
+    by_class = classes is not None
+    return items.subset(
+        draw_by_class(items.labels, limit, seed) if by_class else draw_at_random(len(items), limit, seed)
+    )
+
+
+def _check_classes(splits: dict[str, Labelled], classes: list[str] | None) -> None:
+    for name, part in splits.items():
+        if len(part) < 2:
+            raise UserError(f"the {name} split has {len(part)} items; at least 2 are needed.")
+        if classes is not None and len(set(part.labels.tolist())) < 2:
+            raise UserError(f"the {name} split has one class among {len(part)} items; a classifier needs at least 2.")
+
+
+def _encode(part: Labelled, tokenizer: Any, longest: int) -> list[Item]:
+    pairs = {} if part.pairs is None else {"text_pair": part.pairs}
+    ids = tokenizer(part.texts, truncation=True, max_length=longest, **pairs)["input_ids"]
+    return list(zip(ids, part.labels.tolist(), strict=True))
+
+
+def collate(items: list[Item], tokenizer: Any) -> dict[str, Tensor]:
+    """A batch: input_ids and attention_mask (S, T), padded to the longest text, and labels (S,)."""
+    padded = tokenizer.pad({"input_ids": [ids for ids, _ in items]}, return_tensors="pt")
+    labels = torch.tensor([label for _, label in items])
+    return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], "labels": labels}
+
+
+def _fingerprint(splits: dict[str, Labelled], classes: list[str] | None) -> str:
+    digest = hashlib.sha256(repr(classes).encode())
+    for name in sorted(splits):
+        part = splits[name]
+        digest.update(repr((name, part.texts, part.pairs)).encode())
+        digest.update(part.labels.tobytes())
+    return digest.hexdigest()[:16]

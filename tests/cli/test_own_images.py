@@ -1,0 +1,65 @@
+"""Training on a folder of one's own images, on the bundled model and on timm's."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from foura.families.images.backbone import build_vit
+from tests.helpers.runs import status
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """A folder of two classes that can be told apart."""
+    for label, shade in (("dark", 30), ("light", 220)):
+        for index in range(20):
+            place = tmp_path / "images" / label
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 20), (shade, shade - index, shade)).save(place / f"{index}.png")
+    return tmp_path / "images"
+
+
+def test_own_images_and_another_timm_model(train, images) -> None:
+    ended = train("dataset=imagefolder", f"dataset.path={images}", "rank=4", "trainer.max_epochs=4")
+    assert ended.code == 0
+    assert status(ended)["metrics"]["test/acc"] == 1.0
+
+
+def test_a_checkpoint_file_goes_through_timms_loading(train, images, tmp_path) -> None:
+    model = timm.create_model("test_vit", num_classes=7)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    ended = train(
+        *("dataset=imagefolder", f"dataset.path={images}", "backbone.name=test_vit", "backbone.img_size=32"),
+        *(f"backbone.pretrained={tmp_path / 'weights.safetensors'}", "rank=4", "trainer.max_epochs=1", "adapter=foura"),
+    )
+    assert ended.code == 0, ended.out
+    rebuilt = build_vit(OmegaConf.load(ended.folder() / "config.yaml").backbone, 2).model
+    assert torch.equal(rebuilt.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
+    assert rebuilt.head.weight.shape[0] == 2
+
+
+def test_frozen_batch_norms_do_not_move(train, images) -> None:
+    command = (
+        "dataset=imagefolder",
+        f"dataset.path={images}",
+        "backbone.name=test_efficientnet",
+        "trainer.max_epochs=1",
+    )
+    ended = train(*command, "backbone.pretrained=false", "adapter=head", "backbone.img_size=32")
+    assert ended.code == 0, ended.out
+    state = load_file(ended.folder() / "adapter" / "model.safetensors")
+    counts = [int(value) for key, value in state.items() if key.endswith("num_batches_tracked")]
+    assert counts
+    assert set(counts) == {0}
+
+
+def test_an_unreadable_image_ends_in_one_sentence(train, images) -> None:
+    (images / "dark" / "3.png").write_bytes(b"no image")
+    ended = train("dataset=imagefolder", f"dataset.path={images}")
+    assert "dark/3.png cannot be read as an image" in ended.code
+    assert status(ended)["state"] == "failed"

@@ -1,0 +1,146 @@
+"""Labelled texts: classes and numbers read from records, bad labels refused, splits that never mix."""
+
+import json
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from transformers import AutoTokenizer
+
+from foura.bundled.encoder import FOLDER
+from foura.errors import UserError
+from foura.families.encoder.data import prepare_labelled
+from foura.families.encoder.sources import Labelled, LabelledSource, open_labelled
+from foura.schema import ColumnsConfig, DatasetConfig
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(FOLDER)
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """lines(*rows): a file of JSON lines; lines(train=[…], test=[…]): a folder of them."""
+
+    def write(*rows, **splits):
+        if not splits:
+            path = tmp_path / "data.jsonl"
+            path.write_text("\n".join(json.dumps(row) for row in rows))
+            return str(path)
+        for name, part in splits.items():
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in part))
+        return str(tmp_path)
+
+    return write
+
+
+def config(**fields):
+    columns = ColumnsConfig(**fields.pop("columns", {}))
+    made = DatasetConfig(name="test", source=fields.pop("source", "jsonl"), columns=columns, **fields)
+    return OmegaConf.structured(made)
+
+
+def rows(count: int, label=lambda i: i % 2):
+    return [{"text": f"the text number {i}", "label": label(i)} for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("label", "format", "said"),
+    [
+        (lambda i: i / 2, "classification", r"line 1: dataset.columns.label=label is 0.0, and classes are texts or"),
+        (
+            lambda i: "ab"[i % 2],
+            "regression",
+            r"line 1: dataset.columns.label=label is 'a', and regression needs finite",
+        ),
+        (lambda i: i % 2 == 0, "regression", "is True, and regression needs finite numbers"),
+        (lambda i: 3, "classification", r"the training data has one class \(3\); a classifier needs at least 2"),
+        (lambda i: None, "classification", "the train split has no labels in the column 'label'"),
+        (lambda i: [i], "classification", r"is \[0\], and classes are texts or integers"),
+        (lambda i: float("nan"), "regression", "is nan, and regression needs finite numbers"),
+    ],
+)
+def test_labels_of_the_wrong_kind_are_refused(label, format, said, lines) -> None:
+    with pytest.raises(UserError, match=said):
+        open_labelled(config(path=lines(*rows(6, label))), format)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "said"),
+    [
+        ({"text": "a", "label": 0}, {"text_pair": "other"}, r"no field 'other' \(dataset.columns.text_pair=other\)"),
+        ({"text": 3, "label": 0}, {}, "the field 'text' holds int, not text"),
+        ({"text": " ", "label": 0}, {}, "the field 'text' is empty"),
+        ({"text": "\ud800", "label": 0}, {}, "holds half a character"),
+        ({"sentence": "a", "label": 0}, {}, r"no field 'text' \(dataset.columns.text=text\); it has: sentence, label"),
+    ],
+)
+def test_texts_that_are_none_are_refused(row, columns, said, lines) -> None:
+    with pytest.raises(UserError, match=said):
+        open_labelled(
+            config(path=lines(row, {"text": "b", "other": "c", "label": 1}), columns=columns), "classification"
+        )
+
+
+def test_classes_are_numbered_in_order_and_a_later_split_may_not_have_others(lines) -> None:
+    source = open_labelled(config(path=lines(*rows(6, lambda i: ["no", "yes", "maybe"][i % 3]))), "classification")
+    assert source.classes == ["maybe", "no", "yes"]
+    assert source.splits["train"].labels.tolist() == [1, 2, 0, 1, 2, 0]
+    with pytest.raises(UserError, match="the test split has classes that train lacks: 7"):
+        open_labelled(config(path=lines(train=rows(4), test=rows(2, lambda i: 7))), "classification")
+
+
+def test_a_split_without_labels_is_left_out(lines) -> None:
+    """GLUE's test data has -1 for every label: the test split is then cut from the training data."""
+    source = open_labelled(config(path=lines(train=rows(20), test=rows(4, lambda i: -1))), "classification")
+    assert set(source.splits) == {"train"}
+
+
+def test_numbers_are_kept_as_they_are(lines, tokenizer) -> None:
+    path = lines(*({"a": "x", "b": f"y {i}", "label": i / 4} for i in range(40)))
+    cfg = config(path=path, columns={"text": "a", "text_pair": "b"}, limit=10)
+    source = open_labelled(cfg, "regression")
+    data = prepare_labelled(source, cfg, 0, tokenizer, 256)
+    assert data.classes is None and len(data.train) == 10
+    batch = data.collate(data.train[:3])
+    texts = tokenizer.batch_decode(batch["input_ids"])
+    wanted = [round(float(label) * 4) for label in batch["labels"]]
+    assert all(f"y {number}[SEP]" in text for text, number in zip(texts, wanted, strict=True))
+    assert batch["labels"].dtype.is_floating_point
+
+
+def test_splits_never_mix_and_follow_the_seed(tokenizer) -> None:
+    cfg = config(path="x", limit=30, val_fraction=0.2, test_fraction=0.2)
+    items = Labelled([f"word {i}" for i in range(100)], None, np.arange(100) % 4)
+
+    def cut(seed: int):
+        data = prepare_labelled(LabelledSource({"train": items}, list("abcd")), cfg, seed, tokenizer, 256)
+        return [{tuple(ids) for ids, _ in part} for part in (data.train, data.validation, data.test)]
+
+    train, validation, test = cut(0)
+    assert [len(part) for part in (train, validation, test)] == [30, 20, 20]
+    assert not train & validation and not train & test and not validation & test
+    assert cut(0) == [train, validation, test]
+    other = cut(1)
+    assert other[1:] == [validation, test] and other[0] != train  # the seed draws training items alone
+
+
+def test_items_of_a_group_stay_together(tokenizer) -> None:
+    cfg = config(path="x")
+    groups = [f"file {i // 5}" for i in range(100)]
+    items = Labelled([f"word {i}" for i in range(100)], None, np.arange(100) % 2, groups)
+    data = prepare_labelled(LabelledSource({"train": items}, ["a", "b"]), cfg, 0, tokenizer, 256)
+    group_of = {tuple(tokenizer(text)["input_ids"]): group for text, group in zip(items.texts, groups, strict=True)}
+    places = [{group_of[tuple(ids)] for ids, _ in part} for part in (data.train, data.validation, data.test)]
+    assert not places[0] & places[1] and not places[0] & places[2] and not places[1] & places[2]
+    assert sum(map(len, places)) == 20
+
+
+def test_label_noise_replaces_classes_and_is_refused_for_numbers(tokenizer) -> None:
+    cfg = config(path="x", label_noise=0.25)
+    items = Labelled([f"word {i}" for i in range(100)], None, np.arange(100) % 2)
+    data = prepare_labelled(LabelledSource({"train": items}, ["a", "b"]), cfg, 0, tokenizer, 256)
+    assert len(data.noisy) == round(0.25 * len(data.train))
+    with pytest.raises(UserError, match="label_noise replaces classes by others, which regression does not have"):
+        prepare_labelled(LabelledSource({"train": items}, None), cfg, 0, tokenizer, 256)
