@@ -175,7 +175,13 @@ def test_a_store_that_is_lost_is_made_again_from_the_old_journals(outputs, tmp_p
     assert "6 runs: 6 finished" in (moved / "sweeps/old/report/report.html").read_text(encoding="utf-8")
 
 
-def test_a_plan_counts_the_old_runs_as_done(outputs, train) -> None:
-    grid = ("-m", "sweep=old", "adapter=lora,foura_dct", "seed=0,1,2", "rank=1", "trainer.max_epochs=1", "plan=true")
-    planned = train(*grid)
-    assert planned.code == 0 and "6 runs, 6 done, 0 to run" in planned.out
+def test_a_sweep_is_continued_with_another_seed(outputs, train) -> None:
+    grid = ("-m", "sweep=old", "adapter=lora,foura_dct", "seed=0,1,2,3", "rank=1", "trainer.max_epochs=1")
+    before = pd.read_csv(outputs / "sweeps/old/report/summary.csv")
+    planned = train(*grid, "plan=true")
+    assert planned.code == 0 and "8 runs, 6 done, 2 to run" in planned.out
+    ended = train(*grid)
+    assert ended.code == 0 and "sweep old: 8 finished" in ended.out, ended.out
+    summary = pd.read_csv(outputs / "sweeps/old/report/summary.csv")
+    # keys that were added since are no conditions of the study
+    assert list(summary["seeds"]) == [4, 4] and list(summary.columns[:2]) == list(before.columns[:2])
