@@ -191,11 +191,17 @@ class Task(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _refuse_nan(self, loss: Tensor, where: str) -> None:
-        if not torch.isfinite(loss):
-            raise Diverged(
-                f"the {where} loss became {loss.item()} in epoch {self.current_epoch}, step {self.trainer.global_step}; "
-                f"a lower optimizer.lr (now {self.optimizer_config.lr:g}) or trainer.gradient_clip_val=1.0 may help."
+        if torch.isfinite(loss):
+            return
+        advice = f"a lower optimizer.lr (now {self.optimizer_config.lr:g}) or trainer.gradient_clip_val=1.0 may help."
+        if self.trainer.precision == "16-true":
+            advice = (
+                "trainer.precision=16-true keeps AdamW's epsilon (1e-8) in float16, where it is 0, so that a gradient of 0 is "
+                "divided by 0: use 16-mixed or bf16-true."
             )
+        raise Diverged(
+            f"the {where} loss became {loss.item()} in epoch {self.current_epoch}, step {self.trainer.global_step}; {advice}"
+        )
 
 
 def _schedule(optimizer: torch.optim.Optimizer, total: int, warmup: float, kind: str) -> LRScheduler:

@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from foura.errors import UserError
+from foura.schema import Config, defaults_since
 from foura.tracking.store import open_store
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file is no news
@@ -120,6 +121,8 @@ def _row(run: Run) -> dict[str, Any]:
     row["state"] = tags.get("state") or STATES.get(run.info.status, run.info.status.lower())
     row["commit"] = tags.get("mlflow.source.git.commit", "")
     row["versions"] = tags.get("versions", "")
+    # a run of before a key was added had what is now its default
+    row |= {f"param:{key}": str(value) for key, value in defaults_since(Config).items()}
     row |= {f"param:{key}": value for key, value in run.data.params.items()}
     row |= run.data.metrics
     for number in ("rank", "seed"):

@@ -60,7 +60,7 @@ def launch(folder: Path, status: RunStatus, processes: int, sweep: str | None) -
 
 
 class _Outcome:
-    """How the processes of `launch` ended: an error in words, true if one was killed, the signal that this process received."""
+    """The end of the processes of `launch`: an error in words, true if one was killed, our own signal."""
 
     def __init__(self, error: str = "", killed: bool = False, signum: int = 0) -> None:
         self.error, self.killed, self.signum = error, killed, signum

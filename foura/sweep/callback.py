@@ -91,7 +91,7 @@ class SweepCallback(Callback):
 
 
 def _result(status: dict[str, Any], config: DictConfig) -> str:
-    """How a run ended, with the metric that it is judged by."""
+    """The state that a run ended in, with its main metric."""
     metric = family_of(config).headline(config.dataset.format)
     value = status.get("metrics", {}).get(metric.column)
     return status.get("state", "") + ("" if value is None else f", test {metric.label} {value:.3f}:")

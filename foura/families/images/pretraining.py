@@ -17,7 +17,8 @@ def pretraining_loss(model: Any) -> float:
     """Cross-entropy (nats) of the head that the ViT was pretrained with, on the model's present features."""
     pixels, labels = render_glyphs(GLYPHS, seed=SEED)
     images = (torch.from_numpy(pixels).unsqueeze(1).float() / 255 - INPUT_MEAN[0]) / INPUT_STD[0]
+    images = images.to(next(model.parameters()).dtype)  # trainer.precision=bf16-true leaves the weights in it
     features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
     head = read_weights(WEIGHTS)
-    logits = nn.functional.linear(features, head["head.weight"].float(), head["head.bias"].float())
+    logits = nn.functional.linear(features.float(), head["head.weight"].float(), head["head.bias"].float())
     return float(nn.functional.cross_entropy(logits, torch.from_numpy(labels)))

@@ -3,20 +3,27 @@
 tests/fixtures/make.py made the folder with the code of that commit, and every number that is expected here.
 """
 
+import copy
+import functools
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from mlflow.tracking import MlflowClient
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from foura import cli, freeze_gates
 from foura.families import build
+from foura.families.family import Parts
 from foura.run.export import depends_on_input, export
 from foura.run.load import load_adapter, read_config
 from foura.run.loop import Loaders, trainer_of
@@ -78,57 +85,50 @@ def output(model, name: str):
     return getattr(found, "logits", found)
 
 
-def adapted(folder: Path, adapter: Path):
-    return PeftModel.from_pretrained(build(read_config(folder)).backbone.model, str(adapter))
+@pytest.fixture(scope="module")
+def parts() -> Callable[[str], Parts]:
+    """parts(name): what that run was made of, without its adapter; the model is a copy that a test may change."""
+    built = functools.cache(lambda name: build(read_config(OLD / "runs" / name)))
+    return lambda name: copy.deepcopy(built(name))
 
 
-def merged(name: str, folder: Path, place: Path):
-    """The exported model, with the weights that other libraries load."""
-    model = build(read_config(folder)).backbone.model
+def load_merged(model, name: str, place: Path):
+    """The exported model, as the library that it is for loads it."""
     if name == "llama":
-        from transformers import AutoModelForCausalLM
-
         return AutoModelForCausalLM.from_pretrained(place).float()
     if name == "unet":
-        from diffusers import UNet2DConditionModel
-
         model.unet = UNet2DConditionModel.from_pretrained(place / "unet")
-        return model
-    model.load_state_dict(load_file(place / "model.safetensors"))
+    else:
+        model.load_state_dict(load_file(place / "model.safetensors"))
     return model
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_a_finished_run_is_exported_and_computes_what_it_computed(name, outputs, tmp_path) -> None:
-    folder = outputs / "runs" / name
-    cfg = read_config(folder)
+def test_a_finished_run_is_exported_and_computes_what_it_computed(name, outputs, parts, tmp_path) -> None:
+    folder, run = outputs / "runs" / name, parts(name)
     export(folder, "peft", tmp_path / "peft")
-    model, parts = adapted(folder, tmp_path / "peft"), build(cfg)
+    model: Any = PeftModel.from_pretrained(run.backbone.model, str(tmp_path / "peft"))
     if depends_on_input(model):  # as --freeze does
-        freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
+        freeze_gates(model, Loaders(run.data, read_config(folder)).inputs(run.task(model), run.data.train))
     expected = output(model, name)
-    assert not torch.allclose(expected, output(parts.backbone.model, name), atol=1e-3)
+    assert not torch.allclose(expected, output(parts(name).backbone.model, name), atol=1e-3)
     export(folder, "merged", tmp_path / "merged", freeze=True)
-    torch.testing.assert_close(output(merged(name, folder, tmp_path / "merged"), name), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["vit", "llama"])
-def test_a_finished_run_is_exported_as_lora(name, outputs, tmp_path) -> None:
-    folder = outputs / "runs" / name
+    merged = load_merged(parts(name).backbone.model, name, tmp_path / "merged")
+    torch.testing.assert_close(output(merged, name), expected, rtol=1e-4, atol=1e-4)
+    if name == "unet":
+        return  # a LoRA already
     export(folder, "lora", tmp_path / "lora", freeze=True)
-    export(folder, "merged", tmp_path / "merged", freeze=True)
-    exact = output(merged(name, folder, tmp_path / "merged"), name)
-    torch.testing.assert_close(output(adapted(folder, tmp_path / "lora"), name), exact, rtol=1e-4, atol=1e-4)
+    lora = PeftModel.from_pretrained(parts(name).backbone.model, str(tmp_path / "lora"))
+    torch.testing.assert_close(output(lora, name), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["vit", "llama", "unet"])
-def test_the_saved_adapter_has_the_loss_that_was_reported(name, outputs) -> None:
-    """Evaluated by the new code, on the test data of the old config."""
-    folder = outputs / "runs" / name
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_saved_adapter_has_the_loss_that_was_reported(name, outputs, parts) -> None:
+    """Evaluated by this code, on the test data of the old config."""
+    folder, run = outputs / "runs" / name, parts(name)
     cfg = read_config(folder)
-    parts = build(cfg)
-    task = parts.task(load_adapter(parts.backbone.model, folder, cfg))
-    trainer_of(cfg, folder, []).test(task, Loaders(parts.data, cfg).test(), verbose=False)
+    task = run.task(load_adapter(run.backbone.model, folder, cfg))
+    trainer_of(cfg, folder, []).test(task, Loaders(run.data, cfg).test(), verbose=False)
     assert task.tested["test/loss"] == pytest.approx(status(folder)["metrics"]["test/loss"], rel=EQUAL)
 
 
@@ -175,7 +175,13 @@ def test_a_store_that_is_lost_is_made_again_from_the_old_journals(outputs, tmp_p
     assert "6 runs: 6 finished" in (moved / "sweeps/old/report/report.html").read_text(encoding="utf-8")
 
 
-def test_a_plan_counts_the_old_runs_as_done(outputs, train) -> None:
-    grid = ("-m", "sweep=old", "adapter=lora,foura_dct", "seed=0,1,2", "rank=1", "trainer.max_epochs=1", "plan=true")
-    planned = train(*grid)
-    assert planned.code == 0 and "6 runs, 6 done, 0 to run" in planned.out
+def test_a_sweep_is_continued_with_another_seed(outputs, train) -> None:
+    grid = ("-m", "sweep=old", "adapter=lora,foura_dct", "seed=0,1,2,3", "rank=1", "trainer.max_epochs=1")
+    before = pd.read_csv(outputs / "sweeps/old/report/summary.csv")
+    planned = train(*grid, "plan=true")
+    assert planned.code == 0 and "8 runs, 6 done, 2 to run" in planned.out
+    ended = train(*grid)
+    assert ended.code == 0 and "sweep old: 8 finished" in ended.out, ended.out
+    summary = pd.read_csv(outputs / "sweeps/old/report/summary.csv")
+    # keys that were added since are no conditions of the study
+    assert list(summary["seeds"]) == [4, 4] and list(summary.columns[:2]) == list(before.columns[:2])

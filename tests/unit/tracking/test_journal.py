@@ -1,0 +1,80 @@
+"""The journal of a run: everything arrives in order, whatever the store and the process do."""
+
+import json
+
+import pytest
+
+from foura.tracking import journal
+from foura.tracking.journal import FILE, Outbox
+
+
+class Store:
+    """Takes items, or raises while `down`."""
+
+    def __init__(self) -> None:
+        self.items: list[dict] = []
+        self.down = False
+
+    def __call__(self, run_id: str | None, item: dict) -> str:
+        if self.down:
+            raise ConnectionError("the store is down\nwith a traceback")
+        self.items.append(item)
+        return run_id or "r1"
+
+
+@pytest.fixture
+def store(monkeypatch) -> Store:
+    monkeypatch.setattr(journal, "RETRY", 0.0)
+    monkeypatch.setattr(journal, "SLOWEST", 1e9)
+    return Store()
+
+
+ITEMS = [{"create": {}}, {"metrics": {"a": 1.0}, "step": 0}, {"end": "finished"}]
+
+
+def test_what_a_store_refuses_arrives_later_and_in_order(store, tmp_path) -> None:
+    outbox = Outbox(store, tmp_path)
+    store.down = True
+    for item in ITEMS[:2]:
+        outbox.send(item)
+    assert not outbox.deliver() and outbox.error == "the store is down" and outbox.run_id is None
+    store.down = False
+    outbox.send(ITEMS[2])
+    assert store.items == ITEMS and outbox.run_id == "r1" and outbox.error == ""
+
+
+def test_another_process_delivers_what_is_left(store, tmp_path) -> None:
+    first = Outbox(store, tmp_path)
+    first.send(ITEMS[0])
+    store.down = True
+    first.send(ITEMS[1])
+    store.down = False
+    second = Outbox(store, tmp_path)
+    assert second.run_id == "r1" and second.delivered == 1
+    assert second.deliver() and store.items == ITEMS[:2]
+    second.again()
+    assert Outbox(store, tmp_path).delivered == 0 and Outbox(store, tmp_path).run_id is None
+
+
+def test_a_line_that_was_cut_short_is_left_out(store, tmp_path) -> None:
+    outbox = Outbox(store, tmp_path)
+    outbox.send(ITEMS[0])
+    with open(tmp_path / FILE, "a") as file:
+        file.write('{"metrics": {"a": 1')
+    again = Outbox(store, tmp_path)
+    again.send(ITEMS[2])
+    assert Outbox(store, tmp_path).items == [ITEMS[0], ITEMS[2]]
+
+
+def test_a_journal_is_untrusted(store, tmp_path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("x")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    lines: list = [ITEMS[0], {"artifact": "../secret", "under": None}, {"artifact": str(tmp_path / "secret")}]
+    lines += [{"artifact": "link", "under": None}, {"artifact": "adapter", "under": None}, {"nothing": 1}, [1], 3]
+    lines += [{"delivered": "x"}, {"delivered": 10**9}]
+    (folder / FILE).write_text("\n".join(map(json.dumps, lines)) + "\n" + "[" * 100_000 + "\n")
+    outbox = Outbox(store, folder)
+    assert outbox.items == [ITEMS[0], {"artifact": "adapter", "under": None}]
+    assert outbox.delivered == 2
