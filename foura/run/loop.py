@@ -14,6 +14,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torchmetrics.aggregation import BaseAggregator
 
 from foura import distributed
 from foura.errors import UserError
@@ -137,10 +138,12 @@ class FullyShard(ModelParallelStrategy):
         return {}  # nothing is gathered here: `Task.on_save_checkpoint` adds what is trained
 
 
-class ConvertInputs(Callback):
-    """For trainer.precision=bf16-true, 16-true and 64-true: the model converts its inputs to the precision of its weights.
+class TruePrecision(Callback):
+    """For trainer.precision=bf16-true, 16-true and 64-true, in which the weights themselves are.
 
-    A Trainer's loops do that to each batch. The model is called outside of them too, to generate images and to measure.
+    The model converts its inputs to the precision of its weights: a Trainer's loops do that to each batch, but the model is
+    called outside of them too, to generate images and to measure. Means and sums of metrics stay in float32: added up in
+    bfloat16, a count of items would stop at 256.
     """
 
     def __init__(self) -> None:
@@ -152,6 +155,14 @@ class ConvertInputs(Callback):
             self.hook = task.model.register_forward_pre_hook(
                 lambda model, inputs, options: precision.convert_input((inputs, options)), with_kwargs=True
             )
+
+    def on_train_start(self, trainer: Trainer, task: Any) -> None:
+        if isinstance(trainer.precision_plugin, HalfPrecision):
+            for module in task.modules():
+                if isinstance(module, BaseAggregator):
+                    module.set_dtype(torch.float32)
+
+    on_validation_start = on_test_start = on_train_start
 
 
 def check_devices(cfg: DictConfig) -> None:
@@ -189,4 +200,4 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # our samplers share the batches of one process
     }
-    return Trainer(**arguments, **ours, callbacks=[*callbacks, ConvertInputs()], default_root_dir=str(folder))
+    return Trainer(**arguments, **ours, callbacks=[*callbacks, TruePrecision()], default_root_dir=str(folder))

@@ -21,6 +21,7 @@ from foura.files import write_csv
 LEVELS = 4  # noise levels at which each item is evaluated
 GRID = 8  # images in a row of a grid
 BY_EPOCH = ("kernel", "diversity", "copy_distance")  # measured within training, with evaluation.judge_every
+DRAWN = torch.float32  # of random numbers: another precision of the trainer would draw others
 
 
 class Diffusion(Task):
@@ -46,7 +47,7 @@ class Diffusion(Task):
         latents, captions, _ = batch
         # of several processes, each draws for the whole batch and takes its share
         rows, size = (slice(None), len(latents)) if self.rows is None else (self.rows, self.batch_size)
-        noise = torch.randn((size, *latents.shape[1:]), generator=self.generator)[rows].to(latents)
+        noise = torch.randn((size, *latents.shape[1:]), generator=self.generator, dtype=DRAWN)[rows].to(latents)
         timestep = torch.randint(self.levels, (size,), generator=self.generator)[rows].to(latents.device)
         return self._errors(latents, captions, noise, timestep).mean()
 
@@ -136,8 +137,8 @@ class Diffusion(Task):
         noise, timesteps = [], []
         for number in numbers.tolist():
             generator = torch.Generator().manual_seed(LEVELS * number + level)
-            noise.append(torch.randn(latents.shape[1:], generator=generator))
-            within = float(torch.rand((), generator=generator))
+            noise.append(torch.randn(latents.shape[1:], generator=generator, dtype=DRAWN))
+            within = float(torch.rand((), generator=generator, dtype=DRAWN))
             timesteps.append(int((level + within) / LEVELS * self.levels))
         return torch.stack(noise).to(latents), torch.tensor(timesteps, device=latents.device)
 

@@ -15,7 +15,7 @@ UNET = ("backbone=unet", "adapter=foura_dct_frozen", "rank=2", "dataset.limit=26
 UNET += ("dataset.eval_limit=26", "trainer.max_epochs=1", "evaluation.sampling_steps=2", "evaluation.max_prompts=2")
 UNET += ("evaluation.strengths=[0.5,1.0]", "evaluation.judge_every=1", "evaluation.pictures_every=1")
 FAMILIES = {"vit": (*VIT, "dataset.label_noise=0.2", "evaluation.drift=true"), "llama_small": LLAMA, "unet": UNET}
-SAVED = {"bf16-true": torch.bfloat16, "64-true": torch.float64, "16-mixed": torch.float32, "bf16-mixed": torch.float32}
+SAVED = {"bf16-true": torch.bfloat16, "64-true": torch.float64, "bf16-mixed": torch.float32}
 slow = pytest.mark.slow
 
 
@@ -24,14 +24,13 @@ slow = pytest.mark.slow
     [
         ("vit", "bf16-true"),
         ("vit", "64-true"),
-        pytest.param("vit", "16-mixed", marks=slow),
         pytest.param("vit", "bf16-mixed", marks=slow),
         pytest.param("llama_small", "bf16-true", marks=slow),
         pytest.param("llama_small", "64-true", marks=slow),
-        pytest.param("llama_small", "16-mixed", marks=slow),
+        pytest.param("llama_small", "bf16-mixed", marks=slow),
         ("unet", "bf16-true"),
         pytest.param("unet", "64-true", marks=slow),
-        pytest.param("unet", "16-mixed", marks=slow),
+        pytest.param("unet", "bf16-mixed", marks=slow),
     ],
 )
 def test_a_run_is_measured_in_the_precision_of_its_training(family, precision, train) -> None:
@@ -42,8 +41,11 @@ def test_a_run_is_measured_in_the_precision_of_its_training(family, precision, t
     assert {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()} == {SAVED[precision]}
     exact = status(train(*FAMILIES[family], into="exact"))["metrics"]
     assert set(found) == set(exact)
-    assert found["cost/step_gflops"] == exact["cost/step_gflops"] > 0
-    assert found["test/loss"] == pytest.approx(exact["test/loss"], rel=0.05)
+    # autocast may lead a layer to compute in another order
+    assert found["cost/step_gflops"] == pytest.approx(
+        exact["cost/step_gflops"], rel=0.05 if "mixed" in precision else 0
+    )
+    assert found["test/loss"] == pytest.approx(exact["test/loss"], rel=0.01)
     assert found["adapter/delta_norm"] == pytest.approx(exact["adapter/delta_norm"], rel=0.1)
 
 
