@@ -43,7 +43,7 @@ class SweepCallback(Callback):
         told = [text for text in config.hydra.overrides.hydra if text != "hydra.mode=MULTIRUN"]
         command = " ".join(["python train.py -m", *told, *config.hydra.overrides.task])
         try:
-            parent_run(self.outputs, self.sweep, command=command, tune=list(config.tune))
+            parent_run(self.outputs, self.sweep, command, list(config.tune), config.margins)
         except UserError as error:
             sys.exit(f"error: {error}")  # Hydra turns what a callback raises into a warning
         self.began, self.done_before = time.monotonic(), 0 if config.force else self._count(*DONE)

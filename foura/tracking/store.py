@@ -6,6 +6,7 @@ which sets MLFLOW_TRACKING_URI for the whole process: the next run of a sweep, o
 
 import functools
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -76,11 +77,18 @@ def _open_store(outputs: Path) -> tuple[MlflowClient, str]:
     return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
 
 
-def parent_run(outputs: Path, sweep: str, command: str = "", tune: Sequence[str] = ()) -> str:
+def parent_run(
+    outputs: Path,
+    sweep: str,
+    command: str = "",
+    tune: Sequence[str] = (),
+    margins: Mapping[str, float | None] | None = None,
+) -> str:
     """The id of the sweep's parent run; made on the first call, which must come before parallel jobs start.
 
     Args:
         command: what was typed to start the sweep, kept as a tag. tune: keys whose best value the report picks.
+        margins: the config's margins, of which the declared ones are kept.
     """
     client, experiment_id = open_store(outputs)
     query = f"tags.sweep = '{sweep}' and tags.role = 'sweep'"
@@ -89,7 +97,9 @@ def parent_run(outputs: Path, sweep: str, command: str = "", tune: Sequence[str]
         return found[0].info.run_id
     with FileLock(outputs / ".parent.lock"):
         found = client.search_runs([experiment_id], filter_string=query, max_results=1)
-        return _parent_run(client, experiment_id, found, outputs, sweep, command, tune)
+        declared = {key: value for key, value in (margins or {}).items() if value is not None}
+        told = {"command": command[:5000], "tune": ",".join(tune), "margins": json.dumps(declared)} if command else {}
+        return _parent_run(client, experiment_id, found, outputs, sweep, told)
 
 
 def _parent_run(
@@ -98,22 +108,20 @@ def _parent_run(
     found: Sequence[Any],
     outputs: Path,
     sweep: str,
-    command: str,
-    tune: Sequence[str],
+    told: dict[str, str],
 ) -> str:
     """The parent run, as `found` in the store, or made, with what is told about it."""
     path = outputs / "sweeps" / sweep / "sweep.json"
-    told = read_json(path)  # of a store that was lost, this is left
-    if command:
-        told |= {"command": command[:5000], "tune": ",".join(tune)}
+    new = bool(told)
+    told = read_json(path) | told  # the file outlives a store that is lost
     if found:
         run_id = found[0].info.run_id
     else:
         tags = {"sweep": sweep, "role": "sweep", "state": "finished", **code_tags()}
         run_id = client.create_run(experiment_id, run_name=sweep, tags=tags).info.run_id
         client.set_terminated(run_id)  # the parent only groups; its children have the states
-    if command or not found:
-        for name in ("command", "tune"):
+    if new or not found:
+        for name in ("command", "tune", "margins"):
             client.set_tag(run_id, name, told.get(name, ""))
         write_json(path, {**told, "sweep": sweep, "parent_run_id": run_id})
     return run_id
