@@ -11,6 +11,7 @@ from foura.report.forest import draw
 from foura.report.rounding import decimals, fixed, signed
 from foura.report.study import Study, by_condition, in_words
 from foura.report.style import Panel, style_of
+from foura.report.verdicts import total
 
 LEAST = 3  # pairs of runs in a task
 
@@ -45,9 +46,7 @@ def over_tasks(studies: Sequence[Study]) -> pd.DataFrame:
 def overview_lines(table: pd.DataFrame, studies: Sequence[Study]) -> list[str]:
     """The verdicts over tasks as sentences, the total first."""
     keys = _keys(table)
-    counts = table["verdict"].value_counts()
-    total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    lines = [f"Over all tasks: of {len(table)} comparisons with {studies[0].baseline}: {total}."]
+    lines = [f"Over all tasks: {total(table, studies[0].baseline)}"]
     for row in table.to_dict("records"):
         places = min(2, decimals((row["high"] - row["low"]) / 2))
         mean, low, high = (signed(row[key], places) for key in ("mean", "low", "high"))

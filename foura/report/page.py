@@ -1,7 +1,6 @@
 """`foura report SWEEP`: one self-contained page, its figures and its tables as CSV, from the tracking store alone."""
 
 import datetime
-import math
 import tempfile
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -21,7 +20,7 @@ from foura.report.style import Panel, image, on_page
 
 ARTIFACT_RUNS = 60  # runs of a study whose layer tables are read, at least one of each adapter and condition
 GRIDS = 4  # runs whose generated images are shown
-PARTS = {"train": "train_eval", "val": "val", "gap": "gap"}
+PARTS = {"train": "train_eval", "val": "val"}
 METHOD = (
     "Runs of one seed form pairs: they share their data, its order and their start. Intervals are Student's t intervals of "
     "the mean difference at 5 % divided by the number of comparisons in the table (Bonferroni). Better and worse: the "
@@ -140,7 +139,7 @@ class Section:
 
     def _curves(self) -> list[Figure]:
         study, histories = self.study, self._histories()
-        self._csv(histories, "curves", even_if_empty=True)
+        self._csv(histories, "curves")
         name = METRICS[study.selection.column.split("/")[1]].label
         caption = "Means over seeds. Dashed: the same evaluation of a fixed part of the training data."
         further = plots.further_curves(study, self._further())
@@ -191,12 +190,14 @@ class Section:
 
     def _histories(self) -> pd.DataFrame:
         """run_id, epoch, train, val, gap of the selection metric, for every finished run."""
-        name = self.study.selection.column.split("/")[1]
+        metric = METRICS[self.study.selection.column.split("/")[1]]
         parts = []
         for run_id in self.study.finished["run_id"]:
-            columns = {key: self.sweep.history(run_id, f"{part}/{name}") for key, part in PARTS.items()}
+            columns = {name: self.sweep.history(run_id, f"{part}/{metric.key}") for name, part in PARTS.items()}
             parts.append(pd.DataFrame(columns).rename_axis("epoch").reset_index().assign(run_id=run_id))
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        found = pd.concat(parts, ignore_index=True)
+        found.insert(3, "gap", metric.sign * (found["train"] - found["val"]))
+        return found
 
     def _further(self) -> pd.DataFrame:
         """run_id, measure, epoch, value of the metrics that only some tasks or adapters have."""
@@ -215,8 +216,8 @@ class Section:
             figure.panels.append({"source": on_page(panel.svg), "alt": panel.alt})
         return figure
 
-    def _csv(self, table: pd.DataFrame, name: str, even_if_empty: bool = False) -> None:
-        if even_if_empty or not table.empty:
+    def _csv(self, table: pd.DataFrame, name: str) -> None:
+        if not table.empty:
             table.to_csv(self.folder / f"{self.prefix}{name}.csv", index=False, float_format="%.6g")
 
 
@@ -224,9 +225,9 @@ COST_CAPTION = "Quality against cost; the grey line joins what nothing beats in 
 
 
 def _spread_over_conditions(study: Study) -> list[str]:
-    """Ids of about ARTIFACT_RUNS finished runs, equally many of each adapter and condition."""
+    """Ids of about ARTIFACT_RUNS finished runs, equally many of each adapter and condition and at least one."""
     groups = study.finished.groupby(["adapter", *study.conditions], sort=False, dropna=False)
-    return groups.head(max(1, math.ceil(ARTIFACT_RUNS / groups.ngroups)))["run_id"].tolist()
+    return groups.head(max(1, ARTIFACT_RUNS // groups.ngroups))["run_id"].tolist()
 
 
 def _file(measure: Measure) -> str:

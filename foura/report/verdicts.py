@@ -24,13 +24,18 @@ def answer(table: pd.DataFrame, measure: Measure, study: Study) -> list[str]:
             f"{measure.label}: there is nothing to compare with {study.baseline} yet: one adapter, or no condition that "
             "two of them share."
         ]
-    counts = table["verdict"].value_counts()
-    total = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if word in counts)
-    lines = [f"{measure.label}: of {len(table)} comparisons with {study.baseline}: {total}."]
+    lines = [f"{measure.label}: {total(table, study.baseline)}"]
     for row in table.to_dict("records"):
         where = in_words(row, study.conditions)
         lines.append(f"{row['adapter']}{f' at {where}' if where else ''}: {row['verdict']} ({reason(row)}).")
     return lines
+
+
+def total(table: pd.DataFrame, baseline: str) -> str:
+    """The number of comparisons with each verdict."""
+    counts = table["verdict"].value_counts()
+    said = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if word in counts)
+    return f"of {len(table)} comparisons with {baseline}: {said}."
 
 
 def reason(row: Mapping[str, Any]) -> str:

@@ -3,9 +3,9 @@
 import csv
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -122,7 +122,7 @@ def test_looks_are_counted_and_their_price_is_named(tmp_path) -> None:
 
 
 def test_an_undecided_sweep_names_the_seeds_and_the_command_that_decide(tmp_path) -> None:
-    synthetic(tmp_path, "s", grid(0.0, range(3)), items=1000)
+    synthetic(tmp_path, "s", grid(0.0, range(3)), margins={"acc": 0.004})
     page = report(tmp_path, "s").read_text(encoding="utf-8")
     found = re.search(r"About (\d+) seeds \(now 3\) would decide (\d) of the 2 undecided", page)
     assert found and int(found[1]) > 3
@@ -147,10 +147,14 @@ def test_500_runs_in_half_a_minute_and_a_gigabyte(tmp_path) -> None:
     # not getrusage: its maximum includes that of the process that started this one
     code = "import re; from foura.cli import main; main(); "
     code += r"print(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1])"
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-c", code, "report", "s", "--outputs", str(tmp_path)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds, megabytes = time.monotonic() - began, int(answer.stdout.split()[-1]) / 1024
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = (
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    )  # of the processor, on a busy machine too
+    megabytes = int(answer.stdout.split()[-1]) / 1024
     print(f"500 runs: {seconds:.0f} s, {megabytes:.0f} MB")
     assert seconds < 30 and megabytes < 1000
     assert (tmp_path / "sweeps/s/report/report.html").stat().st_size < 5e6
