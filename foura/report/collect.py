@@ -1,22 +1,25 @@
 """A sweep out of the tracking store, as tables. Nothing else is read: a report can be made where the runs are not."""
 
-import contextlib
-import os
+from __future__ import annotations
+
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from mlflow.entities import Run
-from mlflow.tracking import MlflowClient
 
 from foura.errors import UserError
+from foura.escape import printable, redact
 from foura.schema import Config, defaults_since
-from foura.tracking.store import open_store
+from foura.tracking.artifacts import Artifacts
+from foura.tracking.store import artifacts_of, open_store
 
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file is no news
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
 TAGS = (
     "state",
     "adapter",
@@ -44,6 +47,7 @@ class Sweep:
 
     name: str
     client: MlflowClient
+    artifacts: Artifacts
     parent_id: str
     experiment_id: str
     runs: pd.DataFrame
@@ -57,9 +61,7 @@ class Sweep:
 
     def artifact(self, run_id: str, name: str, into: Path) -> Path | None:
         """A run's artifact as a local file, None where it has none of that name."""
-        with contextlib.suppress(Exception):  # each kind of store says "not there" in its own way
-            return Path(self.client.download_artifacts(run_id, name, str(into)))
-        return None
+        return self.artifacts.get(run_id, name, into)
 
     def tables(self, run_ids: Sequence[str], name: str) -> pd.DataFrame:
         """A CSV artifact of many runs, one below the other, with a column run_id."""
@@ -95,11 +97,12 @@ def load_sweep(outputs: Path, name: str) -> Sweep:
     return Sweep(
         name=name,
         client=client,
+        artifacts=artifacts_of(outputs, client),
         parent_id=named[0].info.run_id,
         experiment_id=experiment_id,
         runs=runs.sort_values(order, ignore_index=True),
         tune=[key for key in tags.get("tune", "").split(",") if key],
-        command=tags.get("command", ""),
+        command=_shown(tags.get("command", "")),
     )
 
 
@@ -114,16 +117,21 @@ def _search(client: MlflowClient, experiment_id: str, query: str) -> list[Run]:
             return found
 
 
+def _shown(text: str) -> str:
+    """Text of the store for a page: anybody who writes to it can have chosen it."""
+    return printable(redact(text))
+
+
 def _row(run: Run) -> dict[str, Any]:
-    tags = run.data.tags
-    row: dict[str, Any] = {"run_id": run.info.run_id, "name": run.info.run_name}
+    tags = {key: _shown(value) for key, value in run.data.tags.items()}
+    row: dict[str, Any] = {"run_id": run.info.run_id, "name": _shown(run.info.run_name)}
     row |= {tag: tags[tag] for tag in TAGS if tag in tags}
     row["state"] = tags.get("state") or STATES.get(run.info.status, run.info.status.lower())
     row["commit"] = tags.get("mlflow.source.git.commit", "")
     row["versions"] = tags.get("versions", "")
     # a run of before a key was added had what is now its default
     row |= {f"param:{key}": str(value) for key, value in defaults_since(Config).items()}
-    row |= {f"param:{key}": value for key, value in run.data.params.items()}
+    row |= {f"param:{key}": _shown(value) for key, value in run.data.params.items()}
     row |= run.data.metrics
     for number in ("rank", "seed"):
         row[number] = int(row.get(number, 0))

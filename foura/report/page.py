@@ -11,6 +11,7 @@ import jinja2
 import pandas as pd
 
 from foura.analysis.statistics import LEVEL, POWER
+from foura.escape import cell
 from foura.metrics import CURVE, shown
 from foura.report import compare, plots
 from foura.report.collect import Sweep, load_sweep
@@ -45,7 +46,7 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     found = compare.studies(sweep.runs, sweep.tune)
     sections = [_section(sweep, study, folder, f"{n}-" if len(found) > 1 else "") for n, study in enumerate(found, 1)]
-    sweep.runs.to_csv(folder / "runs.csv", index=False, float_format="%.6g")
+    _csv(sweep.runs, folder / "runs.csv")
     states = sweep.runs["state"].value_counts()
     template = jinja2.Template(files("foura.report").joinpath("page.html").read_text(encoding="utf-8"), autoescape=True)
     page = template.render(
@@ -58,7 +59,8 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
-    sweep.client.log_artifacts(sweep.parent_id, str(folder), "report")
+    for file in sorted(folder.iterdir()):
+        sweep.artifacts.log(sweep.parent_id, file, "report")
     return path
 
 
@@ -68,25 +70,25 @@ def _section(sweep: Sweep, study: Study, folder: Path, prefix: str) -> dict[str,
     layers = sweep.tables(some, "layers.csv")
     compare.with_layers(study, layers)
     means = compare.summary(study)
-    means.to_csv(folder / f"{prefix}summary.csv", index=False, float_format="%.6g")
+    _csv(means, folder / f"{prefix}summary.csv")
     measured = [study.quality, study.gap, *study.extra]
     for measure in measured:
         table = compare.comparisons(study, measure)
         if not table.empty:
-            table.to_csv(folder / f"{prefix}comparisons-{_file(measure)}.csv", index=False, float_format="%.6g")
+            _csv(table, folder / f"{prefix}comparisons-{_file(measure)}.csv")
             tables.append(_shown(table, f"{measure.label}: differences from {study.baseline}", COMPARED))
         if measure in study.answered:
             answers.append(compare.answer(table, measure, study))
         grown = compare.slopes(study, measure)
         if not grown.empty:
-            grown.to_csv(folder / f"{prefix}slopes-{_file(measure)}.csv", index=False, float_format="%.6g")
+            _csv(grown, folder / f"{prefix}slopes-{_file(measure)}.csv")
             assert study.x is not None
             tables.append(
                 _shown(grown, f"{measure.label}: change each time {study.x.split('.')[-1].replace('_', ' ')} doubles")
             )
     tables.insert(0, _shown(means, "Means over seeds", MEANS))
     if not study.tuned.empty:
-        study.tuned.to_csv(folder / f"{prefix}tuned.csv", index=False, float_format="%.6g")
+        _csv(study.tuned, folder / f"{prefix}tuned.csv")
         tables.insert(1, _shown(study.tuned, "Tuned values", "Picked by the mean over seeds on validation data."))
     figures = _figures(sweep, study, means, layers, folder, prefix)
     return {"title": study.title, "answers": answers, "method": METHOD, "figures": figures, "tables": tables}
@@ -109,12 +111,12 @@ def _figures(
     sweep: Sweep, study: Study, means: pd.DataFrame, layers: pd.DataFrame, folder: Path, prefix: str
 ) -> list[dict[str, str]]:
     histories = _histories(sweep, study)
-    histories.to_csv(folder / f"{prefix}curves.csv", index=False, float_format="%.6g")
+    _csv(histories, folder / f"{prefix}curves.csv")
     some = layers["run_id"].unique().tolist() if not layers.empty else study.finished["run_id"].tolist()[:ARTIFACT_RUNS]
     values, strengths = sweep.tables(some, "spectra.csv"), sweep.tables(some, "strengths.csv")
     for table, file in ((layers, "layers"), (strengths, "strengths")):
         if not table.empty:
-            table.to_csv(folder / f"{prefix}{file}.csv", index=False, float_format="%.6g")
+            _csv(table, folder / f"{prefix}{file}.csv")
     measures = [study.quality, study.gap, *study.extra]
     metric = study.selection.column.split("/")[1]
     made = [
@@ -216,6 +218,12 @@ def _runs(sweep: Sweep) -> Shown:
 def _shown(table: pd.DataFrame, title: str, note: str = "") -> Shown:
     rows = [[_cell(value) for value in row] for row in table.to_numpy(dtype=object)]
     return Shown(title, [str(column) for column in table.columns], rows, note)
+
+
+def _csv(table: pd.DataFrame, path: Path) -> None:
+    safe = table.rename(columns=cell)
+    texts = safe.select_dtypes(exclude="number").columns
+    safe.assign(**{name: safe[name].map(cell) for name in texts}).to_csv(path, index=False, float_format="%.6g")
 
 
 def _cell(value: Any) -> str:

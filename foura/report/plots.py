@@ -5,14 +5,12 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, ScalarFormatter
 
+from foura.escape import in_figure
+from foura.figures import plt
 from foura.metrics import COST, METRICS, shown
 from foura.report.compare import Measure, Study, intervals
 
@@ -49,7 +47,7 @@ def against_x(study: Study, measures: Sequence[Measure]) -> bytes | None:
                     continue
                 moved = [_shifted(value, shift, values, log) for value in own[x]]
                 style: Any = {"color": colour(study, adapter), "marker": MARKERS[number % len(MARKERS)]}
-                axis.plot(moved, own["mean"], label=adapter, markersize=4, linewidth=1.2, **style)
+                axis.plot(moved, own["mean"], label=in_figure(adapter), markersize=4, linewidth=1.2, **style)
                 axis.vlines(moved, own["low"], own["high"], color=style["color"], linewidth=1)
                 at = [_shifted(value, shift, values, log) for value in dots[x]]
                 axis.scatter(at, dots[measure.column], s=5, alpha=0.35, color=style["color"], linewidths=0)
@@ -79,7 +77,7 @@ def curves(study: Study, histories: pd.DataFrame, metric: str) -> bytes | None:
             ids = part[part["adapter"] == adapter]["run_id"]
             own = histories[histories["run_id"].isin(ids)].groupby("epoch")[["train", "val"]].mean()
             if not own.empty:
-                axis.plot(own.index, own["val"], color=colour(study, adapter), label=adapter, linewidth=1.3)
+                axis.plot(own.index, own["val"], color=colour(study, adapter), label=in_figure(adapter), linewidth=1.3)
                 axis.plot(own.index, own["train"], color=colour(study, adapter), linestyle="--", linewidth=0.9)
         axis.set_title(f"{metric}{_said(facet)}", fontsize=10)
         axis.set_xlabel("epoch (dashed: training part)")
@@ -102,7 +100,14 @@ def by_epoch(study: Study, histories: pd.DataFrame) -> bytes | None:
             for adapter in study.adapters:
                 own = part[(part["adapter"] == adapter) & (part["measure"] == measure)].groupby("epoch")["value"].mean()
                 if not own.empty:
-                    axis.plot(own.index, own, color=colour(study, adapter), label=adapter, marker=".", linewidth=1.1)
+                    axis.plot(
+                        own.index,
+                        own,
+                        color=colour(study, adapter),
+                        label=in_figure(adapter),
+                        marker=".",
+                        linewidth=1.1,
+                    )
             axis.set_title(METRICS[measure].label + _said(facet), fontsize=9)
             axis.set_xlabel("epoch", fontsize=8)
             _clean(axis)
@@ -121,7 +126,7 @@ def pareto(study: Study, summary: pd.DataFrame) -> bytes | None:
         for number, adapter in enumerate(study.adapters):
             own = rows[rows["adapter"] == adapter]
             style: Any = {"color": colour(study, adapter), "marker": MARKERS[number % len(MARKERS)]}
-            axis.scatter(own[cost], own[study.quality.label], label=adapter, s=22, **style)
+            axis.scatter(own[cost], own[study.quality.label], label=in_figure(adapter), s=22, **style)
         sign = 1 if study.quality.more_is_better else -1
         front, best = [], -np.inf
         for _, row in rows.sort_values(cost).iterrows():
@@ -131,9 +136,10 @@ def pareto(study: Study, summary: pd.DataFrame) -> bytes | None:
         axis.plot(*zip(*front, strict=True), color="#999999", linewidth=0.8, zorder=0)
         if rows[cost].min() > 0 and rows[cost].max() / rows[cost].min() > 20:
             axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter(NullFormatter())
         else:
             axis.xaxis.set_major_locator(MaxNLocator(4))
-        if rows[cost].max() > 1000:
+        if rows[cost].max() > 1000 or axis.get_xscale() == "log":
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_xlabel(cost)
         axis.set_ylabel(study.quality.label)
@@ -158,7 +164,7 @@ def spectra(study: Study, values: pd.DataFrame) -> bytes | None:
             own = part[part["adapter"] == adapter].groupby("index")["share"].mean()
             own = own[own > 1e-5]  # beyond the rank there is only rounding
             if not own.empty:
-                axis.plot(own.index, own, color=colour(study, adapter), label=adapter, linewidth=1.3)
+                axis.plot(own.index, own, color=colour(study, adapter), label=in_figure(adapter), linewidth=1.3)
         axis.set_title(f"singular values of ΔW, largest = 1{_said(facet)}", fontsize=9)
         axis.set_xlabel("index")
         axis.set_ylim(0, 1.03)
@@ -205,7 +211,7 @@ def by_strength(study: Study, rows: pd.DataFrame) -> bytes | None:
                 if own.empty:
                     continue
                 ink = colour(study, adapter)
-                axis.plot(own.index, own["mean"], color=ink, label=adapter, marker="o", markersize=3)
+                axis.plot(own.index, own["mean"], color=ink, label=in_figure(adapter), marker="o", markersize=3)
                 axis.fill_between(own.index, own["min"], own["max"], color=ink, alpha=0.15, linewidth=0)
             axis.set_title(measure.replace("_", " ") + _said(facet), fontsize=9)
             axis.set_xlabel("strength (band: all seeds)", fontsize=8)
