@@ -68,4 +68,5 @@ def tags(cfg: DictConfig, data: Any, sweep: str | None) -> dict[str, Any]:
         "seed": cfg.seed,
         "data_fingerprint": data.fingerprint,
         **({} if cfg.adapter.start_from is None else {"start_from": described(cfg)}),
+        **{f"{name}_items": size for name, size in data.sizes.items()},
     }
