@@ -73,7 +73,7 @@ def _check_family(cfg: DictConfig) -> None:
             f"dataset.format={data.format} does not go with backbone={family.name}; choose one of "
             f"{', '.join(family.formats)}."
         )
-    for name in cfg.backbone.options:
+    for name in map(str, cfg.backbone.options):
         if name not in family.options:
             has = f"It has: {', '.join(family.options)}." if family.options else "It has none."
             raise UserError(f"backbone.options.{name} is not a setting of backbone={family.name}. {has}")
@@ -127,7 +127,7 @@ def _check_margins(margins: DictConfig) -> None:
     """Refuse a margin that no difference can be within."""
     for key, value in margins.items():
         if value is not None and not 0 < value < math.inf:
-            raise UserError(f"margins.{key} must be a number above 0, got {value}.")
+            raise UserError(f"margins.{key!s} must be a number above 0, got {value}.")
 
 
 def _check_node(node: DictConfig, schema: type, prefix: str) -> None:

@@ -12,7 +12,8 @@ import pandas as pd
 from mlflow.tracking import MlflowClient
 
 from foura.report.study import Study, studies
-from foura.tracking.store import parent_run, start_run
+from foura.tracking.store import parent_run
+from foura.tracking.tracked_run import start_run
 
 Run = tuple[
     str, dict[str, Any], int, float, float, str
