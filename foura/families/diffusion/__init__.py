@@ -8,6 +8,13 @@ from omegaconf import DictConfig
 
 from foura.families.family import Family, Parts
 
+# keys for generating and measuring images
+SAMPLING = (
+    *("evaluation.prompts", "evaluation.max_prompts", "evaluation.seeds_per_prompt", "evaluation.strengths"),
+    *("evaluation.sampling_steps", "evaluation.guidance", "evaluation.pictures_every", "evaluation.judge_every"),
+    *("evaluation.features", "evaluation.lpips", "evaluation.clip"),
+)
+
 
 def _build(cfg: DictConfig) -> Parts:
     from foura.families.diffusion.backbone import build_unet
@@ -55,6 +62,13 @@ FAMILY = Family(
     sources=("letters", "imagefolder", "hf"),
     bundled=("letters",),
     formats={"captions": ("kernel", "loss")},
+    uses={
+        "": ("backbone.text_encoder", "backbone.gradient_checkpointing", "dataset.eval_limit", *SAMPLING),
+        "own backbone": ("backbone.img_size", "backbone.torch_dtype"),
+        "own data": ("dataset.path", "dataset.prompt", "dataset.columns.image", "dataset.columns.text"),
+        "bundled data": ("dataset.style",),
+        "text encoder": ("optimizer.text_encoder_lr",),
+    },
     causal=False,
     build=_build,
     save_merged=_save_merged,
