@@ -51,7 +51,9 @@ def test_a_place_without_runs_is_said_at_once(command, run_env, tmp_path) -> Non
 
 
 @pytest.mark.parametrize("command", ["train.py adapter=lora", "-m foura export . --to lora out"])
-@pytest.mark.parametrize(("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
 def test_threads_are_told_how_to_wait_before_torch_is_loaded(command, given, spins, root, run_env, tmp_path) -> None:
     """In place of torch there is a module that says what it finds."""
     (tmp_path / "torch.py").write_text("import os, sys\nsys.exit(f\"spins: {os.environ.get('GOMP_SPINCOUNT')}\")")

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def _readable(found: dict[str, Captioned], cfg: DictConfig) -> dict[str, Caption
     if cfg.unreadable == "refuse":
         return found
     return {
-        split: items.subset(readable(range(len(items)), lambda i, items=items: _open(items, i), split, "drop"))
+        split: items.subset(readable(range(len(items)), partial(_open, items), split, "drop"))
         for split, items in found.items()
     }
 
