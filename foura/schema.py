@@ -150,6 +150,14 @@ class DatasetConfig:
     name: str = MISSING
     source: str = _choice_of(MISSING, lambda: (source for family in FAMILIES.values() for source in family.sources))
     path: str | None = None
+    config: str | None = since("0.2.0", None)  # hf: the configuration, of data that has several
+    # {train: …, validation: …, test: …}: which split, folder or file each is; empty: found by their names
+    splits: dict[str, str] = field(default_factory=dict, metadata={"since": "0.2.0"})
+    # exact copies of held-out items in the training data: counted, left out of it, or refused
+    duplicates: str = since("0.2.0", _choice("keep", "keep", "drop", "refuse"))
+    too_long: str = since("0.2.0", _choice("cut", "cut", "drop", "refuse"))  # examples of more tokens than fit
+    unreadable: str = since("0.2.0", _choice("refuse", "refuse", "drop"))  # images and text files
+    background: str = since("0.2.0", "white")  # behind transparent pixels: a colour's name or '#rrggbb'
     # None: the family's default
     format: str | None = _choice_of(None, lambda: (form for family in FAMILIES.values() for form in family.formats))
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
