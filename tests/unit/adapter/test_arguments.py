@@ -32,7 +32,7 @@ def counted(model: nn.Module, _given: FouraConfig, _folder) -> None:
 
 
 def swapped(model: nn.Module, given: FouraConfig, folder) -> None:
-    settings = {"foura_alpha": 3.0, "alpha_pattern": {"0": 5.0}, "use_rslora": True, "gate": given.gate}
+    settings = {"foura_alpha": 3.0, "alpha_pattern": {"0": 5.0}, "use_rslora": True, "gate": given.gate, "rank_pattern": {"3": 2}}
     get_peft_model(net(), config(**settings)).save_pretrained(str(folder / "other"))
     foura.hotswap_adapter(model, folder / "other")
 
@@ -49,7 +49,7 @@ def merged(model: nn.Module, _given: FouraConfig, folder) -> None:
 
 def combined(model: nn.Module, _given: FouraConfig, folder) -> None:
     frozen(model, _given, folder)
-    model.add_weighted_adapter(["default"], [0.5], "half", combination_type="linear")
+    model.add_weighted_adapter(["default"], [0.5], "weaker", combination_type="linear")
 
 
 @pytest.mark.parametrize("use", [frozen, counted, swapped, exported, merged, combined])
@@ -101,7 +101,7 @@ def test_modules_keep_the_mode_that_they_were_in(use: Callable, tmp_path) -> Non
 )
 def test_the_scope_that_is_left_out_follows_from_the_task(fields, scope) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         assert FouraConfig(gate="adaptive", **fields).gate_scope == scope
 
 
@@ -110,7 +110,7 @@ def test_a_sequence_gate_for_a_causal_task_is_warned_of() -> None:
         asked = FouraConfig(gate="adaptive", gate_scope="sequence", task_type="CAUSAL_LM")
     assert asked.gate_scope == "sequence"
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         FouraConfig(gate_scope="sequence", task_type="CAUSAL_LM")  # no gate, nothing leaks
 
 
@@ -118,7 +118,7 @@ def test_a_sequence_gate_on_a_model_that_generates_is_warned_of_though_no_task_i
     with pytest.warns(UserWarning, match="later tokens change earlier outputs"):
         get_peft_model(tiny_llama(), FouraConfig(gate="adaptive", target_modules=["q_proj"]))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         get_peft_model(tiny_llama(), FouraConfig(gate="adaptive", target_modules=["q_proj"], task_type="CAUSAL_LM"))
         get_peft_model(net(), config(gate="adaptive"))
 
