@@ -32,7 +32,13 @@ def counted(model: nn.Module, _given: FouraConfig, _folder) -> None:
 
 
 def swapped(model: nn.Module, given: FouraConfig, folder) -> None:
-    settings = {"foura_alpha": 3.0, "alpha_pattern": {"0": 5.0}, "use_rslora": True, "gate": given.gate, "rank_pattern": {"3": 2}}
+    settings = {
+        "foura_alpha": 3.0,
+        "alpha_pattern": {"0": 5.0},
+        "use_rslora": True,
+        "gate": given.gate,
+        "rank_pattern": {"3": 2},
+    }
     get_peft_model(net(), config(**settings)).save_pretrained(str(folder / "other"))
     foura.hotswap_adapter(model, folder / "other")
 

@@ -21,7 +21,10 @@ from tests.helpers.tiny_models import tiny_llama
 TARGETS = ["q_proj", "k_proj", "v_proj", "down_proj", "embed_tokens"]
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 KINDS = {
-    "rank_pattern": {"rank_pattern": {"q_proj": 3, "model.layers.1.mlp.down_proj": 6}, "alpha_pattern": {"v_proj": 1.0}},
+    "rank_pattern": {
+        "rank_pattern": {"q_proj": 3, "model.layers.1.mlp.down_proj": 6},
+        "alpha_pattern": {"v_proj": 1.0},
+    },
     "frozen": {"gate": "frozen"},
     "dft": {"transform": "dft", "rank_pattern": {"k_proj": 2}},
 }
