@@ -4,14 +4,20 @@ Nothing here waits for a pipe, or lets a parser's exception reach the user.
 """
 
 import csv
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from foura.errors import UserError, reason
+from foura.escape import cell
+
+GZIP = b"\x1f\x8b"  # how such a file begins
+MOST_TEXT = 2**32  # bytes of a text file, unpacked: a few kilobytes can hold any number of them
 
 
 def here(path: str) -> Path | None:
@@ -50,20 +56,34 @@ def regular(path: Path) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, without the byte order mark that some editors put first.
+    """A text file in UTF-8, without the byte order mark that some editors put first; unpacked if it is a gzip file.
 
     Raises:
         UserError: it is not UTF-8, cannot be read, or is blank.
     """
-    try:
-        text = regular(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it or take it out.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    text = read_any_text(path)
     if not text.strip():
         raise UserError(f"{path} is empty.")
     return text
+
+
+def read_any_text(path: Path) -> str:
+    """As `read_text`, and a file that is blank too."""
+    try:
+        with regular(path).open("rb") as file:
+            packed = file.read(len(GZIP)) == GZIP
+            file.seek(0)
+            raw = gzip.GzipFile(fileobj=file).read(MOST_TEXT + 1) if packed else file.read()
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it or take it out.") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is a damaged gzip file ({reason(error)}); make it again or take it out.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    if packed and len(raw) > MOST_TEXT:
+        raise UserError(f"{path} holds more than {MOST_TEXT} bytes when it is unpacked; cut it into several files.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_json(text: str, name: str) -> dict[str, Any]:
@@ -72,25 +92,32 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
     Raises:
         UserError: it is not JSON, or not an object; the message begins with `name`.
     """
+    return an_object(parse_any_json(text, name), name)
+
+
+def parse_any_json(text: str, name: str) -> Any:
+    """The value in a JSON text.
+
+    Raises:
+        UserError: it is not JSON; the message begins with `name`.
+    """
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{name} is not JSON: {error.msg}.") from None
     except (RecursionError, ValueError):  # nested thousands deep; an integer of thousands of digits
         raise UserError(f"{name} is JSON that is nested too deep, or has a number that is too long.") from None
+
+
+def an_object(value: Any, name: str) -> dict[str, Any]:
+    """The value, if it is a JSON object.
+
+    Raises:
+        UserError: it is not; the message begins with `name`.
+    """
     if not isinstance(value, dict):
         raise UserError(f"{name} is {type(value).__name__}, not an object with fields.")
     return value
-
-
-def json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """[("FILE, line N", record), …] of a file of JSON lines. A line ends at a line feed: strings may hold other breaks.
-
-    Raises:
-        UserError: a line that is not a JSON object.
-    """
-    lines = enumerate(read_text(path).split("\n"), 1)
-    return [(f"{path.name}, line {n}", parse_json(line, f"{path}, line {n}")) for n, line in lines if line.strip()]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -136,7 +163,7 @@ def write_weights(state: dict[str, Any], path: Path, metadata: dict[str, str]) -
 
 def write_checksum(path: Path) -> None:
     """Write a file's checksum beside it, as sha256sum does: safetensors have none, and a flipped bit is still a number."""
-    _checksum_file(path).write_text(f"{_checksum(path)}  {path.name}\n", encoding="utf-8")
+    _checksum_file(path).write_text(f"{checksum(path)}  {path.name}\n", encoding="utf-8")
 
 
 def verify_checksum(path: Path) -> None:
@@ -146,7 +173,7 @@ def verify_checksum(path: Path) -> None:
         UserError: it has changed.
     """
     stored = _checksum_file(path)
-    if stored.is_file() and read_text(stored).split()[0] != _checksum(regular(path)):
+    if stored.is_file() and read_text(stored).split()[0] != checksum(regular(path)):
         raise UserError(
             f"{path} is damaged: it is not the file whose checksum is in {stored.name}. Make it again (a run's adapter by its "
             "command with force=true, a bundled backbone by `foura pretrain`)."
@@ -157,7 +184,8 @@ def _checksum_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -176,9 +204,14 @@ def unfit(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     return None
 
 
-def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write rows with the same keys as a CSV file with a header."""
+def write_csv(rows: Sequence[dict[str, Any]], path: Path, columns: Sequence[str] | None = None) -> None:
+    """Write rows as a CSV file with a header, that a spreadsheet opens without computing anything in it.
+
+    Args:
+        columns: of the file; None: those of the first row.
+    """
+    names = list(rows[0]) if columns is None else columns
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow([cell(name) for name in names])
+        writer.writerows([cell(row[name]) for name in names] for row in rows)

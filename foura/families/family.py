@@ -90,6 +90,8 @@ class Family:
         formats: {choice of `dataset.format`: keys of the metrics that its runs have}. The first format is the default. Runs
             are judged by the first metric, and any that every epoch has can select the epoch.
         options: keys of `backbone.options`, the settings that only this family has, for its model, data or task.
+        uses: {condition: keys of the config that have an effect under it}, of the keys that not every run has a use for. The
+            conditions are "" (always), a format, and those of `conditions`.
         causal: later tokens must not change earlier outputs, so a gate must not depend on them.
         build: from a whole config to data, backbone and task.
         save_merged: (backbone, merged model, config, folder): writes the model for the library that it came from.
@@ -116,8 +118,25 @@ class Family:
     save_as_lora: Mapping[str, Callable[[Any, Path, bool], str]] = field(default_factory=lambda: {"lora": as_lora})
     backbone: Callable[[DictConfig, Mapping[str, Tensor]], Backbone] | None = None
     example: Callable[[Any], dict[str, Tensor]] | None = None
+    uses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pretraining_loss: Callable[[Parts, nn.Module, DictConfig], float] | None = None
     pretrain: Callable[[Path | None], None] | None = None
+
+    def used(self, cfg: DictConfig) -> set[str]:
+        """The keys in `uses` that have an effect in a run of this config."""
+        return {key for name in self.conditions(cfg) for key in self.uses.get(name, ())}
+
+    def conditions(self, cfg: DictConfig) -> set[str]:
+        """The conditions of `uses` that hold for this config."""
+        backbone = cfg.backbone
+        held = {
+            "own data": cfg.dataset.source not in self.bundled,
+            "bundled data": cfg.dataset.source in self.bundled,
+            "own backbone": backbone.name != "embedded",
+            "pretrained": backbone.pretrained is not False,
+            "text encoder": backbone.text_encoder,
+        }
+        return {"", self.format(cfg.dataset.format), *(name for name, holds in held.items() if holds)}
 
     def format(self, chosen: str | None) -> str:
         """The format of the data's records: the chosen one, or the family's default."""

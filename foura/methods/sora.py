@@ -24,6 +24,7 @@ class Sora(Lora):
     """LoRA with `RankGates` on A; it is saved with the gates multiplied into A, as an ordinary LoRA."""
 
     shards = False
+    uses = (*Lora.uses, "sparsity")
     starts = (True, "gaussian")  # the gates are random at the start, so B has to be zero
 
     def prepare(self, model: nn.Module) -> None:
@@ -47,6 +48,17 @@ class Sora(Lora):
                 layer = name.removesuffix(TRAINED)
                 folded[f"{layer}.weight"] = state[layer + GATE].unsqueeze(-1) * tensor
         return folded
+
+    def loaded(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gates of one on the saved diag(g) A."""
+        import torch
+
+        unfolded = {name: tensor for name, tensor in state.items() if ".lora_A." not in name}
+        for name, tensor in state.items():
+            if ".lora_A." in name:
+                layer = name.removesuffix(".weight")
+                unfolded |= {layer + TRAINED: tensor, layer + GATE: torch.ones(len(tensor))}
+        return unfolded
 
     def open_ranks(self, layer: Any) -> float | None:
         closed = sum(int((gate == 0).sum()) for gate in _gates(layer))

@@ -7,7 +7,6 @@ delivered later, and a store that was lost can be made again from these files (`
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +18,7 @@ FILE = "tracking.jsonl"
 RETRY = 5.0  # seconds between attempts while training continues, at least
 PATIENCE = 20.0  # seconds that the end of a run waits for a store that does not answer
 SLOWEST = 0.1  # share of a run's time that failing attempts may take
-KINDS = ("create", "metrics", "artifact", "reopen", "end")  # an item has one of these keys
-# MLflow would otherwise retry a dead server for minutes at every call
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+KINDS = ("create", "params", "metrics", "artifact", "reopen", "end")  # an item has one of these keys
 
 
 class Deliver(Protocol):

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
     from foura.backbone import Backbone
 
+# keys for generating and measuring images
+SAMPLING = (
+    *("evaluation.prompts", "evaluation.max_prompts", "evaluation.seeds_per_prompt", "evaluation.strengths"),
+    *("evaluation.sampling_steps", "evaluation.guidance", "evaluation.pictures_every", "evaluation.judge_every"),
+    *("evaluation.features", "evaluation.lpips", "evaluation.clip"),
+)
+
 
 def _build(cfg: DictConfig) -> Parts:
     from foura.families.diffusion.backbone import build_unet
@@ -27,7 +34,9 @@ def _build(cfg: DictConfig) -> Parts:
     backbone = build_unet(cfg.backbone)
     if backbone.vae is not None and cfg.trainer.accelerator in ("gpu", "cuda"):
         backbone.vae.to("cuda")
-    data = prepare_captioned(splits, cfg.dataset, cfg.seed, backbone.size, backbone.tokenize, backbone.encode)
+    data = prepare_captioned(
+        splits, cfg.dataset, cfg.seed, backbone.size, backbone.tokenize, backbone.encode, backbone.lost
+    )
     return Parts(backbone, data, lambda model: Diffusion(model, backbone, data, cfg))
 
 
@@ -79,6 +88,13 @@ FAMILY = Family(
     sources=("letters", "imagefolder", "hf"),
     bundled=("letters",),
     formats={"captions": ("kernel", "loss")},
+    uses={
+        "": ("backbone.text_encoder", "backbone.gradient_checkpointing", "dataset.eval_limit", *SAMPLING),
+        "own backbone": ("backbone.img_size", "backbone.torch_dtype"),
+        "own data": ("dataset.path", "dataset.prompt", "dataset.columns.image", "dataset.columns.text"),
+        "bundled data": ("dataset.style",),
+        "text encoder": ("optimizer.text_encoder_lr",),
+    },
     causal=False,
     build=_build,
     save_merged=_save_merged,

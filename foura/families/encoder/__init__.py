@@ -64,6 +64,14 @@ FAMILY = Family(
     sources=("docstrings", "jsonl", "hf"),
     bundled=("docstrings",),
     formats={"classification": ("acc", "loss", "f1", "mcc"), "regression": ("spearman", "loss", "pearson")},
+    uses={
+        "": (
+            *("backbone.torch_dtype", "backbone.attn_implementation", "backbone.gradient_checkpointing"),
+            *("dataset.block_size", "dataset.eval_limit"),
+        ),
+        "pretrained": ("backbone.load_in",),
+        "own data": ("dataset.path", "dataset.columns.text", "dataset.columns.text_pair", "dataset.columns.label"),
+    },
     causal=False,
     build=_build,
     save_merged=save_pretrained,

@@ -70,6 +70,11 @@ FAMILY = Family(
     sources=("digits", "imagefolder", "hf"),
     bundled=("digits",),
     formats={"classes": ("acc", "loss")},
+    uses={
+        "": ("dataset.classes",),
+        "own backbone": ("backbone.img_size",),
+        "own data": ("dataset.path", "dataset.columns.image", "dataset.columns.label"),
+    },
     causal=False,
     build=_build,
     save_merged=_save_merged,

@@ -56,6 +56,17 @@ FAMILY = Family(
         "commonsense": ("acc", "loss"),
         "verbalizer": ("acc", "loss"),
     },
+    uses={
+        "": (
+            *("backbone.torch_dtype", "backbone.attn_implementation", "backbone.gradient_checkpointing"),
+            *("dataset.block_size", "dataset.eval_limit", "evaluation.passages", "evaluation.passage_tokens"),
+        ),
+        "pretrained": ("backbone.load_in",),
+        "own data": ("dataset.path",),
+        "text": ("dataset.columns.text",),
+        "completion": ("dataset.columns.prompt", "dataset.columns.completion"),
+        "verbalizer": ("dataset.template", "dataset.verbalizer", "dataset.columns.label"),
+    },
     causal=True,
     build=_build,
     save_merged=save_pretrained,
