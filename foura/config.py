@@ -203,6 +203,12 @@ def explain(error: Exception) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown and not unknown.group(1).startswith("hydra"):
         return _unknown_key(unknown.group(1).split("@")[0])
+    if "hydra.cc/docs" in text and "grammar" in text:
+        told = text.partition("See https")[0].split("Error parsing override")[-1]
+        return (
+            f"the command cannot be read ({first_line(ValueError(told))}): a value with special characters, such as a "
+            """folder's name with '=' or ',' in it, needs two pairs of quotes: 'outputs="a=b"'."""
+        )
     missing = re.search(r"Could not find '([^']+)/([^/']+)'", text)
     if missing:
         return _unknown_choice(missing.group(1), missing.group(2), text)
