@@ -126,7 +126,8 @@ def _where_used(key: str, family: Family) -> str:
 def _check_margins(margins: DictConfig) -> None:
     """Refuse a margin that no difference can be within."""
     for key, value in margins.items():
-        if value is not None and not 0 < value < math.inf:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
             raise UserError(f"margins.{key!s} must be a number above 0, got {value}.")
 
 
