@@ -68,7 +68,7 @@ def saved_outputs(hollow: Backbone, saved: Mapping[str, Tensor]) -> int:
     """
     for name, tensor in hollow.model.get_submodule(hollow.head).state_dict().items():
         trained = saved.get(f"{hollow.head}.{name}")
-        if trained is not None and trained.shape != tensor.shape:
+        if trained is not None and trained.dim() and trained.shape[1:] == tensor.shape[1:] and len(trained) != 1:
             return len(trained)
     return 1
 

@@ -1,5 +1,6 @@
 """Load a run's config and adapter. Run folders are untrusted input: everything is validated first."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ def _find_again(cfg: DictConfig, run: Path) -> None:
 
     Hydra has noted it; of a run that was moved to where it is not, the folders above the run are tried.
     """
-    noted = run / ".hydra" / "hydra.yaml"
-    started = Path(_noted_folder(noted)) if noted.is_file() else None
-    places = [started] if started is not None and started.is_dir() else run.absolute().parents
+    noted = _noted_folder(run / ".hydra" / "hydra.yaml")
+    started = here(noted) if noted else None
+    places = run.absolute().parents if started is None else [started]
     for key in PATHS:
         value = OmegaConf.select(cfg, key)
         if isinstance(value, str) and value != "embedded" and not Path(value).is_absolute() and value[:1] != "~":
@@ -87,10 +88,10 @@ def _find_again(cfg: DictConfig, run: Path) -> None:
 def _noted_folder(path: Path) -> str:
     """The folder that a run was started in, from Hydra's notes; "" where they do not say."""
     try:
-        found = OmegaConf.select(OmegaConf.create(read_text(path)), "hydra.runtime.cwd", default="")
-    except Exception:  # the parsers of YAML and OmegaConf raise many kinds; the notes are not needed
+        noted = re.search(r"^ +cwd: (.+)$", read_text(path), flags=re.MULTILINE)  # unparsed: a file of anyone's
+    except UserError:
         return ""
-    return found if isinstance(found, str) else ""
+    return noted[1].strip().strip("'\"") if noted else ""
 
 
 def saved_weights(run: Path, cfg: DictConfig) -> dict[str, Any]:
