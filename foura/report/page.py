@@ -102,7 +102,8 @@ class Section:
         )
         with_layers(study, self.layers)
         self.means = compare.summary(study)
-        self.compared = {measure.column: compare.comparisons(study, measure) for measure in study.measures}
+        items = sweep.tables(study.finished["run_id"].tolist(), "test_items.csv")
+        self.compared = {measure.column: compare.comparisons(study, measure, items) for measure in study.measures}
 
     def made(self, looks: list[Look]) -> dict[str, Any]:
         """What page.html shows of the study."""
@@ -113,7 +114,7 @@ class Section:
             "title": study.title,
             "answers": [verdicts.answer(self.compared[m.column], m, study) for m in study.answered],
             "more": verdicts.more_seeds(quality, self.sweep),
-            "notes": [verdicts.margins(study), verdicts.coverage(study), verdicts.repeated_looks(looks)],
+            "notes": [verdicts.margins(study), verdicts.coverage(study, quality), verdicts.repeated_looks(looks)],
             "forest": self._forest(),
             "quality": self._quality(),
             "means": tables.means_table(study, self.means),

@@ -61,6 +61,7 @@ def differences_table(study: Study, measure: Measure, table: pd.DataFrame) -> Sh
         *_keys(study),
         "difference",
         "interval",
+        "with test items",
         "p, adjusted",
         "detectable",
         "δ",
@@ -81,6 +82,7 @@ def differences_table(study: Study, measure: Measure, table: pd.DataFrame) -> Sh
                 *(plain(row[key]) for key in ("adapter", *study.conditions)),
                 signed(row["difference"], places),
                 bounds,
+                _bounds(row["items_low"], row["items_high"], places),
                 _p(row["p_adjusted"]),
                 fixed(row["detectable"], places),
                 fixed(row["margin"], max(places, decimals(row["margin"]) if row["margin"] < 1 else 0)),
@@ -155,6 +157,10 @@ def _plain_table(title: str, study: Study, means: pd.DataFrame, headings: list[s
     have = [heading for heading in headings if heading in means and means[heading].notna().any()]
     rows = [[plain(row[key]) for key in ("adapter", *study.conditions, *have)] for row in means.to_dict("records")]
     return Shown(title, [*_keys(study), *have], rows if have else [], note)
+
+
+def _bounds(low: float, high: float, places: int) -> str:
+    return "–" if low != low else f"{signed(low, places)} to {signed(high, places)}"
 
 
 def _p(value: float) -> str:
