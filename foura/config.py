@@ -20,7 +20,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from foura.errors import UserError, first_line
-from foura.families import family_of
+from foura.escape import names_credential
+from foura.families import FAMILIES, family_of
+from foura.families.family import Family
+from foura.methods import OPTIONAL as METHOD_KEYS
 from foura.methods import method_of
 from foura.metrics import with_margins
 from foura.schema import Config, defaults_since
@@ -98,7 +101,7 @@ def _check_family(cfg: DictConfig) -> None:
             f"dataset.format={data.format} does not go with backbone={family.name}; choose one of "
             f"{', '.join(family.formats)}."
         )
-    for name in cfg.backbone.options:
+    for name in map(str, cfg.backbone.options):
         if name not in family.options:
             has = f"It has: {', '.join(family.options)}." if family.options else "It has none."
             raise UserError(f"backbone.options.{name} is not a setting of backbone={family.name}. {has}")
@@ -111,11 +114,49 @@ def _check_family(cfg: DictConfig) -> None:
         raise UserError(f"dataset.path is not set: dataset={data.name} needs dataset.path=… to say where the data is.")
 
 
+def check_used(cfg: DictConfig) -> None:
+    """Refuse a key that is set to something and has no effect in this run. (Configs of finished runs may have such keys.)
+
+    Raises:
+        UserError: the first one.
+    """
+    family, method = family_of(cfg), method_of(cfg)
+    optional = {key for other in FAMILIES.values() for keys in other.uses.values() for key in keys}
+    for key in sorted(optional - family.used(cfg)):
+        if OmegaConf.select(cfg, key) != _default(key):
+            raise UserError(
+                f"{key}={OmegaConf.select(cfg, key)} has no effect {_where_used(key, family)}; leave it out."
+            )
+    for name in METHOD_KEYS:
+        value, default = cfg.adapter[name], _default(f"adapter.{name}")
+        if name == "gate_scope":  # its default follows the backbone
+            default = cfg.backbone.gate_scope
+        if name not in method.used(cfg.adapter) and value != default:
+            raise UserError(
+                f"adapter.{name}={value} has no effect with adapter={cfg.adapter.name} (of adapter.method={method.name}); "
+                "leave it out."
+            )
+
+
+def _default(key: str) -> Any:
+    return OmegaConf.select(OmegaConf.structured(Config), key)
+
+
+def _where_used(key: str, family: Family) -> str:
+    """In which runs a key has no effect, and in which it has: "with backbone=vit (it has with backbone=unet)"."""
+    own = [name for name, keys in family.uses.items() if key in keys]
+    if own:
+        return f"here: for backbone={family.name} it needs {' or '.join(own)}"
+    others = [other.name for other in FAMILIES.values() if any(key in keys for keys in other.uses.values())]
+    return f"with backbone={family.name}: it is for backbone={' and '.join(others)}"
+
+
 def _check_margins(margins: DictConfig) -> None:
     """Refuse a margin that no difference can be within."""
     for key, value in margins.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"margins.{key} must be a number above 0, got {value}.")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
+            raise UserError(f"margins.{key!s} must be a number above 0, got {value}.")
 
 
 def _check_node(node: DictConfig, schema: type, prefix: str) -> None:
@@ -135,13 +176,21 @@ def _check_node(node: DictConfig, schema: type, prefix: str) -> None:
 
 def _check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
     """Check a value against the metadata of its field in the schema."""
+    if names_credential(str(value)):
+        raise UserError(f"{key} has a password or a token in it, which the run's folder would keep; take it out.")
     if "choices" in limits and value not in limits["choices"]():
         raise UserError(f"{key}={value} is not known. {_suggest(str(value), limits['choices']())}")
+    if "accepts" in limits and not limits["accepts"](value):
+        raise UserError(f"{key} must be {limits['told']}, got {value}.")
     if "at_least" in limits and value is not None:
         if value >= limits["at_least"] and limits["above"] < value < limits["below"]:
             return
         bounds = (("at least", limits["at_least"]), ("above", limits["above"]), ("below", limits["below"]))
-        wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
+        wanted = " and ".join(
+            f"{word} {bound if isinstance(bound, int) else format(bound, 'g')}"
+            for word, bound in bounds
+            if math.isfinite(bound)
+        )
         raise UserError(f"{key} must be {wanted}, got {value}.")
 
 
@@ -183,6 +232,12 @@ def explain(error: Exception) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown and not unknown.group(1).startswith("hydra"):
         return _unknown_key(unknown.group(1).split("@")[0])
+    if "hydra.cc/docs" in text and "grammar" in text:
+        told = text.partition("See https")[0].split("Error parsing override")[-1]
+        return (
+            f"the command cannot be read ({first_line(ValueError(told))}): a value with special characters, such as a "
+            """folder's name with '=' or ',' in it, needs two pairs of quotes: 'outputs="a=b"'."""
+        )
     missing = re.search(r"Could not find '([^']+)/([^/']+)'", text)
     if missing:
         return _unknown_choice(missing.group(1), missing.group(2), text)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from foura.errors import UserError, reason
+from foura.escape import cell
 
 GZIP = b"\x1f\x8b"  # how such a file begins
 MOST_TEXT = 2**32  # bytes of a text file, unpacked: a few kilobytes can hold any number of them
@@ -162,7 +163,7 @@ def write_weights(state: dict[str, Any], path: Path, metadata: dict[str, str]) -
 
 def write_checksum(path: Path) -> None:
     """Write a file's checksum beside it, as sha256sum does: safetensors have none, and a flipped bit is still a number."""
-    _checksum_file(path).write_text(f"{_checksum(path)}  {path.name}\n", encoding="utf-8")
+    _checksum_file(path).write_text(f"{checksum(path)}  {path.name}\n", encoding="utf-8")
 
 
 def verify_checksum(path: Path) -> None:
@@ -172,7 +173,7 @@ def verify_checksum(path: Path) -> None:
         UserError: it has changed.
     """
     stored = _checksum_file(path)
-    if stored.is_file() and read_text(stored).split()[0] != _checksum(regular(path)):
+    if stored.is_file() and read_text(stored).split()[0] != checksum(regular(path)):
         raise UserError(
             f"{path} is damaged: it is not the file whose checksum is in {stored.name}. Make it again (a run's adapter by its "
             "command with force=true, a bundled backbone by `foura pretrain`)."
@@ -183,7 +184,8 @@ def _checksum_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -202,9 +204,14 @@ def unfit(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     return None
 
 
-def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write rows with the same keys as a CSV file with a header."""
+def write_csv(rows: Sequence[dict[str, Any]], path: Path, columns: Sequence[str] | None = None) -> None:
+    """Write rows as a CSV file with a header, that a spreadsheet opens without computing anything in it.
+
+    Args:
+        columns: of the file; None: those of the first row.
+    """
+    names = list(rows[0]) if columns is None else columns
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow([cell(name) for name in names])
+        writer.writerows([cell(row[name]) for name in names] for row in rows)

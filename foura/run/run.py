@@ -25,6 +25,7 @@ from foura.run.layers import layer_table
 from foura.run.loop import Loaders, check_devices, trainer_of
 from foura.run.progress import ProgressDisplay, make_console
 from foura.run.recorder import FinalMeasures, Recorder
+from foura.run.start_from import start_from
 from foura.run.tracked import tracked_run
 from foura.tracking.status import RunStatus
 from foura.tracking.tracked_run import TrackedRun
@@ -52,9 +53,10 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike, whatever the data drew from the generator
     _say_targets(console, title, parts, cfg, sweep)
     model = attach(parts.backbone, cfg, steps=loaders.steps())
+    start_from(model, cfg)
     with tracked_run(cfg, status, parts.data, model, title, sweep, console) as (tracked, checkpoint, resumed):
         task, cost = parts.task(model), Cost()
-        task.before = before.parameters
+        task.before, task.steps = before.parameters, loaders.steps()
         recorder = Recorder(cfg.select, tracked, _display(console, title, cfg, sweep), folder)
         keeper = Checkpoint(checkpoint, [loaders.train.generator, *task.generators], loaders.train.batch_sampler)
         trainer = trainer_of(cfg, folder, [recorder, cost, FinalMeasures(parts.data, folder), keeper])

@@ -6,7 +6,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from foura import distributed
-from foura.errors import Ended, Interrupted, UserError
+from foura.errors import Ended, Interrupted, UserError, traceback_of
 from foura.run.signals import handle_sigterm
 from foura.tracking.status import RunStatus, read_json
 
@@ -124,8 +123,8 @@ def main() -> None:
                 run(cfg, scratch, status, sweep)
     except UserError:
         sys.exit(REFUSED)  # status.json has the sentence
-    except Exception:
-        (folder / f"error-{distributed.rank()}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    except Exception as error:
+        (folder / f"error-{distributed.rank()}.txt").write_text(traceback_of(error), encoding="utf-8")
         sys.exit(BROKEN)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from foura.errors import Busy, Diverged, Ended, Interrupted, UserError, cannot_write
+from foura.escape import redact
 
 DONE = ("finished", "diverged")  # a diverged run is a result
 
@@ -75,7 +76,7 @@ class RunStatus:
     def _fail(self, error: BaseException) -> None:
         if self.state is None:  # it did not start: what an earlier process left stays as it was
             self.fields |= {name: self.previous[name] for name in ("key", "run_id", "metrics") if name in self.previous}
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        said = redact(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
         with contextlib.suppress(OSError):  # a full disk: the next process reads "running" without a lock, as of a kill
             self.write(state_of(error), error=said)
 

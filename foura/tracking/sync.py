@@ -12,12 +12,12 @@ from foura.tracking.tracked_run import TrackedRun
 
 
 def sync(outputs: Path) -> list[tuple[str, str]]:
-    """Deliver the journals of all runs in a folder.
+    """Deliver the journals of all runs in a folder, and correct the places of artifacts if the folder was moved.
 
     Runs that another process is executing are left to it, and runs that a user deleted in MLflow stay deleted.
 
     Returns:
-        (name of the run's folder, "delivered" or "made again") of every run that had something to deliver.
+        (name of the run's folder, "delivered", "made again" or "mended") of every run that had something to deliver.
 
     Raises:
         UserError: the store does not answer or does not take an item, which is kept.
@@ -38,8 +38,10 @@ def sync(outputs: Path) -> list[tuple[str, str]]:
 def _deliver(outputs: Path, folder: Path) -> str:
     run = TrackedRun(outputs, folder)
     stage = run.stage()
-    if stage == "hidden" or run.outbox.delivered == len(run.outbox.items):
+    if stage == "hidden":
         return ""
+    if run.outbox.delivered == len(run.outbox.items):
+        return "mended" if stage == "there" and run.mend_artifacts() else ""
     if not run.outbox.deliver():
         raise UserError(f"{folder}: the store did not take the run ({run.error}); {FILE} keeps it.")
     status = read_json(folder / "status.json")

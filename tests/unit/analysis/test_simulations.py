@@ -6,7 +6,7 @@ from scipy import stats
 
 from foura.analysis.power import detectable_difference
 from foura.analysis.statistics import LEVEL, compare, equivalent, interval
-from tests.unit.analysis.simulation import (
+from tests.helpers.simulation import (
     DIFFERENCES,
     HOLDS,
     SEEDS,

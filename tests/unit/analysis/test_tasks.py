@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from foura.analysis.tasks import Task, overall
-from tests.unit.analysis.simulation import documented
+from tests.helpers.simulation import documented
 
 
 def task(differences, unit=1.0, seed=0) -> Task:

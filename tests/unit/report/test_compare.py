@@ -7,7 +7,7 @@ import pytest
 
 from foura.report import compare, plots, updates
 from foura.report.page import _spread_over_conditions
-from tests.unit.report.synthetic import study_of
+from tests.helpers.sweeps import study_of
 
 
 def two_rates():

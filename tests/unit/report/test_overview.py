@@ -6,7 +6,7 @@ from foura.report.collect import load_sweep
 from foura.report.overview import over_tasks, overview_note
 from foura.report.page import report
 from foura.report.study import studies
-from tests.unit.report.synthetic import grid, synthetic
+from tests.helpers.sweeps import grid, synthetic
 
 
 def test_a_sweep_over_datasets_has_one_verdict_over_all(tmp_path) -> None:

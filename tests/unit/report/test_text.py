@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from foura.report import rounding, verdicts
 from foura.report.compare import comparisons
 from foura.report.tables import means_table
-from tests.unit.report.synthetic import study_of
+from tests.helpers.sweeps import study_of
 
 
 @pytest.mark.parametrize(
