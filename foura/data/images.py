@@ -10,6 +10,22 @@ from PIL import Image, ImageCms, ImageColor, ImageOps
 from foura.errors import UserError
 from foura.files import regular
 
+# how the names of image files end
+IMAGE_FILES = (
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".png",
+    ".apng",
+    ".ppm",
+    ".bmp",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".gif",
+    ".avif",
+)
 SMALLEST = 8  # pixels: the shortest side of an image to generate from
 THINNEST = 100  # times as long as wide: scaled to a model's size, one such strip would fill the memory
 DEEP = ("PNG", "PPM")  # formats whose mode "I" holds 16 bits

@@ -12,6 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from foura.data.hub import encoded, image_records, read_hub, rows
+from foura.data.images import IMAGE_FILES
 from foura.data.listing import data_files, data_folders
 from foura.data.records import UNLABELLED, blank, say_unlabelled
 from foura.data.splits import check_column, existing, refuse_splits_within, split_folders, split_tables
@@ -64,12 +65,10 @@ def _digits(cfg: DictConfig) -> Source:
 
 
 def _folders(cfg: DictConfig) -> Source:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     root = existing(cfg.path)
     if not root.is_dir():
         raise UserError(f"dataset.path={cfg.path} is not a folder.")
-    folders = split_folders(root, cfg.splits, IMG_EXTENSIONS)
+    folders = split_folders(root, cfg.splits, IMAGE_FILES)
     classes = [folder.name for folder in data_folders(folders["train"])]
     if not classes:
         raise UserError(f"dataset.path={cfg.path}: {folders['train']} has no folders of classes. {EXPECTED}")
@@ -77,15 +76,13 @@ def _folders(cfg: DictConfig) -> Source:
 
 
 def _folder(folder: Path, split: str, classes: list[str]) -> Labelled:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     extra = {inner.name for inner in data_folders(folder)} - set(classes)
     if extra:
         raise UserError(f"{folder} has classes that the training folder lacks: {', '.join(sorted(extra))}.")
-    files = {name: data_files(folder / name, IMG_EXTENSIONS) for name in classes if (folder / name).is_dir()}
+    files = {name: data_files(folder / name, IMAGE_FILES) for name in classes if (folder / name).is_dir()}
     without = [name for name in classes if not files.get(name)]
     if split == "train" and without:
-        raise UserError(f"{folder}: no images for {', '.join(without)} ({', '.join(IMG_EXTENSIONS)}). {EXPECTED}")
+        raise UserError(f"{folder}: no images for {', '.join(without)} ({', '.join(IMAGE_FILES)}). {EXPECTED}")
     for name in files:
         refuse_splits_within(folder / name)
     found = sorted((str(path), classes.index(name)) for name, paths in files.items() for path in paths)
