@@ -15,17 +15,17 @@ SYSTEM: frozenset[str] = frozenset(
     (
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r", "found.000"),
         *("$recycle.bin", "recycler", "recycled", "system volume information", "lost+found"),
-        *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),
+        *("__macosx", "__pycache__", "network trash folder", "temporary items", "thevolumesettingsfolder"),
         *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot"),
     )
 )
 UNFINISHED = (".bak", ".orig", ".tmp", ".swp", ".swo", ".part", ".crdownload")  # copies of editors, half downloads
 
 
-def is_data(name: str, folder: bool = False) -> bool:
+def is_data(name: str) -> bool:
     """False for the name of a hidden or system file or folder, and for the backup copies of editors."""
     lower = name.lower()
-    hidden = name.startswith(".") or lower in SYSTEM or (folder and name.startswith("__"))
+    hidden = name.startswith(".") or lower in SYSTEM
     backup = name.startswith("~$") or name.endswith("~") or (name.startswith("#") and name.endswith("#"))
     return not (hidden or backup or lower.endswith(UNFINISHED))
 
@@ -33,7 +33,7 @@ def is_data(name: str, folder: bool = False) -> bool:
 def is_data_path(inside: Path) -> bool:
     """False if a path, relative to the folder of data, is or passes through what `is_data` leaves out."""
     *folders, name = inside.parts
-    return is_data(name) and all(is_data(folder, folder=True) for folder in folders)
+    return is_data(name) and all(is_data(folder) for folder in folders)
 
 
 def data_folders(folder: Path) -> list[Path]:
@@ -42,7 +42,7 @@ def data_folders(folder: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be read.
     """
-    return sorted(entry for entry in _entries(folder) if entry.is_dir() and is_data(entry.name, folder=True))
+    return sorted(entry for entry in _entries(folder) if entry.is_dir() and is_data(entry.name))
 
 
 def files_in(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
@@ -82,7 +82,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             inner.clear()
             continue
         seen.add(real)
-        inner[:] = sorted(name for name in inner if is_data(name, folder=True))
+        inner[:] = sorted(name for name in inner if is_data(name))
         yield from (Path(place, name) for name in names if is_data(name))
 
 

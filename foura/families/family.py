@@ -115,10 +115,10 @@ class Family:
     save_merged: Callable[[Any, Any, DictConfig, Path], None]
     load_merged: Callable[[Any, DictConfig, Path], nn.Module] | None = None
     options: tuple[str, ...] = ()
+    uses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     save_as_lora: Mapping[str, Callable[[Any, Path, bool], str]] = field(default_factory=lambda: {"lora": as_lora})
     backbone: Callable[[DictConfig, Mapping[str, Tensor]], Backbone] | None = None
     example: Callable[[Any], dict[str, Tensor]] | None = None
-    uses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pretraining_loss: Callable[[Parts, nn.Module, DictConfig], float] | None = None
     pretrain: Callable[[Path | None], None] | None = None
 

@@ -138,9 +138,11 @@ class Method:
         """
         return state
 
-    def loaded(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors to train on from, of those that `saved` returned; together they compute the same."""
-        return state
+    def load_saved(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        """Load what was `saved`, under the names of PEFT's files, into a fresh adapter to train on from; in place."""
+        import peft
+
+        peft.set_peft_model_state_dict(model, state)
 
     def open_ranks(self, layer: Any) -> float | None:
         """Number of ranks that a trained layer uses; None for a method without ranks."""

@@ -49,16 +49,17 @@ class Sora(Lora):
                 folded[f"{layer}.weight"] = state[layer + GATE].unsqueeze(-1) * tensor
         return folded
 
-    def loaded(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gates of one on the saved diag(g) A."""
+    def load_saved(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        """The saved diag(g) A becomes A, and every gate one."""
         import torch
 
-        unfolded = {name: tensor for name, tensor in state.items() if ".lora_A." not in name}
+        super().load_saved(model, {name: tensor for name, tensor in state.items() if ".lora_A." not in name})
+        unfolded: dict[str, Tensor] = {}
         for name, tensor in state.items():
             if ".lora_A." in name:
-                layer = name.removesuffix(".weight")
+                layer = name.removesuffix(".weight") + ".default"
                 unfolded |= {layer + TRAINED: tensor, layer + GATE: torch.ones(len(tensor))}
-        return unfolded
+        model.load_state_dict(unfolded, strict=False)
 
     def open_ranks(self, layer: Any) -> float | None:
         closed = sum(int((gate == 0).sum()) for gate in _gates(layer))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 
 from foura.errors import UserError
@@ -38,8 +38,9 @@ def start_from(model: nn.Module, cfg: DictConfig) -> None:
     assert isinstance(model, PeftModel)
     state = check_adapter(folder, cfg)
     _check_settings(read_json(folder / "adapter_config.json"), model.peft_config["default"], folder)
-    _check_fit(state, method.saved(model, _weights(model)), folder)
-    set_peft_model_state_dict(model, method.loaded(model, state))
+    as_saved: Any = {"state_dict": method.saved(model, model.state_dict()), "save_embedding_layers": False}
+    _check_fit(state, get_peft_model_state_dict(model, **as_saved), folder)
+    method.load_saved(model, state)
 
 
 def place(cfg: DictConfig) -> Path:
@@ -57,11 +58,6 @@ def described(cfg: DictConfig) -> str:
     folder = place(cfg)
     name = "model.safetensors" if method_of(cfg).trained is not None else "adapter_model.safetensors"
     return f"{folder} (sha256 {checksum(folder / name)[:16]})"
-
-
-def _weights(model: PeftModel) -> dict[str, Any]:
-    state: dict[str, Any] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return state
 
 
 def _check_settings(kept: dict[str, Any], config: Any, folder: Path) -> None:
