@@ -10,11 +10,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from foura.adapter import freeze_gates
-from foura.adapter.freeze import foura_layers
+from foura.adapter.gates import GATES
 from foura.adapter.merging import untie
 from foura.backbone import Backbone
 from foura.errors import UserError, reason
 from foura.families import build, family_of
+from foura.families.family import Parts
+from foura.files import read_json
 from foura.logs import quiet
 from foura.methods import method_of
 from foura.run.load import check_adapter, load_adapter, load_bare, read_config, rebuild
@@ -55,14 +57,16 @@ def export(run: Path, to: str, out: Path, freeze: bool = False, per_layer_ranks:
         return _copy(run, cfg, out)
     if to != "merged" and not method.exports:
         raise UserError(f"adapter={cfg.adapter.name} is saved in its own form already: use --to peft or --to merged.")
-    backbone = rebuild(run, cfg)
+    gated = method.trained is None and _is_gated(run)
+    if gated and not freeze:
+        raise UserError("this adapter's gate depends on the input, so it is not a single update: add --freeze.")
+    parts = _with_data(cfg) if gated else None
+    backbone = rebuild(run, cfg) if parts is None else parts.backbone
     if method.trained is not None:
         return _save_merged(backbone, load_bare(run, backbone, cfg), cfg, out)
     model: Any = load_adapter(backbone.model, run, cfg)
-    if depends_on_input(model):
-        if not freeze:
-            raise UserError("this adapter's gate depends on the input, so it is not a single update: add --freeze.")
-        _freeze(model, cfg)
+    if parts is not None:
+        freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
     if to == "merged":
         return _save_merged(backbone, model, cfg, out)
     try:
@@ -71,17 +75,16 @@ def export(run: Path, to: str, out: Path, freeze: bool = False, per_layer_ranks:
         raise UserError(f"--to {to}: {reason(error)}") from error
 
 
-def depends_on_input(model: nn.Module) -> bool:
-    """True for an adapted model with a FouRA gate that depends on the input, so that it cannot be merged."""
-    return any(layer.foura_gate for layer in foura_layers(model).values())
+def _is_gated(run: Path) -> bool:
+    gate = read_json(run / "adapter" / "adapter_config.json").get("gate")
+    return isinstance(gate, str) and gate in GATES and GATES[gate].depends_on_input
 
 
-def _freeze(model: nn.Module, cfg: DictConfig) -> None:
+def _with_data(cfg: DictConfig) -> Parts:
     try:
-        parts = build(cfg)
+        return build(cfg)
     except UserError as error:
         raise UserError(f"--freeze calibrates the gate on the run's training data: {error}") from error
-    freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
 
 
 def _save_merged(backbone: Backbone, model: Any, cfg: DictConfig, out: Path) -> str:
