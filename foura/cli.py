@@ -76,6 +76,9 @@ def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     export.add_argument("out", type=Path, help="a folder that does not exist yet")
     export.add_argument("--freeze", action="store_true", help="fix an adaptive gate first, on the run's training data")
+    export.add_argument(
+        "--per-layer-ranks", action="store_true", help="a smaller LoRA that only PEFT and diffusers read (frozen gates)"
+    )
     pretrain = command("pretrain", _pretrain, "remake a bundled backbone's weights (5 to 25 minutes on 2 cores)")
     pretrain.add_argument("backbone", nargs="?", default="vit", help="a choice of backbone= (default: vit)")
     pretrain.add_argument("--out", type=Path, default=None, help="where to write (default: into the package)")
@@ -156,8 +159,8 @@ def _sync(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from foura.run.export import export
 
-    export(arguments.run, arguments.to, arguments.out, arguments.freeze)
-    print(arguments.out)
+    said = export(arguments.run, arguments.to, arguments.out, arguments.freeze, arguments.per_layer_ranks)
+    print(f"{arguments.out}: {said}")
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:

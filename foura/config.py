@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from foura.errors import UserError, first_line
@@ -52,6 +53,8 @@ def check(cfg: DictConfig) -> None:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
+    with flag_override(cfg, "readonly", False):
+        _read_lists(cfg, Config, "")
     _check_node(cfg, Config, "")
     _check_family(cfg)
     method_of(cfg).check(cfg, causal=family_of(cfg).causal)
@@ -59,6 +62,31 @@ def check(cfg: DictConfig) -> None:
     name = cfg.sweep
     if name is not None and not re.fullmatch(r"[\w.+-]{1,100}", name):
         raise UserError(f"sweep={name!r} must be 1 to 100 letters, digits, '.', '_', '+' or '-': it names a folder.")
+
+
+def _read_lists(node: DictConfig, schema: type, prefix: str) -> None:
+    """Make every list of the schema one of its kind of items, those given as a text ('[" bad"," good"]') too."""
+    for spec in dataclasses.fields(schema):
+        if isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type):
+            _read_lists(node[spec.name], spec.type, f"{prefix}{spec.name}.")
+        elif "items" in spec.metadata and node[spec.name] is not None:
+            node[spec.name] = _listed(prefix + spec.name, node[spec.name], spec.metadata["items"])
+
+
+def _listed(key: str, value: Any, kind: type) -> list[Any]:
+    found = value
+    if isinstance(value, str):
+        try:
+            found = yaml.load(value, Loader=yaml.BaseLoader)  # scalars stay texts: "yes" is a word
+        except yaml.YAMLError:
+            found = None
+    items: Any = OmegaConf.to_container(found) if isinstance(found, ListConfig) else found
+    if not isinstance(items, list) or any(isinstance(item, dict | list) or item is None for item in items):
+        raise UserError(f"{key}={value} is not a list of {'numbers' if kind is float else 'texts'}: write [one,two].")
+    try:
+        return [kind(item) for item in items]
+    except ValueError:
+        raise UserError(f"{key}={value} is not a list of numbers: write [0.5,1.0].") from None
 
 
 def _check_family(cfg: DictConfig) -> None:
@@ -126,7 +154,8 @@ def _where_used(key: str, family: Family) -> str:
 def _check_margins(margins: DictConfig) -> None:
     """Refuse a margin that no difference can be within."""
     for key, value in margins.items():
-        if value is not None and not 0 < value < math.inf:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
             raise UserError(f"margins.{key!s} must be a number above 0, got {value}.")
 
 

@@ -4,15 +4,20 @@ Nothing here waits for a pipe, or lets a parser's exception reach the user.
 """
 
 import csv
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from foura.errors import UserError, reason
 from foura.escape import cell
+
+GZIP = b"\x1f\x8b"  # how such a file begins
+MOST_TEXT = 2**32  # bytes of a text file, unpacked: a few kilobytes can hold any number of them
 
 
 def here(path: str) -> Path | None:
@@ -51,20 +56,34 @@ def regular(path: Path) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, without the byte order mark that some editors put first.
+    """A text file in UTF-8, without the byte order mark that some editors put first; unpacked if it is a gzip file.
 
     Raises:
         UserError: it is not UTF-8, cannot be read, or is blank.
     """
-    try:
-        text = regular(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it or take it out.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    text = read_any_text(path)
     if not text.strip():
         raise UserError(f"{path} is empty.")
     return text
+
+
+def read_any_text(path: Path) -> str:
+    """As `read_text`, and a file that is blank too."""
+    try:
+        with regular(path).open("rb") as file:
+            packed = file.read(len(GZIP)) == GZIP
+            file.seek(0)
+            raw = gzip.GzipFile(fileobj=file).read(MOST_TEXT + 1) if packed else file.read()
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it or take it out.") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is a damaged gzip file ({reason(error)}); make it again or take it out.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    if packed and len(raw) > MOST_TEXT:
+        raise UserError(f"{path} holds more than {MOST_TEXT} bytes when it is unpacked; cut it into several files.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_json(text: str, name: str) -> dict[str, Any]:
@@ -73,25 +92,32 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
     Raises:
         UserError: it is not JSON, or not an object; the message begins with `name`.
     """
+    return an_object(parse_any_json(text, name), name)
+
+
+def parse_any_json(text: str, name: str) -> Any:
+    """The value in a JSON text.
+
+    Raises:
+        UserError: it is not JSON; the message begins with `name`.
+    """
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{name} is not JSON: {error.msg}.") from None
     except (RecursionError, ValueError):  # nested thousands deep; an integer of thousands of digits
         raise UserError(f"{name} is JSON that is nested too deep, or has a number that is too long.") from None
+
+
+def an_object(value: Any, name: str) -> dict[str, Any]:
+    """The value, if it is a JSON object.
+
+    Raises:
+        UserError: it is not; the message begins with `name`.
+    """
     if not isinstance(value, dict):
         raise UserError(f"{name} is {type(value).__name__}, not an object with fields.")
     return value
-
-
-def json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """[("FILE, line N", record), …] of a file of JSON lines. A line ends at a line feed: strings may hold other breaks.
-
-    Raises:
-        UserError: a line that is not a JSON object.
-    """
-    lines = enumerate(read_text(path).split("\n"), 1)
-    return [(f"{path.name}, line {n}", parse_json(line, f"{path}, line {n}")) for n, line in lines if line.strip()]
 
 
 def read_json(path: Path) -> dict[str, Any]:

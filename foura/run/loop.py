@@ -140,6 +140,23 @@ class FullyShard(ModelParallelStrategy):
         return {}  # nothing is gathered here: `Task.on_save_checkpoint` adds what is trained
 
 
+class EvaluatedEnd(Callback):
+    """Evaluates after the last step of training, also in the middle of an epoch and between two evaluations."""
+
+    def on_train_epoch_start(self, trainer: Trainer, task: Any) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            self._every_epoch(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, task: Any, out: Any, batch: Any, batch_idx: int) -> None:
+        if 0 < trainer.max_steps <= trainer.global_step:
+            self._every_epoch(trainer)
+            trainer.should_stop = True  # Lightning evaluates then, and not where it only counts steps
+
+    def _every_epoch(self, trainer: Trainer) -> None:
+        if trainer.check_val_every_n_epoch is not None:
+            trainer.check_val_every_n_epoch = 1
+
+
 class TruePrecision(Callback):
     """For trainer.precision=bf16-true, 16-true and 64-true, in which the weights themselves are.
 
@@ -216,12 +233,13 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # our samplers share the batches of one process
     }
+    handlers = [EvaluatedEnd(), *callbacks, TruePrecision()]
     try:
-        return Trainer(**arguments, **ours, callbacks=[*callbacks, TruePrecision()], default_root_dir=str(folder))
+        return Trainer(**arguments, **ours, callbacks=handlers, default_root_dir=str(folder))
     except (
         MisconfigurationException,
         ModuleNotFoundError,
         ValueError,
         TypeError,
-    ) as error:  # that this machine lacks, say
+    ) as error:  # what this machine lacks, say
         raise UserError(f"the arguments in trainer do not work here: {reason(error)}") from error

@@ -4,6 +4,7 @@ Written with MlflowClient and not with Lightning's MLFlowLogger,
 which sets MLFLOW_TRACKING_URI for the whole process: the next run of a sweep, or any child process, would inherit it.
 """
 
+import functools
 import json
 import logging
 import os
@@ -56,7 +57,7 @@ def artifacts_of(outputs: Path, client: MlflowClient) -> Artifacts:
 def _connect(outputs: Path, uri: str) -> tuple[MlflowClient, str]:
     _check_same_file(uri)
     try:
-        client = MlflowClient(uri)
+        client = _client(uri, os.getpid())
         experiment = client.get_experiment_by_name(EXPERIMENT)
     except Exception as error:  # requests, the database and MLflow each raise their own kinds
         raise UserError(
@@ -71,6 +72,12 @@ def _connect(outputs: Path, uri: str) -> tuple[MlflowClient, str]:
     location = (outputs / FOLDER).as_uri() if uri.startswith("sqlite:") else None
     tags = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens with runs, not with traces
     return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
+
+
+@functools.cache
+def _client(uri: str, process: int) -> MlflowClient:
+    """One per process, as making one takes as long as several calls."""
+    return MlflowClient(uri)
 
 
 def _check_active(experiment: Experiment, uri: str) -> None:
