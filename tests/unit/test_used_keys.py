@@ -17,7 +17,11 @@ UNUSED = {
     "backbone.img_size=32": "here: for backbone=vit it needs own backbone",
     "dataset.path=/my/pictures": "dataset.path=/my/pictures has no effect here: for backbone=vit it needs own data",
     "dataset.block_size=64": "has no effect with backbone=vit",
-    "dataset.columns.label=y": "needs own data",
+    "dataset.columns.label=y": "needs dataset=hf",
+    "dataset=imagefolder dataset.path=x dataset.config=c": "for backbone=vit it needs dataset=hf",
+    "dataset.background=red": "needs own data",
+    "backbone=llama_small dataset.unreadable=drop": "needs dataset=text",
+    "backbone=llama_small dataset.background=red": "with backbone=llama_small: it is for backbone=",
     "dataset.template=x": "has no effect with backbone=vit: it is for backbone=llama_small",
     "evaluation.guidance=3": "has no effect with backbone=vit: it is for backbone=unet",
     "evaluation.passages=3": "has no effect with backbone=vit: it is for backbone=llama_small",
@@ -85,7 +89,9 @@ def test_the_table_of_keys_names_keys_that_exist() -> None:
     base = composed()
     for family in FAMILIES.values():
         for condition, keys in family.uses.items():
+            sources = (f"dataset={source}" for source in family.sources)
             assert condition in (
+                *sources,
                 "",
                 *family.formats,
                 "own data",
