@@ -91,7 +91,8 @@ class Family:
             are judged by the first metric, and any that every epoch has can select the epoch.
         options: keys of `backbone.options`, the settings that only this family has, for its model, data or task.
         uses: {condition: keys of the config that have an effect under it}, of the keys that not every run has a use for. The
-            conditions are "" (always), a format, "dataset=SOURCE", and the others of `conditions`.
+            conditions are "" (always), a format, "dataset=SOURCE", and the others of `conditions`. A family that lists none is
+            asked for none.
         causal: later tokens must not change earlier outputs, so a gate must not depend on them.
         build: from a whole config to data, backbone and task.
         save_merged: (backbone, merged model, config, folder): writes the model for the library that it came from.
