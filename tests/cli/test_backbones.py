@@ -53,7 +53,8 @@ def runs(tmp_path_factory, train_into) -> Callable[[str], Ended]:
     def run(family: str) -> Ended:
         if family not in ended:
             outputs = tmp_path_factory.mktemp(family) / "outputs"
-            ended[family] = train_into(
+            more = (*QUICK, "optimizer.lr=1e-2", *MORE.get(family, ()))
+            ended[family] = train_into(outputs, f"backbone={family}", "adapter=foura", *SMALL[family], *more)
                 outputs,
                 f"backbone={family}",
                 "adapter=foura",
