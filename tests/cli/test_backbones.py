@@ -55,14 +55,6 @@ def runs(tmp_path_factory, train_into) -> Callable[[str], Ended]:
             outputs = tmp_path_factory.mktemp(family) / "outputs"
             more = (*QUICK, "optimizer.lr=1e-2", *MORE.get(family, ()))
             ended[family] = train_into(outputs, f"backbone={family}", "adapter=foura", *SMALL[family], *more)
-                outputs,
-                f"backbone={family}",
-                "adapter=foura",
-                *SMALL[family],
-                *QUICK,
-                "optimizer.lr=1e-2",
-                *MORE.get(family, ()),
-            )
         return ended[family]
 
     return run
