@@ -14,6 +14,7 @@ SAFE = NAME.replace("\x1b", "\\x1b")
 QUICK = ("adapter=lora", "rank=4", "dataset.limit=40", "dataset.epochs=1")
 
 
+@pytest.mark.slow
 def test_an_adapter_of_any_name_ends_its_run_and_its_report(train, monkeypatch, capsys, tmp_path) -> None:
     ended = train("-m", "sweep=s", *QUICK, f'adapter.name="{NAME}"', into="a ?x#%20")
     assert ended.code == 0, ended.out

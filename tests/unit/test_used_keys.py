@@ -76,6 +76,7 @@ def test_a_key_with_an_effect_is_not(overrides) -> None:
     config.check_used(composed(*overrides.split()))
 
 
+@pytest.mark.slow
 def test_every_choice_of_conf_goes_without_a_key_that_has_no_effect() -> None:
     for group in ("adapter", "backbone", "trainer", "experiment"):
         for path in sorted((CONF / group).glob("*.yaml")):
