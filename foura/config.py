@@ -122,13 +122,14 @@ def check_used(cfg: DictConfig) -> None:
     """
     family, method = family_of(cfg), method_of(cfg)
     optional = {key for other in FAMILIES.values() for keys in other.uses.values() for key in keys}
-    for key in sorted(optional - family.used(cfg)):
-        if OmegaConf.select(cfg, key) != _default(key):
+    defaults = OmegaConf.structured(Config)
+    for key in sorted(optional - family.used(cfg)) if family.uses else ():
+        if OmegaConf.select(cfg, key) != OmegaConf.select(defaults, key):
             raise UserError(
                 f"{key}={OmegaConf.select(cfg, key)} has no effect {_where_used(key, family)}; leave it out."
             )
     for name in METHOD_KEYS:
-        value, default = cfg.adapter[name], _default(f"adapter.{name}")
+        value, default = cfg.adapter[name], OmegaConf.select(defaults, f"adapter.{name}")
         if name == "gate_scope":  # its default follows the backbone
             default = cfg.backbone.gate_scope
         if name not in method.used(cfg.adapter) and value != default:
@@ -136,10 +137,6 @@ def check_used(cfg: DictConfig) -> None:
                 f"adapter.{name}={value} has no effect with adapter={cfg.adapter.name} (of adapter.method={method.name}); "
                 "leave it out."
             )
-
-
-def _default(key: str) -> Any:
-    return OmegaConf.select(OmegaConf.structured(Config), key)
 
 
 def _where_used(key: str, family: Family) -> str:

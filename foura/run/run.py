@@ -10,6 +10,7 @@ from rich.console import Console
 from foura import distributed
 from foura.backbone import describe_share
 from foura.errors import Interrupted, UserError
+from foura.escape import printable
 from foura.families import build, family_of
 from foura.families.family import Parts
 from foura.families.task import Task
@@ -44,7 +45,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
         UserError: a config, data or a backbone that cannot work; `Diverged` for a NaN loss.
     """
     quiet()
-    console, title = make_console(not distributed.is_main()), f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}"
+    console, title = make_console(not distributed.is_main()), _title(cfg)
     check_devices(cfg)
     check_forgetting(cfg)
     seed_everything(cfg.seed, verbose=False)
@@ -71,6 +72,10 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     if sweep is None:
         print_result(console, title, metrics, cfg)
     return metrics
+
+
+def _title(cfg: DictConfig) -> str:
+    return printable(f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}")
 
 
 def _display(console: Console, title: str, cfg: DictConfig, sweep: str | None) -> ProgressDisplay:

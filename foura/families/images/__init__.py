@@ -73,7 +73,8 @@ FAMILY = Family(
     uses={
         "": ("dataset.classes",),
         "own backbone": ("backbone.img_size",),
-        "own data": ("dataset.path", "dataset.columns.image", "dataset.columns.label"),
+        "own data": ("dataset.path", "dataset.splits", "dataset.background", "dataset.unreadable"),
+        "dataset=hf": ("dataset.config", "dataset.columns.image", "dataset.columns.label"),
     },
     causal=False,
     build=_build,
