@@ -13,6 +13,8 @@ try:
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
+    from foura.atomic import write_text
+    from foura.children import again, protect_children
     from foura.config import explain, register
     from foura.run.start import execute
     from foura.threads import wait_without_spinning
@@ -20,6 +22,7 @@ except ModuleNotFoundError as error:
     exit_without_lab(error)
 
 wait_without_spinning()
+protect_children()
 register()
 
 
@@ -51,7 +54,7 @@ def run_of_sweep(cfg: DictConfig, folder: Path, sweep: str) -> bool:
     except UserError as error:
         print(f"error: {folder.name}: {error}", flush=True)
     except Exception as error:
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        write_text(folder / "error.txt", traceback.format_exc())
         said = f"{type(error).__name__}: {first_line(error)} (traceback: {folder / 'error.txt'})"
         print(f"error: {folder.name}: {said}", flush=True)
     return True
@@ -66,7 +69,7 @@ if __name__ == "__main__":
     except Exception as error:
         if type(error).__name__ == "TerminatedWorkerError":  # joblib's: one worker was killed and took the pool with it
             print("a worker of the sweep was killed, as when memory runs out; the sweep continues", flush=True)
-            os.execv(sys.executable, [sys.executable, *sys.argv])
+            again()
         if any(frame.f_code is execute.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise  # a bug, and not a mistake in the command line
         sys.exit(f"error: {explain(error)}")

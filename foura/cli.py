@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from foura.children import command, protect_children
 from foura.errors import UserError, cannot_write, exit_without_lab, reason
 from foura.threads import wait_without_spinning
 
@@ -19,6 +20,7 @@ from foura.threads import wait_without_spinning
 def main() -> None:
     """Entry point of `foura` and `python -m foura`."""
     wait_without_spinning()
+    protect_children()
     arguments = _parser().parse_args()
     try:
         arguments.run_command(arguments)
@@ -90,8 +92,8 @@ def _ui(arguments: argparse.Namespace) -> None:
         raise ModuleNotFoundError(name="mlflow")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # three times faster to start, a third of the memory
     print(f"http://{arguments.host}:{arguments.port}", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--workers", "1"]
-    os.execv(sys.executable, [*command, "--host", arguments.host, "--port", str(arguments.port)])
+    told = ["ui", "--backend-store-uri", store, "--workers", "1"]
+    os.execv(sys.executable, command("mlflow", *told, "--host", arguments.host, "--port", str(arguments.port)))
 
 
 def _store(outputs: Path) -> str:
@@ -126,13 +128,18 @@ def _status(arguments: argparse.Namespace) -> None:
 def _sync(arguments: argparse.Namespace) -> None:
     if not arguments.outputs.is_dir():
         raise UserError(f"there is no folder {arguments.outputs.absolute()}; name the folder of the runs.")
-    from foura.tracking.sync import sync
+    from foura.tracking.sync import REFUSED, sync
 
     done = sync(arguments.outputs.absolute())
     for name, what in done:
-        print(f"{what}: {name}")
+        print(f"{what}: {name}" if not what.startswith(REFUSED) else f"{name} {what}")
     if not done:
         print("nothing to send")
+    refused = sum(what.startswith(REFUSED) for _, what in done)
+    if refused:
+        raise UserError(
+            f"{refused} of {len(done)} runs could not be sent, for the reasons above; their journals keep them."
+        )
 
 
 def _export(arguments: argparse.Namespace) -> None:

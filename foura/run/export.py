@@ -9,12 +9,14 @@ from torch import nn
 
 from foura.adapter import freeze_gates
 from foura.adapter.freeze import foura_layers
+from foura.atomic import new_folder
 from foura.errors import UserError, reason
 from foura.families import build, family_of
 from foura.logs import quiet
 from foura.methods import method_of
 from foura.run.load import check_adapter, load_adapter, load_bare, read_config
 from foura.run.loop import Loaders
+from foura.untrusted import WEIGHTS, Folder
 
 KEPT = ("adapter_config.json", "adapter_model.safetensors", "model.safetensors", "README.md")  # of an adapter's folder
 
@@ -30,8 +32,11 @@ def export(run: Path, to: str, out: Path, freeze: bool = False) -> None:
     Raises:
         UserError: this adapter does not have the form; the sentence names those that it has.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already; name a folder that does not.")
+    with new_folder(out) as scratch:
+        _export(run, to, scratch, freeze)
+
+
+def _export(run: Path, to: str, out: Path, freeze: bool) -> None:
     quiet()
     cfg = read_config(run)
     family, method = family_of(cfg), method_of(cfg)
@@ -78,6 +83,7 @@ def _copy(run: Path, cfg: DictConfig, out: Path) -> None:
     if method_of(cfg).trained is None:
         check_adapter(run / "adapter", cfg)
     out.mkdir(parents=True)
+    adapter = Folder(run / "adapter")
     for name in KEPT:
-        if (run / "adapter" / name).is_file():
-            shutil.copyfile(run / "adapter" / name, out / name)
+        if adapter.has(name):
+            shutil.copyfile(adapter.file(name, WEIGHTS), out / name)

@@ -22,6 +22,7 @@ from foura.analysis.spectrum import (
     spread,
     stable_rank,
 )
+from foura.atomic import replacing
 from foura.backbone import layer_size
 from foura.methods.method import Method
 from foura.methods.peer import has_rank
@@ -87,7 +88,7 @@ def total_delta_norm(table: list[dict[str, Any]]) -> float | None:
 
 def write_table(table: list[dict[str, Any]], path: Path) -> None:
     """Write the table as CSV, with empty cells for None."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(table)
@@ -95,7 +96,7 @@ def write_table(table: list[dict[str, Any]], path: Path) -> None:
 
 def write_spectra(table: list[dict[str, Any]], path: Path) -> None:
     """Write the leading singular values of every layer's ΔW as CSV: layer, index from 1, value."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("layer", "index", "value"))
         for row in table:

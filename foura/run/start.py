@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from foura import distributed
+from foura.atomic import write_text
 from foura.config import check, run_key
 from foura.errors import UserError, cannot_write, first_line, out_of_memory, reason
 from foura.run import resume, worker
@@ -53,7 +54,7 @@ def _main_process(cfg: DictConfig, folder: Path, sweep: str | None, again: bool)
                 return False
             resume.clear(status, key, force=cfg.force)
             status.write("running", key=key, run_id=status.previous.get("run_id"))
-            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             if processes > 1 and not distributed.started():
                 worker.launch(folder, status, processes, sweep)
                 return True

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from mlflow.tracking import MlflowClient
 
+from foura.atomic import lock
 from foura.errors import UserError, first_line
 from foura.tracking.status import read_json, write_json
 
@@ -40,7 +40,7 @@ def open_store(outputs: Path) -> tuple[MlflowClient, str]:
     if uri in _ready:
         return _connect(outputs, uri)
     # processes that create a store, or an experiment in it, at the same time would race for its schema
-    with FileLock(outputs / ".store.lock"):
+    with lock(outputs / ".store.lock"):
         found = _connect(outputs, uri)
     _ready.add(uri)
     return found
@@ -91,7 +91,7 @@ def parent_run(outputs: Path, sweep: str, command: str = "", tune: Sequence[str]
     if found and not command:
         return found
     told = {"command": command[:5000], "tune": ",".join(tune)} if command else {}
-    with FileLock(outputs / ".parent.lock"):
+    with lock(outputs / ".parent.lock"):
         found = _find_parent(client, experiment_id, sweep)
         return _write_parent(client, experiment_id, found, outputs / "sweeps" / sweep / "sweep.json", sweep, told)
 

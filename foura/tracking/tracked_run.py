@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient
 
 from foura.tracking import journal
 from foura.tracking.store import code_tags, open_store, parent_run
+from foura.untrusted import Folder
 
 PARENT_TAG = "mlflow.parentRunId"
 UNKNOWN = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)  # of a run that the store does not have
@@ -97,8 +98,8 @@ class TrackedRun:
             points = [Metric(key, value, item["time"], item["step"]) for key, value in item["metrics"].items()]
             client.log_batch(run_id, metrics=points)
         elif "artifact" in item:
-            path = self.folder / item["artifact"]
-            if path.exists():  # else a user has deleted it since
+            path = Folder(self.folder).whole(item["artifact"])
+            if path is not None:  # else a user has deleted it since
                 client.log_artifact(run_id, str(path), item["under"])
         elif "reopen" in item:
             client.update_run(run_id, status="RUNNING")
