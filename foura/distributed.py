@@ -73,3 +73,9 @@ def all_reduce_sum(*numbers: float) -> list[float]:
     sums = torch.tensor(numbers, dtype=torch.float64)
     torch.distributed.all_reduce(sums)
     return sums.tolist()
+
+
+def print_on_main(text: str) -> None:
+    """Print a line, in rank 0 alone."""
+    if is_main():
+        print(text, flush=True)

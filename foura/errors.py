@@ -1,6 +1,7 @@
 """Mistakes of a user, each said in one sentence. Any other exception that reaches the terminal is a bug of ours."""
 
 import errno
+import re
 import sys
 from typing import NoReturn
 
@@ -23,9 +24,14 @@ LONGEST = 1500  # characters of a message, which may quote a user's input of any
 
 
 class UserError(Exception):
-    """One sentence: what was found, and what to do about it. It ends a run with a non-zero exit and no traceback."""
+    """One sentence: what was found, and what to do about it. It ends a run with a non-zero exit and no traceback.
+
+    A DataLoader makes the error of a worker process anew, with the worker's traceback as its text: the sentence is its end.
+    """
 
     def __init__(self, said: str) -> None:
+        if said.startswith("Caught ") and "DataLoader worker process" in said:
+            said = (re.findall(rf"^{__name__}\.\w+: (.*)$", said, flags=re.MULTILINE) or [said])[-1]
         super().__init__(one_line(said))
 
 

@@ -4,16 +4,22 @@ Nothing here waits for a pipe, or lets a parser's exception reach the user.
 """
 
 import csv
+import gzip
 import hashlib
+import io
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from foura.atomic import replacing, write_text
 from foura.errors import UserError, reason
-from foura.untrusted import JSON, SHORT, TEXT, WEIGHTS, Folder, of, open_unbounded, ordinary
+from foura.untrusted import JSON, MB, SHORT, TEXT, WEIGHTS, Folder, of, open_unbounded, ordinary
+
+GZIP = b"\x1f\x8b"  # how such a file begins
+UNPACKED, PACKED_BY = 256 * MB, 100  # bytes that any gzip file may hold, and how often its own size beside them
 
 
 def here(path: str) -> Path | None:
@@ -48,7 +54,7 @@ def regular(path: Path) -> Path:
 
 
 def read_text(path: Path, folder: Folder | None = None, most: int = TEXT) -> str:
-    """A text file in UTF-8, without the byte order mark that some editors put first.
+    """A text file in UTF-8, without the byte order mark that some editors put first; unpacked if it is a gzip file.
 
     Args:
         folder: of other people's files, in which it has to be; None: the user named the file itself.
@@ -57,14 +63,37 @@ def read_text(path: Path, folder: Folder | None = None, most: int = TEXT) -> str
     Raises:
         UserError: it is not UTF-8, cannot be read, is too large, or is blank.
     """
-    inside, name = of(path) if folder is None else (folder, path)
-    try:
-        text = inside.read(name, most).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it or take it out.") from None
+    text = read_any_text(path, folder, most)
     if not text.strip():
         raise UserError(f"{path} is empty.")
-    return text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text files
+    return text
+
+
+def read_any_text(path: Path, folder: Folder | None = None, most: int = TEXT) -> str:
+    """As `read_text`, and a file that is blank too."""
+    inside, name = of(path) if folder is None else (folder, path)
+    raw = inside.read(name, most)
+    try:
+        if raw.startswith(GZIP):
+            raw = _unpacked(raw, path, inside, most)
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it or take it out.") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is a damaged gzip file ({reason(error)}); make it again or take it out.") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _unpacked(raw: bytes, path: Path, folder: Folder, most: int) -> bytes:
+    """The content of a gzip file, of which a few kilobytes can hold any number of bytes."""
+    limit = min(most, UNPACKED + PACKED_BY * len(raw))
+    found = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(-1 if folder.any_size else limit + 1)
+    if len(found) > limit and not folder.any_size:
+        raise UserError(
+            f"{path} has {len(raw)} bytes and holds more than {limit} when it is unpacked, which no text does; "
+            f"{folder.size_key or 'unpack it'}{'=true takes it' if folder.size_key else ' and look at it'}."
+        )
+    return found
 
 
 def parse_json(text: str, name: str) -> dict[str, Any]:
@@ -73,28 +102,32 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
     Raises:
         UserError: it is not JSON, or not an object; the message begins with `name`.
     """
+    return an_object(parse_any_json(text, name), name)
+
+
+def parse_any_json(text: str, name: str) -> Any:
+    """The value in a JSON text.
+
+    Raises:
+        UserError: it is not JSON; the message begins with `name`.
+    """
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{name} is not JSON: {error.msg}.") from None
     except (RecursionError, ValueError):  # nested thousands deep; an integer of thousands of digits
         raise UserError(f"{name} is JSON that is nested too deep, or has a number that is too long.") from None
+
+
+def an_object(value: Any, name: str) -> dict[str, Any]:
+    """The value, if it is a JSON object.
+
+    Raises:
+        UserError: it is not; the message begins with `name`.
+    """
     if not isinstance(value, dict):
         raise UserError(f"{name} is {type(value).__name__}, not an object with fields.")
     return value
-
-
-def json_lines(path: Path, folder: Folder | None = None) -> list[tuple[str, dict[str, Any]]]:
-    """[("FILE, line N", record), …] of a file of JSON lines. A line ends at a line feed: strings may hold other breaks.
-
-    Args:
-        folder: as of `read_text`.
-
-    Raises:
-        UserError: a line that is not a JSON object.
-    """
-    lines = enumerate(read_text(path, folder).split("\n"), 1)
-    return [(f"{path.name}, line {n}", parse_json(line, f"{path}, line {n}")) for n, line in lines if line.strip()]
 
 
 def read_json(path: Path, folder: Folder | None = None, most: int = JSON) -> dict[str, Any]:

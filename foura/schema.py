@@ -120,6 +120,14 @@ class DatasetConfig:
     path: str | None = None
     links: bool = since("0.2.0", False)  # follow links that lead out of the data's folder
     any_size: bool = since("0.2.0", False)  # take files and images of any size, packed ones too
+    config: str | None = since("0.2.0", None)  # hf: the configuration, of data that has several
+    # {train: …, validation: …, test: …}: which split, folder or file each is; empty: found by their names
+    splits: dict[str, str] = field(default_factory=dict, metadata={"since": "0.2.0"})
+    # exact copies of held-out items in the training data: counted, left out of it, or refused
+    duplicates: str = since("0.2.0", _choice("keep", "keep", "drop", "refuse"))
+    too_long: str = since("0.2.0", _choice("cut", "cut", "drop", "refuse"))  # examples of more tokens than fit
+    unreadable: str = since("0.2.0", _choice("refuse", "refuse", "drop"))  # images and text files
+    background: str = since("0.2.0", "white")  # behind transparent pixels: a colour's name or '#rrggbb'
     # None: the family's default
     format: str | None = _choice_of(None, lambda: (form for family in FAMILIES.values() for form in family.formats))
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)

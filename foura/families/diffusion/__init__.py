@@ -19,7 +19,9 @@ def _build(cfg: DictConfig) -> Parts:
     backbone = build_unet(cfg.backbone)
     if backbone.vae is not None and cfg.trainer.accelerator in ("gpu", "cuda"):
         backbone.vae.to("cuda")
-    data = prepare_captioned(splits, cfg.dataset, cfg.seed, backbone.size, backbone.tokenize, backbone.encode)
+    data = prepare_captioned(
+        splits, cfg.dataset, cfg.seed, backbone.size, backbone.tokenize, backbone.encode, backbone.lost
+    )
     return Parts(backbone, data, lambda model: Diffusion(model, backbone, data, cfg))
 
 

@@ -56,7 +56,11 @@ def load_pipeline(cfg: DictConfig) -> tuple[Denoiser, dict[str, Any]]:
         }
         return tokenizer(captions, **options, return_tensors="pt").input_ids
 
-    return Denoiser(unet, text), {"scheduler": scheduler, "vae": vae, "size": size, "tokenize": tokenize}
+    def lost(caption: str) -> int:
+        return max(0, len(tokenizer(caption, truncation=False).input_ids) - tokenizer.model_max_length)
+
+    parts = {"scheduler": scheduler, "vae": vae, "size": size, "tokenize": tokenize, "lost": lost}
+    return Denoiser(unet, text), parts
 
 
 def _place(cfg: DictConfig) -> str:

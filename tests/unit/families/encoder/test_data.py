@@ -71,7 +71,6 @@ def test_labels_of_the_wrong_kind_are_refused(label, format, said, lines) -> Non
     [
         ({"text": "a", "label": 0}, {"text_pair": "other"}, r"no field 'other' \(dataset.columns.text_pair=other\)"),
         ({"text": 3, "label": 0}, {}, "the field 'text' holds int, not text"),
-        ({"text": " ", "label": 0}, {}, "the field 'text' is empty"),
         ({"text": "\ud800", "label": 0}, {}, "holds half a character"),
         ({"sentence": "a", "label": 0}, {}, r"no field 'text' \(dataset.columns.text=text\); it has: sentence, label"),
     ],
