@@ -12,7 +12,7 @@ from foura.files import regular
 
 SMALLEST = 8  # pixels: the shortest side of an image to generate from
 THINNEST = 100  # times as long as wide: scaled to a model's size, one such strip would fill the memory
-# Formats that are decoded, whatever a file is called. Others of Pillow's run a program (EPS: Ghostscript) or are none of images.
+# The formats that are decoded, whatever a file is called; for another one (EPS), Pillow runs a program (Ghostscript).
 FORMATS: tuple[str, ...] = ("PNG", "JPEG", "MPO", "GIF", "TIFF", "WEBP", "BMP", "DIB", "PPM", "ICO", "JPEG2000", "AVIF")
 FORMATS += ("TGA", "PCX", "SGI")
 DEEP = ("PNG", "PPM")  # formats whose mode "I" holds 16 bits
@@ -73,7 +73,7 @@ def _loaded(image: Any, name: str, least: int, any_size: bool) -> Image.Image:
         opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS)
     except Image.DecompressionBombError:
         raise UserError(
-            f"{name} has more than {2 * (limit or 0) // 10**6} million pixels; scale it down, or dataset.any_size=true takes it."
+            f"{name} has more than {2 * (limit or 0) // 10**6} million pixels; dataset.any_size=true takes it."
         ) from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit

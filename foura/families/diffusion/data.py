@@ -1,5 +1,6 @@
 """From images with captions to the data of a run: cut once, decoded once, encoded to latents once, never mixed."""
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,10 +94,11 @@ def _readable(found: dict[str, Captioned], cfg: DictConfig) -> dict[str, Caption
     """The splits without the images that cannot be read, for dataset.unreadable=drop; else the chosen ones are checked."""
     if cfg.unreadable == "refuse":
         return found
-    return {
-        split: items.subset(readable(range(len(items)), lambda i, items=items: _open(items, i), split, "drop"))
-        for split, items in found.items()
-    }
+    kept = {}
+    for split, items in found.items():
+        opens = functools.partial(_open, items, any_size=cfg.any_size)
+        kept[split] = items.subset(readable(range(len(items)), opens, split, "drop"))
+    return kept
 
 
 def _fitting(found: dict[str, Captioned], lost: Callable[[str], int], cfg: DictConfig) -> dict[str, Captioned]:
