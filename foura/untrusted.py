@@ -139,9 +139,10 @@ class Folder:
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                 path = folder / entry.name
                 wanted = entry.name.lower().endswith(suffixes)
-                if entry.is_symlink() and (wanted or entry.is_dir()):
+                is_folder = os.path.isdir(path)  # false too for a link to itself, which entry.is_dir() raises for
+                if entry.is_symlink() and (wanted or is_folder):
                     self.place(path)
-                if entry.is_dir():
+                if is_folder:
                     inner.append((path, depth + 1))
                 elif wanted:
                     ordinary(path)

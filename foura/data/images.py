@@ -1,5 +1,6 @@
 """Images, opened in one way for every family: upright, without transparency, in 8 bits and without a profile."""
 
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from foura.files import regular
 SMALLEST = 8  # pixels: the shortest side of an image to generate from
 THINNEST = 100  # times as long as wide: scaled to a model's size, one such strip would fill the memory
 # The formats that are decoded, whatever a file is called; for another one (EPS), Pillow runs a program (Ghostscript).
-FORMATS: tuple[str, ...] = ("PNG", "JPEG", "MPO", "GIF", "TIFF", "WEBP", "BMP", "DIB", "PPM", "ICO", "JPEG2000", "AVIF")
+FORMATS: tuple[str, ...] = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "DIB", "PPM", "ICO", "JPEG2000", "AVIF")
 FORMATS += ("TGA", "PCX", "SGI")
 DEEP = ("PNG", "PPM")  # formats whose mode "I" holds 16 bits
 
@@ -66,11 +67,18 @@ def background_colour(background: str) -> tuple[int, ...]:
         ) from None
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _loaded(image: Any, name: str, least: int, any_size: bool) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS
     try:
         Image.MAX_IMAGE_PIXELS = None if any_size else limit
-        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS)
+        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=_formats())
     except Image.DecompressionBombError:
         raise UserError(
             f"{name} has more than {2 * (limit or 0) // 10**6} million pixels; dataset.any_size=true takes it."

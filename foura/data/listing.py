@@ -87,10 +87,11 @@ def check_links(folder: Folder) -> None:
         except OSError as error:
             raise _unreadable(error) from None
         for entry in entries:
-            if is_data(entry.name, folder=entry.is_dir()):
+            inner = os.path.isdir(entry.path)  # false too for a link to itself, which entry.is_dir() raises for
+            if is_data(entry.name, folder=inner):
                 if entry.is_symlink():
                     folder.place(Path(entry.path))
-                if entry.is_dir():
+                if inner:
                     waiting.append(Path(entry.path))
 
 
