@@ -5,7 +5,6 @@ PEFT makes of one ends soon.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -88,7 +87,7 @@ def _check_value(path: Any, field: str, name: str, value: Any, sizes: int) -> No
             raise UserError(f"{path}: {field} has the text {_shown(value)}, which no run writes.")
         return
     if isinstance(value, float) or _FACTOR.search(name):
-        wrong = not math.isfinite(value) or abs(value) > LARGEST
+        wrong = not abs(value) <= LARGEST  # NaN is not
     elif _FREE.search(name):
         wrong = not -1 <= value < 2**63
     elif _LOOP.search(name):

@@ -17,7 +17,7 @@ from foura.methods import method_of
 from foura.methods.attach import unfreeze
 from foura.methods.state import adapter_parameters
 from foura.run.adapter_config import check_fields
-from foura.untrusted import Folder
+from foura.untrusted import WEIGHTS, Folder
 
 
 def read_config(run: Path) -> DictConfig:
@@ -38,6 +38,7 @@ def read_config(run: Path) -> DictConfig:
     adapter = run / "adapter" / ("model.safetensors" if method_of(cfg).trained else "adapter_config.json")
     if not Folder(run).has(adapter):
         raise UserError(f"{run} is not a finished run: it has no {adapter.relative_to(run)}.")
+    Folder(run).file(adapter, WEIGHTS)
     return cfg
 
 

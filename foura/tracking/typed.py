@@ -33,6 +33,7 @@ def status_of(content: dict[str, Any]) -> dict[str, Any]:
         if name in content and check(content[name]):
             kept[name] = content[name]
     metrics = content.get("metrics")
+    kept.pop("metrics", None)
     if isinstance(metrics, dict):
         kept["metrics"] = {name: value for name, value in metrics.items() if _is_text(name) and _is_real(value)}
     return kept
