@@ -26,7 +26,7 @@ from foura.untrusted import JSON, WEIGHTS, Folder, open_regular
 MODULES = ("parquet", "arrow", "csv", "json", "text", "imagefolder", "webdataset")
 CARDS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 PATTERN = ("*", "?", "[", "]", "{", "}", "::", "://")  # the library takes a folder with one of these for something else
-PACKINGS: dict[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ\x00": lzma.LZMAFile}
+PACKINGS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 ZIP = b"PK\x03\x04"
 # of zstandard, lz4, 7-zip, RAR, LZMA: not measured here
 UNMEASURED = (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"]\x00\x00")

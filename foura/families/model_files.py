@@ -80,12 +80,14 @@ def check_folder(inside: Folder) -> None:
     for path in inside.files(deepest=SUBFOLDERS):
         inside.file(path, MOST_TEXT if path.suffix.lower() in TEXT_FILES else WEIGHTS)
         if path.name.endswith(".index.json"):
-            listed = read_json(path, inside, MOST_TEXT).get("weight_map")
-            for name in (
-                set(listed.values()) if isinstance(listed, dict) and all(map(_is_text, listed.values())) else ("",)
-            ):
-                if not name or Path(name).name != name:
-                    raise UserError(f"{path} names weights that are not files beside it ({str(name)[:80]!r}).")
+            _check_index(path, read_json(path, inside, MOST_TEXT).get("weight_map"))
+
+
+def _check_index(path: Path, listed: Any) -> None:
+    names = set(map(str, listed.values())) if isinstance(listed, dict) else {""}
+    for name in sorted(names):
+        if name in ("", ".", "..") or "/" in name or "\0" in name or not name.endswith(".safetensors"):
+            raise UserError(f"{path} names weights that are not files beside it ({name[:80]!r}).")
 
 
 def check_numbers(described: Any, where: str, cfg: DictConfig | None) -> None:
@@ -155,7 +157,3 @@ def _leaves(described: Any, where: str) -> Iterator[tuple[str, Any]]:
             waiting += [(key, item, depth + 1) for item in value]
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield key, value
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from foura.cli import main
 from foura.errors import UserError
 from foura.run.export import export
-from foura.run.load import check_adapter, load_adapter, read_config
+from foura.run.load import check_adapter, read_config
 from foura.sweep.plan import run_status, sweep_status
 from foura.tracking.journal import FILE, Outbox
 from foura.tracking.status import read_json
@@ -223,7 +223,13 @@ def run(made, tmp_path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run"))
 
 
-FILES = ("config.yaml", "adapter", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md")
+FILES = (
+    "config.yaml",
+    "adapter",
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+    "adapter/README.md",
+)
 
 
 @pytest.mark.parametrize("name", FILES)
