@@ -60,7 +60,7 @@ def asked() -> list[str]:
             seen.append(self.path)
             self.send_error(404)
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815  (the name that the server looks for)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -89,7 +89,8 @@ def test_a_card_names_nothing_outside_of_its_folder(how, name, folder, tmp_path,
         "url": card(f"{asked[0]}/secret.jsonl"),
         "file": card(f"file://{secret}"),
         "home": card("~/secret.jsonl"),
-        "splits": "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: ['*.jsonl', '../*.jsonl']\n---\n",
+        "splits": "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
+        "    path: ['*.jsonl', '../*.jsonl']\n---\n",
         "dir": card(str(tmp_path), key="data_dir"),
         "above dir": card("..", key="data_dir"),
         "chain": card(f"zip://x.jsonl::{asked[0]}/x.zip"),
@@ -115,9 +116,9 @@ def test_a_link_out_of_the_folder_needs_a_key(linked, folder, tmp_path) -> None:
         shutil.move(tmp_path / "secret.jsonl", tmp_path / "elsewhere" / "train" / "x.jsonl")
         shutil.move(folder / "train.jsonl", tmp_path / "elsewhere" / "train" / "y.jsonl")
         (folder / "train").symlink_to(tmp_path / "elsewhere" / "train")
-    with pytest.raises(UserError, match="dataset.links=true"):
+    with pytest.raises(UserError, match=r"dataset.links=true"):
         read_hub(config(folder))
-    with pytest.raises(UserError, match="dataset.links=true"):
+    with pytest.raises(UserError, match=r"dataset.links=true"):
         existing(config(folder))
 
 
@@ -128,7 +129,7 @@ def test_linked_pictures_need_the_key_and_hidden_links_do_not_matter(tmp_path) -
     (tmp_path / "data" / ".venv").symlink_to("/usr")
     assert existing(config(tmp_path / "data")) == tmp_path / "data"
     (tmp_path / "data" / "b").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="dataset.links=true"):
+    with pytest.raises(UserError, match=r"dataset.links=true"):
         existing(config(tmp_path / "data"))
     found = data_files(existing(config(tmp_path / "data", links=True)), (".png",))
     assert [path.parent.name for path in found] == ["a", "b"]
@@ -258,7 +259,7 @@ def test_a_picture_runs_no_program(tmp_path, monkeypatch) -> None:
 def test_a_picture_is_bounded_by_its_pixels_and_a_key_lifts_it(monkeypatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert np.array(open_image(picture(7), "small", "L", any_size=True)).max() == 7
-    with pytest.raises(UserError, match="dataset.any_size=true takes it"):
+    with pytest.raises(UserError, match=r"dataset.any_size=true takes it"):
         open_image(picture(), "large", "L")
     assert Image.MAX_IMAGE_PIXELS == 100
 

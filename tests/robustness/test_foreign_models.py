@@ -84,7 +84,7 @@ SIZES += ("num_train_timesteps", "n_routed_experts", "num_local_experts", "embed
 @pytest.mark.parametrize("key", SIZES)
 def test_every_number_that_sizes_memory_is_bounded(key, value) -> None:
     for described in ({key: value}, {"text_config": {key: value}}, {"parts": [{key: value}]}):
-        with pytest.raises(UserError, match="backbone.any_size=true takes it"):
+        with pytest.raises(UserError, match=r"backbone.any_size=true takes it"):
             check_numbers(described, "x", config("llama_small"))
         check_numbers(described, "x", config("llama_small", any_size=True))
 
@@ -185,7 +185,7 @@ def test_a_link_out_of_a_model_needs_a_key(name, llama, tmp_path) -> None:
     else:
         (tmp_path / "elsewhere").write_text("x")
     (llama / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="backbone.links=true"):
+    with pytest.raises(UserError, match=r"backbone.links=true"):
         build_llama(config("llama_small", name=str(llama)))
     build_llama(config("llama_small", name=str(llama), links=True))
 

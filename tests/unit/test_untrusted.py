@@ -45,7 +45,7 @@ def test_links_inside_are_followed_where_the_rule_allows_it_and_others_by_a_key(
     assert Folder(folder, links=True).read("within", MB) == b"content"
     with pytest.raises(UserError, match="is a link"):
         Folder(folder).read("within", MB)
-    with pytest.raises(UserError, match="dataset.links=true"):
+    with pytest.raises(UserError, match=r"dataset.links=true"):
         Folder(folder, links=True, key="dataset.links").read("out", MB)
     assert Folder(folder, links=True, key="dataset.links", lifted=True).read("out", MB) == b"mine"
 
@@ -107,7 +107,7 @@ def test_a_file_of_no_real_size_is_refused_before_it_is_read(folder) -> None:
         read_text(folder / "config.yaml", Folder(folder), CONFIG)
     with pytest.raises(UserError, match="more than"):
         read_json(folder / "config.yaml")
-    with pytest.raises(UserError, match="backbone.any_size=true"):
+    with pytest.raises(UserError, match=r"backbone.any_size=true"):
         Folder(folder, size_key="backbone.any_size").file("config.yaml", CONFIG)
 
 
@@ -172,7 +172,7 @@ def test_a_lock_that_is_not_a_file_is_refused_in_a_sentence(kind, tmp_path) -> N
 
 def test_a_folder_appears_complete_or_not_at_all(tmp_path) -> None:
     out = tmp_path / "a" / "out[1]"
-    with pytest.raises(OSError, match="full"), new_folder(out) as scratch:
+    with pytest.raises(OSError, match="full"), new_folder(out) as scratch:  # noqa: PT012
         scratch.mkdir()
         (scratch / "half").write_text("x")
         raise OSError("the disk is full")
