@@ -5,7 +5,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from foura.errors import Busy, Interrupted, UserError, exit_without_lab, first_line
+from foura.errors import Busy, Interrupted, UserError, exit_without_lab, first_line, print_traceback, traceback_of
+from foura.escape import names_credential
 
 try:
     import hydra
@@ -54,13 +55,19 @@ def run_of_sweep(cfg: DictConfig, folder: Path, sweep: str) -> bool:
     except UserError as error:
         print(f"error: {folder.name}: {error}", flush=True)
     except Exception as error:
-        write_text(folder / "error.txt", traceback.format_exc())
+        write_text(folder / "error.txt", traceback_of(error))
         said = f"{type(error).__name__}: {first_line(error)} (traceback: {folder / 'error.txt'})"
         print(f"error: {folder.name}: {said}", flush=True)
     return True
 
 
 if __name__ == "__main__":
+    sys.excepthook = print_traceback
+    if any(names_credential(argument) for argument in sys.argv[1:]):
+        sys.exit(
+            "error: the command has a password or a token in it, which other users of this machine can read, and which the "
+            "run's folder would keep. Set it in the environment, such as MLFLOW_TRACKING_URI or HF_TOKEN."
+        )
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing, and `explain` says it
     try:
         main()
@@ -72,4 +79,4 @@ if __name__ == "__main__":
             again()
         if any(frame.f_code is execute.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise  # a bug, and not a mistake in the command line
-        sys.exit(f"error: {explain(error)}")
+        sys.exit(f"error: {UserError(explain(error))}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foura.children import command, protect_children
-from foura.errors import UserError, cannot_write, exit_without_lab, reason
+from foura.errors import UserError, cannot_write, exit_without_lab, one_line, print_traceback, reason
 from foura.threads import spin_briefly
 
 
@@ -21,6 +21,7 @@ def main() -> None:
     """Entry point of `foura` and `python -m foura`."""
     spin_briefly()
     protect_children()
+    sys.excepthook = print_traceback
     arguments = _parser().parse_args()
     try:
         arguments.run_command(arguments)
@@ -77,6 +78,9 @@ def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     export.add_argument("out", type=Path, help="a folder that does not exist yet")
     export.add_argument("--freeze", action="store_true", help="fix an adaptive gate first, on the run's training data")
+    export.add_argument(
+        "--per-layer-ranks", action="store_true", help="a smaller LoRA that only PEFT and diffusers read (frozen gates)"
+    )
     pretrain = command("pretrain", _pretrain, "remake a bundled backbone's weights (5 to 25 minutes on 2 cores)")
     pretrain.add_argument("backbone", nargs="?", default="vit", help="a choice of backbone= (default: vit)")
     pretrain.add_argument("--out", type=Path, default=None, help="where to write (default: into the package)")
@@ -90,10 +94,25 @@ def _ui(arguments: argparse.Namespace) -> None:
     store = _store(arguments.outputs)
     if importlib.util.find_spec("mlflow") is None:
         raise ModuleNotFoundError(name="mlflow")
+    if store.startswith(("http:", "https:")):
+        raise UserError(
+            f"the runs are kept by the server at {store}, which has a UI of its own: open that in a browser."
+        )
+    from foura.tracking.address import DATABASE, SQLITE
+    from foura.tracking.artifacts import mend
+
+    outputs = arguments.outputs.absolute()
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        mend(outputs, store)
+        os.chdir(outputs)  # so that MLflow need not read the folder's name out of an address
+        store = SQLITE + DATABASE
+    # in the environment: others can read a command line, and the address may hold a password
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = store
+    os.environ["PYTHONSAFEPATH"] = "1"  # no module is imported from the working directory
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # three times faster to start, a third of the memory
     print(f"http://{arguments.host}:{arguments.port}", flush=True)
-    told = ["ui", "--backend-store-uri", store, "--workers", "1"]
-    os.execv(sys.executable, command("mlflow", *told, "--host", arguments.host, "--port", str(arguments.port)))
+    told = ["ui", "--workers", "1", "--host", arguments.host, "--port", str(arguments.port)]
+    os.execv(sys.executable, command("mlflow", *told))
 
 
 def _store(outputs: Path) -> str:
@@ -102,10 +121,12 @@ def _store(outputs: Path) -> str:
     Raises:
         UserError: there is no store in the folder, and MLFLOW_TRACKING_URI names no other.
     """
-    database = outputs.absolute() / "mlflow.db"
-    if "MLFLOW_TRACKING_URI" not in os.environ and not database.is_file():
-        raise UserError(f"there are no runs at {database}; `python train.py` makes some, or name another folder.")
-    return os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    from foura.tracking.address import DATABASE, tracking_uri
+
+    path = outputs.absolute() / DATABASE
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not path.is_file():
+        raise UserError(f"there are no runs at {path}; `python train.py` makes some, or name another folder.")
+    return tracking_uri(outputs.absolute())
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -120,7 +141,7 @@ def _status(arguments: argparse.Namespace) -> None:
 
     runs = sweep_status(sweep_folder(arguments.outputs, arguments.sweep))
     for name, status in runs:
-        print(f"{status['state']:<12} {name}  {status.get('error', '')}".rstrip())
+        print(one_line(f"{status['state']!s:<12} {name}  {status.get('error', '')}"))
     counts = collections.Counter(status["state"] for _, status in runs)
     print(f"{len(runs)} started: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
 
@@ -132,7 +153,7 @@ def _sync(arguments: argparse.Namespace) -> None:
 
     done = sync(arguments.outputs.absolute())
     for name, what in done:
-        print(f"{what}: {name}" if not what.startswith(REFUSED) else f"{name} {what}")
+        print(one_line(f"{what}: {name}" if not what.startswith(REFUSED) else f"{name} {what}"))
     if not done:
         print("nothing to send")
     refused = sum(what.startswith(REFUSED) for _, what in done)
@@ -145,8 +166,8 @@ def _sync(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from foura.run.export import export
 
-    export(arguments.run, arguments.to, arguments.out, arguments.freeze)
-    print(arguments.out)
+    said = export(arguments.run, arguments.to, arguments.out, arguments.freeze, arguments.per_layer_ranks)
+    print(f"{arguments.out}: {said}")
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:

@@ -3,7 +3,11 @@
 import errno
 import re
 import sys
+import traceback
+from types import TracebackType
 from typing import NoReturn
+
+from foura.escape import printable, redact
 
 # import names of the packages that the extra "lab" installs
 LAB: tuple[str, ...] = (
@@ -89,9 +93,8 @@ def cannot_write(error: BaseException | None) -> bool:
 
 
 def one_line(said: str) -> str:
-    """The text on one line of bounded length that every terminal can print: it may quote any file's content."""
-    said = " ".join(line.strip() for line in said.split("\n") if line.strip())
-    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+    """The text on one line of bounded length that every terminal can print, without credentials: it may quote anything."""
+    said = printable(redact(" ".join(line.strip() for line in said.split("\n") if line.strip())))
     return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"
 
 
@@ -102,5 +105,15 @@ def reason(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 300 characters; its type where the message is empty."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip()[:300] if lines else type(error).__name__
+    lines = [line for line in redact(str(error)).splitlines() if line.strip()]
+    return printable(lines[0].strip())[:300] if lines else type(error).__name__
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an error without credentials: libraries quote URIs in their messages."""
+    return redact("".join(traceback.format_exception(error)))
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """`sys.excepthook` of the commands."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

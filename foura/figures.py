@@ -1,5 +1,6 @@
-"""Shared by all figures: matplotlib without a window, the colours, and saving."""
+"""Shared by all figures: matplotlib without a window and without mathematics in names, the colours, and saving."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ matplotlib.use("Agg")  # runs happen on machines without a screen
 import matplotlib.pyplot as plt
 
 from foura.atomic import replacing
+
+plt.rcParams["text.parse_math"] = False  # a name may have a $ in it
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in another script is drawn as boxes
 
 __all__ = ["GREY", "TRAIN", "VALIDATION", "plt", "save_figure"]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from foura.atomic import replacing, write_text
 from foura.errors import UserError, reason
+from foura.escape import cell
 from foura.untrusted import JSON, MB, SHORT, TEXT, WEIGHTS, Folder, of, open_unbounded, ordinary
 
 GZIP = b"\x1f\x8b"  # how such a file begins
@@ -223,9 +224,14 @@ def unfit(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     return None
 
 
-def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write rows with the same keys as a CSV file with a header."""
+def write_csv(rows: Sequence[dict[str, Any]], path: Path, columns: Sequence[str] | None = None) -> None:
+    """Write rows as a CSV file with a header, that a spreadsheet opens without computing anything in it.
+
+    Args:
+        columns: of the file; None: those of the first row.
+    """
+    names = list(rows[0]) if columns is None else columns
     with replacing(path) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow([cell(name) for name in names])
+        writer.writerows([cell(row[name]) for name in names] for row in rows)

@@ -1,5 +1,6 @@
 """FouraConfig: a FouRA adapter as a PEFT configuration."""
 
+import warnings
 from dataclasses import dataclass, field
 
 from peft import PeftConfig
@@ -10,6 +11,11 @@ from foura.adapter.peft_type import foura_peft_type
 from foura.adapter.transforms import TRANSFORMS
 
 BIASES = ("none", "all", "foura_only")
+CAUSAL = "CAUSAL_LM"
+LOOKS_AHEAD = (
+    "gate_scope='sequence' looks at all tokens of a sample, so in a model that generates text later tokens change earlier "
+    "outputs; use gate_scope='token' (the default with task_type='CAUSAL_LM')."
+)
 
 
 @dataclass
@@ -52,8 +58,11 @@ class FouraConfig(PeftConfig):
         },
     )
     gate_scope: str = field(
-        default="sequence",
-        metadata={"help": "'sequence': one gate per sample; 'token': one per token (causal models need it)."},
+        default="",
+        metadata={
+            "help": "'sequence': one gate per sample; 'token': one per token (causal models need it). Left out: 'token' "
+            "for task_type='CAUSAL_LM', else 'sequence'."
+        },
     )
     output_splits: dict[str, int] = field(
         default_factory=dict,
@@ -87,12 +96,16 @@ class FouraConfig(PeftConfig):
         )
         check_choice("transform", self.transform, TRANSFORMS)
         check_choice("gate", self.gate, GATES)
+        causal = self.task_type == CAUSAL
+        self.gate_scope = self.gate_scope or ("token" if causal else "sequence")
         check_choice("gate_scope", self.gate_scope, GATE_SCOPES)
         check_choice("bias", self.bias, BIASES)
         if not 0.0 <= self.foura_dropout < 1.0:
             raise ValueError(f"foura_dropout must be in [0, 1), got {self.foura_dropout}")
         check_numbers(self.r, self.rank_pattern, self.foura_alpha, self.alpha_pattern)
         check_patterns(self)
+        if causal and looks_ahead(self):
+            warnings.warn(LOOKS_AHEAD, stacklevel=3)
         # PEFT's own wording, which its users (and tests) know
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")
@@ -105,3 +118,8 @@ class FouraConfig(PeftConfig):
     def gate_depends_on_input(self) -> bool:
         """True if the adapter has no single ΔW: it is trained with a gate that merging refuses until it is frozen."""
         return GATES[self.gate].depends_on_input
+
+
+def looks_ahead(config: PeftConfig) -> bool:
+    """True for an adapter whose gate depends on all tokens of a sample, later ones too."""
+    return isinstance(config, FouraConfig) and config.gate_depends_on_input and config.gate_scope == "sequence"

@@ -115,7 +115,7 @@ class EntropyGate(Gate):
                 return self.forward(u)
         if u.dtype not in (torch.float32, torch.float64):  # an entropy is a difference of logs: not in half precision
             return self.forward(u.float()).to(u.dtype)
-        tokens = u.shape[1:-1].numel()
+        tokens = math.prod(u.shape[1:-1])  # numel() would fix a length that an export leaves open
         weights = self._weights(u.dtype)
         if self.scope == "token" or tokens == 1:
             return entropy_gate(u, *weights)

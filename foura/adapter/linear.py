@@ -18,6 +18,7 @@ from foura.adapter.delta import (
 )
 from foura.adapter.layer import FouraLayer
 from foura.adapter.merging import Factors
+from foura.adapter.tracing import traced
 
 # Without gradients the folded factors are cached, but only calls with few tokens (decoding) use the cache; larger ones
 # can afford to fold, and so refresh it.
@@ -28,7 +29,7 @@ class Linear(FouraLayer):
     """y = W0 x + b + Σ eq. 5 over the active adapters; x is (..., in_features).
 
     One line of mathematics (`delta.plain_delta`), computed in the cheapest way for the situation:
-        torch.compile            the line itself; the compiler fuses it
+        torch.compile, export    the line itself; the compiler fuses it
         no gradients             folded factors, cached while A and B are unchanged
         fewer tokens than ranks  the activations are transformed, not the factors
         one adapter, no gate     `delta.adapted_linear`: one operation
@@ -43,7 +44,7 @@ class Linear(FouraLayer):
         names = self.names()
         device = x.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        if torch.compiler.is_compiling() or not names or not self._one_dtype(x, names, compute):
+        if traced() or not names or not self._one_dtype(x, names, compute):
             return super()._forward(x, *args, **kwargs)
         if compute is not None:
             x = x.to(compute)
@@ -91,8 +92,8 @@ class Linear(FouraLayer):
         A, B = self.foura_A[adapter_name], self.foura_B[adapter_name]
         x = self.foura_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
         r, scaling, gate = self.r[adapter_name], self.scaling[adapter_name], self.gate(adapter_name)
-        few = x.shape[:-1].numel() < r and A.dtype in (torch.float32, torch.float64)
-        if few and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        eager = torch.is_grad_enabled() and not traced()
+        if eager and x.shape[:-1].numel() < r and A.dtype in (torch.float32, torch.float64):
             with torch.autocast(x.device.type, enabled=False):
                 mask = self._mask(adapter_name)
                 fixed = gate if mask is None else lambda _: mask
@@ -101,11 +102,7 @@ class Linear(FouraLayer):
         return plain_delta(x, down, up, scaling, r, gate)
 
     def _fresh_factors(self, name: str, dtype: torch.dtype) -> Factors:
-        down, up = (
-            self.fold(name)
-            if torch.compiler.is_compiling()
-            else fold(self.foura_A[name], self.foura_B[name], self.transform[name])
-        )
+        down, up = self.fold(name) if traced() else fold(self.foura_A[name], self.foura_B[name], self.transform[name])
         return down.to(dtype), self.mask_up(name, up).to(dtype)
 
     def _kept_factors(self, name: str, x: Tensor) -> Factors:

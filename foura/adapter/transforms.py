@@ -8,6 +8,7 @@ onto the small factors: y = (F⁻¹B)(A F) x. A transform does both, and nothing
 To add a transform, subclass `Transform` with an orthonormal `basis` and register it: `TRANSFORMS["haar"] = Haar`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from foura.adapter.constants import constant
 from foura.adapter.dct import dct, dct_basis, inverse_dct
+from foura.adapter.tracing import exported
 
 # Above this length an FFT is cheaper than a product with the basis matrix, which would also take N² floats.
 MATRIX_LIMIT = 512
@@ -150,7 +152,7 @@ class DFT(Transform):
     """DFT by rfft and irfft (norm="ortho") with complex A and B, kept as real views with a last axis of 2 (sec. 3.3).
 
     A is (r, N//2+1, 2) and B (splits · (m//2+1), r, 2). z = A rfft(x) is complex, so the folded factors have q = 2r rows:
-    Re z, then Im z.
+    Re z, then Im z. Where a graph is exported, the factors are folded by cosines and sines: ONNX has no complex numbers.
     """
 
     parts: ClassVar[int] = 2
@@ -165,14 +167,23 @@ class DFT(Transform):
         return torch.view_as_complex(parameter)
 
     def fold_down(self, A: Tensor) -> Tensor:
+        if exported():
+            (cos_KN, sin_KN), (real_rK, imag_rK) = _waves(self.in_features, A.dtype, A.device).unbind(), A.unbind(-1)
+            return torch.cat([real_rK @ cos_KN + imag_rK @ sin_KN, imag_rK @ cos_KN - real_rK @ sin_KN])
         # sum_k A[k] exp(-2πikn/N) / sqrt(N): a forward FFT of the coefficients, the missing upper half being zero
         folded_rN = torch.fft.fft(torch.view_as_complex(A.contiguous()), n=self.in_features, norm="ortho")
         return torch.cat([folded_rN.real, folded_rN.imag])
 
     def fold_up(self, B: Tensor) -> Tensor:
+        weights_K1 = _bin_weights(self.block, B.dtype, B.device)[:, None]
+        if exported():
+            cos_Km, sin_Km = _waves(self.block, B.dtype, B.device).unbind()
+            real_sKr, imag_sKr = (B.unflatten(0, (self.splits, -1)) * weights_K1[..., None]).unbind(-1)
+            real_smr, imag_smr = cos_Km.T @ real_sKr - sin_Km.T @ imag_sKr, cos_Km.T @ imag_sKr + sin_Km.T @ real_sKr
+            return torch.cat([real_smr, -imag_smr], dim=-1).reshape(self.out_features, -1)
         spectrum_sKr = torch.view_as_complex(B.contiguous()).unflatten(0, (self.splits, -1))
         # irfft(c) = Re( sum_k w_k c_k exp(2πikn/M) ) / sqrt(M)
-        weighted = spectrum_sKr * _bin_weights(self.block, B.dtype, B.device)[:, None]
+        weighted = spectrum_sKr * weights_K1
         folded_smr = torch.fft.ifft(weighted, n=self.block, dim=1, norm="ortho")
         return torch.cat([folded_smr.real, -folded_smr.imag], dim=-1).reshape(self.out_features, -1)
 
@@ -240,3 +251,11 @@ def _bin_weights(length: int, dtype: torch.dtype, device: torch.device) -> Tenso
     if length % 2 == 0:
         weights_K[-1] = 1.0
     return weights_K.to(device)
+
+
+@constant
+def _waves(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2, K, length): cosine and sine of 2πkn / length, divided by sqrt(length), for the K bins of the half spectrum."""
+    n = torch.arange(length, dtype=torch.float64)
+    angle_KN = n[: length // 2 + 1, None] * n % length * (2 * math.pi / length)
+    return (torch.stack([angle_KN.cos(), angle_KN.sin()]) / math.sqrt(length)).to(dtype=dtype, device=device)

@@ -15,6 +15,7 @@ from foura.distributed import print_on_main
 from foura.errors import UserError, reason
 from foura.files import here
 
+METADATA = "metadata"  # the name, without its ending, of a file with the captions or labels of images
 # {how a file's name ends: (the library's name of its reader, options)}; any other is read as parquet
 READERS: dict[str, tuple[str, dict[str, str]]] = {
     ".json": ("json", {}),
@@ -86,31 +87,31 @@ def _within(root: Path, file: Path) -> Path:
 
 
 def _by_split(root: Path, found: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
-    """The files of a folder by split; the library knows split names in lower case alone.
+    """The files of a folder by split, in any case; `found` is what the library found, which knows names in lower case alone.
 
     Raises:
-        UserError: some files are in split folders, or are named for splits, and others are not.
+        UserError: some files are in split folders and others are not.
     """
     endings = tuple({file.suffix.lower() for some in found.values() for file in some})
-    whole = [file.resolve() for file in data_files(root, endings)]
-    if list(found) != ["train"]:
-        used = {file.resolve() for some in found.values() for file in some}
-        unused = [file for file in whole if file not in used]
-        if unused:
-            print_on_main(f"note: {len(unused)} files of {root} are in no split and not used (such as {unused[0]}).")
-        return dict(found)
-    for name_of in (lambda file: _split_of_folders(_within(root, file)), lambda file: split_of(file.stem)):
+    every = data_files(root, endings)
+    described = [file for file in every if file.stem == METADATA]
+    for name_of, folders in ((_split_of_folders, True), (lambda file: split_of(file.stem), False)):
         splits: dict[str | None, list[Path]] = {}
-        for file in found["train"]:
-            splits.setdefault(name_of(file), []).append(file)
-        if "train" in splits and len(splits) > 1:
-            if None in splits:
-                names = ", ".join(split for split in splits if split)
-                raise UserError(
-                    f"{root} has data in splits ({names}) and beside them (such as {splits[None][0]}): put all of it into "
-                    f"train/, validation/ and test/, or {CHOOSE}."
-                )
-            return {str(split): some for split, some in splits.items()}
+        for file in every:
+            if file not in described:
+                splits.setdefault(name_of(_within(root, file)), []).append(file)
+        if "train" not in splits or len(splits.keys() - {None}) == 1:
+            continue
+        if None in splits:
+            names = ", ".join(split for split in splits if split)
+            said = f"{root} has data in splits ({names}) and beside them (such as {splits[None][0]})"
+            if folders:
+                raise UserError(f"{said}: put all of it into train/, validation/ and test/, or {CHOOSE}.")
+            print_on_main(f"note: {said}, which is not used.")
+        made = {split: sorted(some + described) for split, some in splits.items() if split}
+        plain = {split: set(some) - set(described) for split, some in made.items()}
+        same = plain == {split: set(some) - set(described) for split, some in found.items()}
+        return dict(found) if same else made
     return dict(found)
 
 

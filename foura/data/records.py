@@ -116,7 +116,7 @@ def say_left_out(count: int, total: int, split: str, why: str) -> None:
         print_on_main(f"note: {count} of {total} items of the {split} split are {why} and left out.")
 
 
-def readable(items: Iterable[Made], read: Callable[[Made], Any], split: str, wanted: str) -> list[Made]:
+def readable(items: Iterable[Made], read: Callable[[Made], object], split: str, wanted: str) -> list[Made]:
     """The items that can be read.
 
     Args:

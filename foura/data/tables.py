@@ -101,8 +101,8 @@ def _separated(path: Path, tabs: bool, numbers: str | None) -> Named:
 def _cells(text: str, path: Path, delimiter: str, quoted: bool, strict: bool = False) -> list[tuple[int, list[str]]]:
     """[(number of the last line, cells)] of every row that is not blank; [] where `strict` finds a quotation mark astray."""
     csv.field_size_limit(LONGEST_CELL)
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=strict)
+    options: dict[str, Any] = {"quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, "strict": strict}
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **options)
     try:
         return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:

@@ -53,6 +53,7 @@ class Task(LightningModule):
         self.before: dict[
             str, Tensor
         ] = {}  # {name: value in the backbone} of parameters that training or the adapter's start changes
+        self.steps = 1  # of the optimizer, in the whole run
         self.generators: list[torch.Generator] = []  # further ones that training uses, beside PyTorch's own
         self.strict_loading = False  # checkpoints do not hold the frozen weights
 
@@ -187,7 +188,7 @@ class Task(LightningModule):
     def configure_optimizers(self) -> Any:
         cfg = self.optimizer_config
         optimizer = torch.optim.AdamW(self.parameter_groups(), weight_decay=cfg.weight_decay)
-        schedule = _schedule(optimizer, int(self.trainer.estimated_stepping_batches), cfg.warmup, cfg.schedule)
+        schedule = _schedule(optimizer, self.steps, cfg.warmup, cfg.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _refuse_nan(self, loss: Tensor, where: str) -> None:

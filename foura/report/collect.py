@@ -1,23 +1,26 @@
 """Read a sweep from the tracking store, as tables. Nothing else is read: a report needs no run folders."""
 
-import contextlib
+from __future__ import annotations
+
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from mlflow.entities import Run
-from mlflow.tracking import MlflowClient
 
 from foura.errors import UserError
+from foura.escape import printable, redact
 from foura.schema import Config, defaults_since
-from foura.tracking.store import open_store
+from foura.tracking.artifacts import Artifacts
+from foura.tracking.store import artifacts_of, open_store
 
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one bar per small file
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
 ITEMS = ("train_items", "validation_items", "test_items")  # sizes of the splits; runs of older versions lack them
 TAGS = (
     "state",
@@ -59,6 +62,7 @@ class Sweep:
 
     name: str
     client: MlflowClient
+    artifacts: Artifacts
     parent_id: str
     experiment_id: str
     runs: pd.DataFrame
@@ -74,9 +78,7 @@ class Sweep:
 
     def artifact(self, run_id: str, name: str, into: Path) -> Path | None:
         """Download an artifact of a run; None if the run has none of that name."""
-        with contextlib.suppress(Exception):  # each kind of store has its own exception for a missing file
-            return Path(self.client.download_artifacts(run_id, name, str(into)))
-        return None
+        return self.artifacts.get(run_id, name, into)
 
     def tables(self, run_ids: Sequence[str], name: str) -> pd.DataFrame:
         """A CSV artifact of several runs, concatenated, with a column run_id."""
@@ -120,11 +122,12 @@ def load_sweep(outputs: Path, name: str) -> Sweep:
     return Sweep(
         name=name,
         client=client,
+        artifacts=artifacts_of(outputs, client),
         parent_id=named[0].info.run_id,
         experiment_id=experiment_id,
         runs=runs.sort_values(order, ignore_index=True),
         tune=[key for key in tags.get("tune", "").split(",") if key],
-        command=tags.get("command", ""),
+        command=_shown(tags.get("command", "")),
         margins=json.loads(tags.get("margins") or "{}"),
         looks=[Look(**look) for look in json.loads(tags.get("looks") or "[]")],
     )
@@ -141,17 +144,22 @@ def _search(client: MlflowClient, experiment_id: str, query: str) -> list[Run]:
             return found
 
 
+def _shown(text: str) -> str:
+    """Text of the store for a page: anybody who writes to the store can have chosen it."""
+    return printable(redact(text))
+
+
 def _row(run: Run) -> dict[str, Any]:
     """A run as a row of the table; missing ranks and seeds are 0."""
-    tags = run.data.tags
-    row: dict[str, Any] = {"run_id": run.info.run_id, "name": run.info.run_name}
+    tags = {key: _shown(value) for key, value in run.data.tags.items()}
+    row: dict[str, Any] = {"run_id": run.info.run_id, "name": _shown(run.info.run_name)}
     row |= {tag: tags[tag] for tag in TAGS if tag in tags}
     row["state"] = tags.get("state") or STATES.get(run.info.status, run.info.status.lower())
     row["commit"] = tags.get("mlflow.source.git.commit", "")
     row["versions"] = tags.get("versions", "")
     # a run of before a key was added had what is now its default
     row |= {f"param:{key}": str(value) for key, value in defaults_since(Config).items()}
-    row |= {f"param:{key}": value for key, value in run.data.params.items()}
+    row |= {f"param:{key}": _shown(value) for key, value in run.data.params.items()}
     row |= run.data.metrics
     for number in ("rank", "seed"):
         row[number] = int(row.get(number, 0))

@@ -44,8 +44,10 @@ def comparisons(study: Study, measure: Measure) -> pd.DataFrame:
         by_adapter = {name: rows.dropna(subset=[measure.column]) for name, rows in part.groupby("adapter")}
         base = by_adapter.get(study.baseline)
         for adapter in study.adapters:
-            if base is not None and adapter != study.baseline and adapter in by_adapter:
-                pairs.append(({"adapter": adapter, **condition}, by_adapter[adapter], base))
+            own = by_adapter.get(adapter)
+            measured = base is not None and own is not None and len(base) and len(own)  # a measure may not exist here
+            if adapter != study.baseline and measured:
+                pairs.append(({"adapter": adapter, **condition}, own, base))
     rows = []
     for case, own, base in pairs:
         values, others = _by_seed(own, measure.column), _by_seed(base, measure.column)

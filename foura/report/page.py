@@ -55,7 +55,7 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     sections = [
         Section(sweep, study, folder, f"{n}-" if len(found) > 1 else "").made(looks) for n, study in enumerate(found, 1)
     ]
-    sweep.runs.to_csv(folder / "runs.csv", index=False, float_format="%.6g")
+    tables.write_csv(sweep.runs, folder / "runs.csv")
     states = sweep.runs["state"].value_counts()
     template = jinja2.Template(files("foura.report").joinpath("page.html").read_text(encoding="utf-8"), autoescape=True)
     page = template.render(
@@ -70,7 +70,8 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
-    sweep.client.log_artifacts(sweep.parent_id, str(folder), "report")
+    for file in sorted(folder.iterdir()):
+        sweep.artifacts.log(sweep.parent_id, file, "report")
     return path
 
 
@@ -79,7 +80,7 @@ def _overview(found: list[Study], folder: Path) -> dict[str, Any] | None:
     table = over_tasks(found) if len(found) > 1 else pd.DataFrame()
     if table.empty:
         return None
-    table.to_csv(folder / "tasks.csv", index=False, float_format="%.6g")
+    tables.write_csv(table, folder / "tasks.csv")
     panel = overview_figure(table, found)
     (folder / "tasks.svg").write_bytes(panel.svg)
     figure = Figure("", [{"source": on_page(panel.svg), "alt": panel.alt}])
@@ -218,7 +219,7 @@ class Section:
 
     def _csv(self, table: pd.DataFrame, name: str) -> None:
         if not table.empty:
-            table.to_csv(self.folder / f"{self.prefix}{name}.csv", index=False, float_format="%.6g")
+            tables.write_csv(table, self.folder / f"{self.prefix}{name}.csv")
 
 
 COST_CAPTION = "Quality against cost; the grey line joins what nothing beats in both."

@@ -1,10 +1,12 @@
 """The tables of a report's page: numbers as text, with mean and spread in one cell."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from foura.escape import cell
 from foura.metrics import COST, UPDATE, shown
 from foura.report.collect import Sweep
 from foura.report.compare import STATES
@@ -157,3 +159,10 @@ def _plain_table(title: str, study: Study, means: pd.DataFrame, headings: list[s
 
 def _p(value: float) -> str:
     return "–" if value != value else "< 0.001" if value < 0.001 else fixed(value, 3)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, that a spreadsheet opens without computing anything in it."""
+    safe = table.rename(columns=cell)
+    texts = safe.select_dtypes(exclude="number").columns
+    safe.assign(**{name: safe[name].map(cell) for name in texts}).to_csv(path, index=False, float_format="%.6g")

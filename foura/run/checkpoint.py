@@ -35,8 +35,8 @@ class Checkpoint(Callback):
         self.signals.catch()
 
     def on_train_batch_end(self, trainer: Trainer, task: Any, out: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self.step or trainer.is_last_batch:
-            return  # within a step of accumulated gradients, or just before the end of the epoch
+        if trainer.global_step == self.step or trainer.is_last_batch or trainer.should_stop:
+            return  # within a step of accumulated gradients, or just before the end of the epoch or of the training
         self.step = trainer.global_step
         due = distributed.is_main() and time.monotonic() - self.saved > SAVE_EVERY
         stop, save = distributed.all_reduce_sum(self.signals.asked is not None, due)

@@ -1,23 +1,28 @@
 """Load a run's config and adapter. Run folders are untrusted input: everything is validated first."""
 
+import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from foura.adapter.checks import check_patterns
+from foura.backbone import Backbone
 from foura.config import check, read, register
 from foura.errors import UserError, reason
-from foura.families.family import Parts
-from foura.files import read_json, read_weights, unfit
+from foura.families import build, family_of
+from foura.files import here, read_json, read_text, read_weights, unfit
 from foura.methods import method_of
 from foura.methods.attach import unfreeze
 from foura.methods.state import adapter_parameters
 from foura.run.adapter_config import check_fields
-from foura.untrusted import WEIGHTS, Folder
+from foura.untrusted import CONFIG, WEIGHTS, Folder
+
+# keys that may hold a path
+PATHS = ("backbone.name", "backbone.pretrained", "dataset.path")
 
 
 def read_config(run: Path) -> DictConfig:
@@ -39,10 +44,61 @@ def read_config(run: Path) -> DictConfig:
     if not Folder(run).has(adapter):
         raise UserError(f"{run} is not a finished run: it has no {adapter.relative_to(run)}.")
     Folder(run).file(adapter, WEIGHTS)
+    _find_again(cfg, run)
     return cfg
 
 
-def load_bare(run: Path, parts: Parts, cfg: DictConfig) -> nn.Module:
+def _find_again(cfg: DictConfig, run: Path) -> None:
+    """Make the config's relative paths absolute: they are relative to the folder that the run was started in.
+
+    Hydra has noted it; of a run that was moved to where it is not, the folders above the run are tried.
+    """
+    noted = _noted_folder(run)
+    started = here(noted) if noted else None
+    places = run.absolute().parents if started is None else [started]
+    for key in PATHS:
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, str) and value != "embedded" and not Path(value).is_absolute() and value[:1] != "~":
+            found = next(
+                (place for place in (here(str(folder / value)) for folder in places) if place is not None), None
+            )
+            if found is not None:
+                OmegaConf.update(cfg, key, str(found))
+
+
+def _noted_folder(run: Path) -> str:
+    """The folder that a run was started in, from Hydra's notes; "" where they do not say."""
+    try:
+        text = read_text(run / ".hydra" / "hydra.yaml", Folder(run), CONFIG)
+    except UserError:
+        return ""
+    noted = re.search(r"^ +cwd: (.+)$", text, flags=re.MULTILINE)  # unparsed: a file of anyone's
+    return noted[1].strip().strip("'\"") if noted else ""
+
+
+def saved_weights(run: Path, cfg: DictConfig) -> dict[str, Any]:
+    """{name: tensor} of what a run has saved, by the names of its backbone.
+
+    Raises:
+        UserError: the files are damaged, unsafe, or of another method than the run's config says.
+    """
+    if method_of(cfg).trained is not None:
+        return read_weights(run / "adapter" / "model.safetensors", Folder(run))
+    state = check_adapter(run / "adapter", cfg)
+    return {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
+
+
+def rebuild(run: Path, cfg: DictConfig) -> Backbone:
+    """The backbone of a run, from the run's folder and the model alone.
+
+    Raises:
+        UserError: a model that cannot be loaded, or files of the run that are damaged.
+    """
+    family = family_of(cfg)
+    return build(cfg).backbone if family.backbone is None else family.backbone(cfg, saved_weights(run, cfg))
+
+
+def load_bare(run: Path, backbone: Backbone, cfg: DictConfig) -> nn.Module:
     """Load the weights that adapter=full or adapter=head has trained into the backbone.
 
     Raises:
@@ -51,7 +107,7 @@ def load_bare(run: Path, parts: Parts, cfg: DictConfig) -> nn.Module:
     path = run / "adapter" / "model.safetensors"
     trained = method_of(cfg).trained
     assert trained is not None
-    state, model = read_weights(path, Folder(run)), unfreeze(parts.backbone, trained)
+    state, model = read_weights(path, Folder(run)), unfreeze(backbone, trained)
     wrong = unfit(state, adapter_parameters(model))
     if wrong:
         raise UserError(f"{path} does not fit this run's model: {wrong}.")

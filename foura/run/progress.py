@@ -14,7 +14,7 @@ LINES = 10  # of a run, about
 
 def make_console(quiet: bool) -> Console:
     """The console of a run; `quiet` for processes other than rank 0."""
-    console = Console(highlight=False, quiet=quiet)
+    console = Console(highlight=False, markup=False, emoji=False, quiet=quiet)  # names are shown as they are
     if not console.is_terminal:
         console.width = LOG_WIDTH
     return console
@@ -33,14 +33,16 @@ class ProgressDisplay:
         self.bar = bar and console.is_terminal
         self.progress: Progress | None = None
 
-    def start(self, trainer: Trainer) -> None:
-        """Training begins, or resumes."""
+    def start(self, trainer: Trainer, steps: int) -> None:
+        """Training of so many optimizer steps begins, or resumes."""
         self.began, self.first = time.monotonic(), trainer.global_step
-        self.total = int(trainer.estimated_stepping_batches)
+        self.total = steps
         if self.bar:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"))
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metrics]}", markup=False))
             times = (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
-            self.progress = Progress(TextColumn("{task.description}"), *columns, *times, console=self.console)
+            self.progress = Progress(
+                TextColumn("{task.description}", markup=False), *columns, *times, console=self.console
+            )
             self.progress.start()
             self.row = self.progress.add_task(self.title, total=self.total, metrics="")
 

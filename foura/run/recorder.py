@@ -44,7 +44,7 @@ class Recorder(Callback):
         return "SelectedEpoch"  # the key of its state in checkpoints: 0.1.0 had a class of this name
 
     def on_train_start(self, trainer: Trainer, task: Any) -> None:
-        self.progress.start(trainer)
+        self.progress.start(trainer, task.steps)
 
     def on_train_batch_end(self, trainer: Trainer, task: Any, out: Any, batch: Any, batch_idx: int) -> None:
         self.progress.step(trainer)

@@ -8,10 +8,13 @@ from pytorch_lightning import Trainer, seed_everything
 from rich.console import Console
 
 from foura import distributed
+from foura.backbone import describe_share
 from foura.errors import Interrupted, UserError
 from foura.families import build, family_of
+from foura.families.family import Parts
 from foura.families.task import Task
 from foura.logs import quiet
+from foura.methods import method_of
 from foura.methods.attach import attach
 from foura.methods.state import adapter_parameters
 from foura.run.artifacts import draw, final_metrics, log_artifacts, print_result, save_adapter
@@ -22,6 +25,7 @@ from foura.run.layers import layer_table
 from foura.run.loop import Loaders, check_devices, trainer_of
 from foura.run.progress import ProgressDisplay, make_console
 from foura.run.recorder import FinalMeasures, Recorder
+from foura.run.start_from import start_from
 from foura.run.tracked import tracked_run
 from foura.tracking.status import RunStatus
 from foura.tracking.tracked_run import TrackedRun
@@ -47,10 +51,12 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     parts = build(cfg)
     before, loaders = Before(parts, cfg), Loaders(parts.data, cfg)
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike, whatever the data drew from the generator
+    _say_targets(console, title, parts, cfg, sweep)
     model = attach(parts.backbone, cfg, steps=loaders.steps())
+    start_from(model, cfg)
     with tracked_run(cfg, status, parts.data, model, title, sweep, console) as (tracked, checkpoint, resumed):
         task, cost = parts.task(model), Cost()
-        task.before = before.parameters
+        task.before, task.steps = before.parameters, loaders.steps()
         recorder = Recorder(cfg.select, tracked, _display(console, title, cfg, sweep), folder)
         keeper = Checkpoint(checkpoint, [loaders.train.generator, *task.generators], loaders.train.batch_sampler)
         trainer = trainer_of(cfg, folder, [recorder, cost, FinalMeasures(parts.data, folder), keeper])
@@ -71,6 +77,13 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
 def _display(console: Console, title: str, cfg: DictConfig, sweep: str | None) -> ProgressDisplay:
     metric = family_of(cfg).curve(cfg.dataset.format)
     return ProgressDisplay(console, title, metric, bar=cfg.trainer.enable_progress_bar, lines=sweep is None)
+
+
+def _say_targets(console: Console, title: str, parts: Parts, cfg: DictConfig, sweep: str | None) -> None:
+    """Print the share of the linear weights that is adapted; a sweep's runs are silent."""
+    if sweep is None and method_of(cfg).trained is None:
+        backbone = parts.backbone
+        console.print(f"{title}: {describe_share(backbone.model, backbone.targets, backbone.head)}")
 
 
 def _fit(

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from foura import distributed
 from foura.atomic import write_text
-from foura.config import check, run_key
+from foura.config import check, check_used, run_key
 from foura.errors import UserError, cannot_write, first_line, out_of_memory, reason
 from foura.run import resume, worker
 from foura.run.processes import process_count
@@ -49,6 +49,7 @@ def _main_process(cfg: DictConfig, folder: Path, sweep: str | None, again: bool)
     try:
         with RunStatus(folder) as status:
             check(cfg)
+            check_used(cfg)
             processes, key = process_count(cfg), run_key(cfg)
             if not resume.needed(status, key, again):
                 return False

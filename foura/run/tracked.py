@@ -14,6 +14,7 @@ from foura.config import outputs_dir, run_key, scientific
 from foura.methods import method_of
 from foura.methods.state import adapter_parameters
 from foura.run import resume
+from foura.run.start_from import described
 from foura.tracking.status import RunStatus, state_of
 from foura.tracking.tracked_run import TrackedRun, Untracked, start_run
 
@@ -66,5 +67,6 @@ def tags(cfg: DictConfig, data: Any, sweep: str | None) -> dict[str, Any]:
         "alpha": cfg.alpha,
         "seed": cfg.seed,
         "data_fingerprint": data.fingerprint,
+        **({} if cfg.adapter.start_from is None else {"start_from": described(cfg)}),
         **{f"{name}_items": size for name, size in data.sizes.items()},
     }

@@ -7,7 +7,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from omegaconf import DictConfig
 from foura import distributed
 from foura.atomic import write_text
 from foura.config import read, register
-from foura.errors import Ended, Interrupted, UserError
+from foura.errors import Ended, Interrupted, UserError, traceback_of
 from foura.run.launch import run_processes
 from foura.run.signals import handle_sigterm
 from foura.tracking.status import RunStatus, read_json
@@ -105,8 +104,8 @@ def main() -> None:
                 run(cfg, scratch, status, sweep)
     except UserError:
         sys.exit(REFUSED)  # status.json has the sentence
-    except Exception:
-        write_text(folder / f"error-{distributed.rank()}.txt", traceback.format_exc())
+    except Exception as error:
+        write_text(folder / f"error-{distributed.rank()}.txt", traceback_of(error))
         sys.exit(BROKEN)
 
 

@@ -1,8 +1,10 @@
 """A sweep from its first run to its report: the parent run, the plan, the progress, and the last line."""
 
+import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,25 @@ from omegaconf import DictConfig
 
 from foura import distributed
 from foura.config import outputs_dir
-from foura.errors import UserError
+from foura.errors import UserError, first_line, traceback_of
 from foura.families import family_of
 from foura.sweep.plan import job_folders, plan, plan_lines, states
 from foura.tracking.status import DONE, read_json
+
+
+def ends_the_program(method: Callable[..., None]) -> Callable[..., None]:
+    """A method of a Hydra callback whose errors end the program: Hydra itself turns them into warnings and goes on."""
+
+    @functools.wraps(method)
+    def guarded(*arguments: Any, **named: Any) -> None:
+        try:
+            method(*arguments, **named)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        except Exception as error:
+            sys.exit(f"{traceback_of(error)}error: {method.__qualname__} failed, see above; the sweep ends here.")
+
+    return guarded
 
 
 class SweepCallback(Callback):
@@ -28,19 +45,16 @@ class SweepCallback(Callback):
     def __init__(self) -> None:
         self.folders: list[Path] = []  # of the sweep's runs
 
+    @ends_the_program
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        # sys.exit below: Hydra turns exceptions of a callback into warnings
         if distributed.started():
-            sys.exit(
-                "error: a sweep starts the processes of its runs itself: python train.py -m trainer=ddp …, without torchrun."
+            raise UserError(
+                "a sweep starts the processes of its runs itself: python train.py -m trainer=ddp …, without torchrun."
             )
-        try:
-            if config.plan:
-                print("\n".join(plan_lines(plan(config))))
-                sys.exit(0)
-            self._start(config)
-        except UserError as error:
-            sys.exit(f"error: {error}")
+        if config.plan:
+            print("\n".join(plan_lines(plan(config))))
+            sys.exit(0)
+        self._start(config)
 
     def _start(self, config: DictConfig) -> None:
         from foura.tracking.store import parent_run
@@ -55,6 +69,7 @@ class SweepCallback(Callback):
         waiting = len(self.folders) - self.done_before
         print(f"sweep {self.sweep}: {len(self.folders)} runs, {self.done_before} done, {waiting} to run", flush=True)
 
+    @ends_the_program
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if not self.folders or not job_return._return_value:
             return  # a single run; or a run that had its result before, or that another process executes
@@ -69,6 +84,7 @@ class SweepCallback(Callback):
             flush=True,
         )
 
+    @ends_the_program
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if not self.folders:
             return
@@ -87,7 +103,7 @@ class SweepCallback(Callback):
         try:
             print(f"report: {os.path.relpath(report(self.outputs, self.sweep))}")
         except Exception as error:  # whatever happens to the report, the runs are safe
-            print(f"the report could not be made ({error}); `foura report {self.sweep}` tries again.")
+            print(f"the report could not be made ({first_line(error)}); `foura report {self.sweep}` tries again.")
 
 
 def _result(status: dict[str, Any], config: DictConfig) -> str:

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, flag_override
 
-from foura.config import check, folder_name, run_key
+from foura.config import check, check_used, folder_name, run_key
 from foura.errors import UserError
 from foura.run import resume
 from foura.tracking.status import held, read_json
@@ -105,6 +105,7 @@ def _compose(config: DictConfig, overrides: list[str], folder: Path) -> DictConf
         cfg.pop("hydra")
     try:
         check(cfg)
+        check_used(cfg)
     except UserError as error:
         raise UserError(f"{folder.name}: {error}") from None
     return cfg

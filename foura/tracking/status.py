@@ -14,6 +14,7 @@ from filelock import Timeout
 
 from foura.atomic import lock, write_text
 from foura.errors import Busy, Diverged, Ended, Interrupted, UserError, cannot_write
+from foura.escape import redact
 from foura.files import parse_json
 from foura.tracking.typed import status_of
 from foura.untrusted import STATUS, Folder
@@ -78,7 +79,7 @@ class RunStatus:
     def _fail(self, error: BaseException) -> None:
         if self.state is None:  # it did not start: what an earlier process left stays as it was
             self.fields |= {name: self.previous[name] for name in ("key", "run_id", "metrics") if name in self.previous}
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        said = redact(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
         with contextlib.suppress(OSError):  # a full disk: the next process reads "running" without a lock, as of a kill
             self.write(state_of(error), error=said)
 

@@ -1,56 +1,63 @@
 """The MLflow store: opened, or created on first use, and the parent run of a sweep in it.
 
-SQLite under outputs/, or whatever MLFLOW_TRACKING_URI names. Written with MlflowClient and not with Lightning's MLFlowLogger,
+Written with MlflowClient and not with Lightning's MLFlowLogger,
 which sets MLFLOW_TRACKING_URI for the whole process: the next run of a sweep, or any child process, would inherit it.
 """
 
+import functools
 import json
 import logging
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlflow.entities import Experiment
 from mlflow.tracking import MlflowClient
 
 from foura.atomic import lock
 from foura.errors import UserError, first_line
+from foura.escape import redact
+from foura.tracking.address import database, no_stray_folder, tracking_uri
+from foura.tracking.artifacts import EXPERIMENT, FOLDER, Artifacts, mend
 from foura.tracking.status import read_json, write_json
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)  # it reports every table that it creates
 logging.getLogger("alembic").setLevel(logging.ERROR)
-EXPERIMENT = "foura"
 _ready: set[str] = set()  # addresses of the stores that this process has opened
 _files: dict[str, int] = {}  # inode of each SQLite file that this process has opened
-
-
-def tracking_uri(outputs: Path) -> str:
-    """MLFLOW_TRACKING_URI where it is set, else the address of the SQLite store in this outputs folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{outputs / 'mlflow.db'}"
 
 
 def open_store(outputs: Path) -> tuple[MlflowClient, str]:
     """(client, experiment id); the store and the experiment are created where they do not exist.
 
     Raises:
-        UserError: the store does not answer, or its SQLite file was deleted or replaced while this process used it.
+        UserError: the store does not answer, a user has deleted the experiment in it, or its SQLite file was deleted or
+            replaced while this process used it.
     """
     outputs.mkdir(parents=True, exist_ok=True)
     uri = tracking_uri(outputs)
     if uri in _ready:
         return _connect(outputs, uri)
     # processes that create a store, or an experiment in it, at the same time would race for its schema
-    with lock(outputs / ".store.lock"):
+    with lock(outputs / ".store.lock"), no_stray_folder(uri):
         found = _connect(outputs, uri)
+        mend(outputs, uri)
     _ready.add(uri)
     return found
+
+
+def artifacts_of(outputs: Path, client: MlflowClient) -> Artifacts:
+    """The artifacts of the store that `open_store` opens for this folder."""
+    return Artifacts(outputs, tracking_uri(outputs), client)
 
 
 def _connect(outputs: Path, uri: str) -> tuple[MlflowClient, str]:
     _check_same_file(uri)
     try:
-        client = MlflowClient(uri)
+        client = _client(uri, os.getpid())
         experiment = client.get_experiment_by_name(EXPERIMENT)
     except Exception as error:  # requests, the database and MLflow each raise their own kinds
         raise UserError(
@@ -59,18 +66,36 @@ def _connect(outputs: Path, uri: str) -> tuple[MlflowClient, str]:
         ) from error
     _check_same_file(uri)
     if experiment is not None:
+        _check_active(experiment, uri)
         return client, experiment.experiment_id
     # a local store keeps artifacts beside itself; a server has a place of its own for them
-    location = (outputs / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+    location = (outputs / FOLDER).as_uri() if uri.startswith("sqlite:") else None
     tags = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens with runs, not with traces
     return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
 
 
+@functools.cache
+def _client(uri: str, process: int) -> MlflowClient:
+    """One per process, as making one takes as long as several calls."""
+    return MlflowClient(uri)
+
+
+def _check_active(experiment: Experiment, uri: str) -> None:
+    """Refuse an experiment that a user deleted in the UI: MLflow keeps it, and takes no runs for it."""
+    if experiment.lifecycle_stage == "active":
+        return
+    named = "" if "MLFLOW_TRACKING_URI" in os.environ else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
+    raise UserError(
+        f"the experiment {EXPERIMENT} was deleted in the tracking store at {uri}, which takes no runs for it until it is "
+        f"restored: {named}mlflow experiments restore --experiment-id {experiment.experiment_id}"
+    )
+
+
 def _check_same_file(uri: str) -> None:
     """Refuse to write to a SQLite file that was deleted: open connections would, and nobody could read the result."""
-    if not uri.startswith("sqlite:///"):
+    path = database(uri)
+    if path is None:
         return
-    path = Path(uri.removeprefix("sqlite:///"))
     inode = path.stat().st_ino if path.exists() else 0
     known = _files.setdefault(uri, inode) if inode else _files.get(uri, 0)
     if known != inode:
@@ -99,7 +124,7 @@ def parent_run(
     if found and not command:
         return found
     declared = json.dumps({key: value for key, value in (margins or {}).items() if value is not None})
-    told = {"command": command[:5000], "tune": ",".join(tune), "margins": declared} if command else {}
+    told = {"command": redact(command)[:5000], "tune": ",".join(tune), "margins": declared} if command else {}
     with lock(outputs / ".parent.lock"):
         found = _find_parent(client, experiment_id, sweep)
         return _write_parent(client, experiment_id, found, outputs / "sweeps" / sweep / "sweep.json", sweep, told)

@@ -17,13 +17,14 @@ REFUSED = "refused: "  # a result of `sync` that begins so is a run that the sto
 
 
 def sync(outputs: Path) -> list[tuple[str, str]]:
-    """Deliver the journals of all runs in a folder.
+    """Deliver the journals of all runs in a folder, and correct the places of artifacts if the folder was moved.
 
     Runs that another process is executing are left to it, and runs that a user deleted in MLflow stay deleted. A run that
     cannot be delivered does not end it for the others.
 
     Returns:
-        (name of the run's folder, "delivered", "made again" or "refused: …") of every run that had something to deliver.
+        (name of the run's folder, "delivered", "made again", "mended" or "refused: …") of every run that had something to
+        deliver.
 
     Raises:
         UserError: the store does not answer.
@@ -62,8 +63,10 @@ def _deliver(outputs: Path, folder: Path) -> str:
         if "create" in item and item["create"]["sweep"] is not None:
             Folder(outputs).place(f"sweeps/{item['create']['sweep']}")  # sweep.json is written there
     stage = run.stage()
-    if stage == "hidden" or run.outbox.delivered == len(run.outbox.items):
+    if stage == "hidden":
         return ""
+    if run.outbox.delivered == len(run.outbox.items):
+        return "mended" if stage == "there" and run.mend_artifacts() else ""
     if not run.outbox.deliver():
         raise UserError(f"the store did not take the run ({run.error}); {FILE} keeps it.")
     status = read_json(folder / "status.json")

@@ -1,9 +1,9 @@
 """From images with captions to the data of a run: cut once, decoded once, encoded to latents once, never mixed."""
 
-import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ def _readable(found: dict[str, Captioned], cfg: DictConfig) -> dict[str, Caption
         return found
     kept = {}
     for split, items in found.items():
-        opens = functools.partial(_open, items, any_size=cfg.any_size)
+        opens = partial(_open, items, any_size=cfg.any_size)
         kept[split] = items.subset(readable(range(len(items)), opens, split, "drop"))
     return kept
 

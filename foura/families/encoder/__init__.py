@@ -1,11 +1,25 @@
 """Encoders of transformers for text classification and regression (`backbone=bert`)."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from foura.families.family import Family, Parts, save_pretrained
+from foura.families.family import (
+    Family,
+    Parts,
+    example_tokens,
+    load_pretrained,
+    save_pretrained,
+    saved_outputs,
+    untrained,
+)
+
+if TYPE_CHECKING:
+    from foura.backbone import Backbone
 
 
 def _build(cfg: DictConfig) -> Parts:
@@ -21,6 +35,15 @@ def _build(cfg: DictConfig) -> Parts:
     if data.classes is None:
         start_at(backbone, sum(label for _, label in data.train) / len(data.train))
     return Parts(backbone, data, lambda model: SequenceTask(model, data, cfg))
+
+
+def _backbone(cfg: DictConfig, saved: Mapping[str, Any]) -> Backbone:
+    from foura.families.encoder.backbone import build_encoder
+
+    if FAMILY.format(cfg.dataset.format) == "regression":
+        return build_encoder(cfg.backbone, None)
+    outputs = saved_outputs(build_encoder(untrained(cfg.backbone), ["0"]), saved)
+    return build_encoder(cfg.backbone, [str(number) for number in range(outputs)])
 
 
 def _pretraining_loss(parts: Parts, model: Any, cfg: DictConfig) -> float:
@@ -41,9 +64,20 @@ FAMILY = Family(
     sources=("docstrings", "jsonl", "hf"),
     bundled=("docstrings",),
     formats={"classification": ("acc", "loss", "f1", "mcc"), "regression": ("spearman", "loss", "pearson")},
+    uses={
+        "": (
+            *("backbone.torch_dtype", "backbone.attn_implementation", "backbone.gradient_checkpointing"),
+            *("dataset.block_size", "dataset.eval_limit"),
+        ),
+        "pretrained": ("backbone.load_in",),
+        "own data": ("dataset.path", "dataset.columns.text", "dataset.columns.text_pair", "dataset.columns.label"),
+    },
     causal=False,
     build=_build,
     save_merged=save_pretrained,
+    load_merged=load_pretrained,
+    backbone=_backbone,
+    example=example_tokens,
     pretraining_loss=_pretraining_loss,
     pretrain=_pretrain,
 )

@@ -70,7 +70,7 @@ def build_encoder(cfg: DictConfig, classes: Sequence[str] | None) -> EncoderBack
     longest = int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
     return EncoderBackbone(
         model=model,
-        targets=choose_targets(model, cfg.target_modules, usual, head),
+        targets=choose_targets(model, cfg.target_modules, usual, head, blocks=True),
         head=head,
         new=new,
         body="",

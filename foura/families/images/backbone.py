@@ -60,7 +60,7 @@ def build_vit(cfg: DictConfig, num_classes: int) -> ImageBackbone:
         raise UserError(f"backbone.name={cfg.name} takes images of {channels} channels; choose a model of 1 or 3.")
     return ImageBackbone(
         model=model,
-        targets=choose_targets(model, cfg.target_modules, TARGETS, head),
+        targets=choose_targets(model, cfg.target_modules, TARGETS, head, blocks=True),
         head=head,
         new=(head,),
         body="",

@@ -96,10 +96,11 @@ def _readable(found: dict[str, Labelled], opener: Opener, cfg: DictConfig) -> di
         return found
     kept = {}
     for split, items in found.items():
-        good = readable(
-            range(len(items)), lambda i, items=items: opener(items.images[i], items.names[i]), split, "drop"
-        )
-        kept[split] = items.subset(good)
+
+        def read(index: int, items: Labelled = items) -> Image.Image:
+            return opener(items.images[index], items.names[index])
+
+        kept[split] = items.subset(readable(range(len(items)), read, split, "drop"))
     return kept
 
 

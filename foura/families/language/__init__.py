@@ -1,11 +1,17 @@
 """Causal language models of transformers (`backbone=llama_small`)."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from foura.families.family import Family, Parts, save_pretrained
+from foura.families.family import Family, Parts, example_tokens, load_pretrained, save_pretrained
+
+if TYPE_CHECKING:
+    from foura.backbone import Backbone
 
 
 def _build(cfg: DictConfig) -> Parts:
@@ -19,6 +25,12 @@ def _build(cfg: DictConfig) -> Parts:
     backbone = build_llama(cfg.backbone)
     data = prepare_text(source, cfg.dataset, cfg.seed, backbone.tokenizer, backbone.max_tokens)
     return Parts(backbone, data, lambda model: Language(model, cfg, backbone.tokenizer))
+
+
+def _backbone(cfg: DictConfig, saved: Mapping[str, Any]) -> Backbone:
+    from foura.families.language.backbone import build_llama
+
+    return build_llama(cfg.backbone)
 
 
 def _pretraining_loss(parts: Parts, model: Any, cfg: DictConfig) -> float:
@@ -44,9 +56,23 @@ FAMILY = Family(
         "commonsense": ("acc", "loss"),
         "verbalizer": ("acc", "loss"),
     },
+    uses={
+        "": (
+            *("backbone.torch_dtype", "backbone.attn_implementation", "backbone.gradient_checkpointing"),
+            *("dataset.block_size", "dataset.eval_limit", "evaluation.passages", "evaluation.passage_tokens"),
+        ),
+        "pretrained": ("backbone.load_in",),
+        "own data": ("dataset.path",),
+        "text": ("dataset.columns.text",),
+        "completion": ("dataset.columns.prompt", "dataset.columns.completion"),
+        "verbalizer": ("dataset.template", "dataset.verbalizer", "dataset.columns.label"),
+    },
     causal=True,
     build=_build,
     save_merged=save_pretrained,
+    load_merged=load_pretrained,
+    backbone=_backbone,
+    example=example_tokens,
     pretraining_loss=_pretraining_loss,
     pretrain=_pretrain,
 )

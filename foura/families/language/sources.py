@@ -78,7 +78,11 @@ def _files(cfg: DictConfig) -> dict[str, list[Example]]:
         if not files:
             raise UserError(f"{folder} has no text files ({', '.join(TEXT_FILES)}).")
         texts: dict[Path, str] = {}
-        readable(files, lambda file, texts=texts: texts.update({file: read_any_text(file)}), split, cfg.unreadable)
+
+        def read(file: Path, texts: dict[Path, str] = texts) -> None:
+            texts[file] = read_any_text(file)
+
+        readable(files, read, split, cfg.unreadable)
         kept = {file: text for file, text in texts.items() if text.strip()}
         say_left_out(len(texts) - len(kept), len(texts), split, "empty")
         splits[split] = [Example(str(file.relative_to(folder)), text) for file, text in kept.items()]
