@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foura.tracking.address import DATABASE, database
+from foura.untrusted import Folder
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
