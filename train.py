@@ -15,7 +15,7 @@ try:
     from omegaconf import DictConfig
 
     from foura.atomic import write_text
-    from foura.children import again, protect_children
+    from foura.children import again, protect_children, require_working_directory
     from foura.config import explain, register
     from foura.run.start import execute
     from foura.threads import spin_briefly
@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
     exit_without_lab(error)
 
 spin_briefly()
+require_working_directory()
 protect_children()
 register()
 

@@ -29,9 +29,18 @@ def protect_children() -> None:
 
 def leave_working_directory() -> None:
     """Take the working directory off this process's own path, where `python -m foura` has put it."""
+    require_working_directory()
     here = os.getcwd()
     if not sys.flags.safe_path and here != str(Path(__file__).resolve().parents[1]):
         sys.path[:] = [entry for number, entry in enumerate(sys.path) if number or entry not in ("", here)]
+
+
+def require_working_directory() -> None:
+    """Exit in a sentence if the working directory was deleted: every relative path is in it, those of libraries too."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.exit("error: the working directory was deleted; change to one that exists (cd ~).")
 
 
 def again() -> None:

@@ -7,12 +7,13 @@ import argparse
 import collections
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foura.children import command, protect_children
+from foura.children import command, protect_children, require_working_directory
 from foura.errors import UserError, cannot_write, exit_without_lab, one_line, print_traceback, reason
 from foura.threads import spin_briefly
 
@@ -20,6 +21,7 @@ from foura.threads import spin_briefly
 def main() -> None:
     """Entry point of `foura` and `python -m foura`."""
     spin_briefly()
+    require_working_directory()
     protect_children()
     sys.excepthook = print_traceback
     arguments = _parser().parse_args()
@@ -27,6 +29,9 @@ def main() -> None:
         arguments.run_command(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: stopped by Ctrl-C; the same command starts anew.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except ModuleNotFoundError as error:
         exit_without_lab(error)
     except Exception as error:
