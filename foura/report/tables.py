@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from foura.atomic import write_text
 from foura.escape import cell
 from foura.metrics import COST, UPDATE, shown
 from foura.report.collect import Sweep
@@ -171,4 +172,5 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, that a spreadsheet opens without computing anything in it."""
     safe = table.rename(columns=cell)
     texts = safe.select_dtypes(exclude="number").columns
-    safe.assign(**{name: safe[name].map(cell) for name in texts}).to_csv(path, index=False, float_format="%.6g")
+    shown = safe.assign(**{name: safe[name].map(cell) for name in texts})
+    write_text(path, shown.to_csv(index=False, float_format="%.6g"))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from foura.adapter import freeze_gates
 from foura.adapter.gates import GATES
 from foura.adapter.merging import untie
+from foura.atomic import new_folder
 from foura.backbone import Backbone
 from foura.errors import UserError, reason
 from foura.families import build, family_of
@@ -21,6 +22,7 @@ from foura.logs import quiet
 from foura.methods import method_of
 from foura.run.load import check_adapter, load_adapter, load_bare, read_config, rebuild
 from foura.run.loop import Loaders
+from foura.untrusted import WEIGHTS, Folder
 
 KEPT = ("adapter_config.json", "adapter_model.safetensors", "model.safetensors", "README.md")  # of an adapter's folder
 # Largest difference of merged and unmerged outputs, as a share of the largest output. Half precision rounds W + ΔW, and a
@@ -43,8 +45,11 @@ def export(run: Path, to: str, out: Path, freeze: bool = False, per_layer_ranks:
     Raises:
         UserError: this adapter does not have the form; the sentence names those that it has.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already; name a folder that does not.")
+    with new_folder(out) as scratch:
+        return _export(run, to, scratch, freeze, per_layer_ranks)
+
+
+def _export(run: Path, to: str, out: Path, freeze: bool, per_layer_ranks: bool) -> str:
     quiet()
     cfg = read_config(run)
     family, method = family_of(cfg), method_of(cfg)
@@ -147,7 +152,8 @@ def _copy(run: Path, cfg: DictConfig, out: Path) -> str:
     if method_of(cfg).trained is None:
         check_adapter(run / "adapter", cfg)
     out.mkdir(parents=True)
+    adapter = Folder(run / "adapter")
     for name in KEPT:
-        if (run / "adapter" / name).is_file():
-            shutil.copyfile(run / "adapter" / name, out / name)
+        if adapter.has(name):
+            shutil.copyfile(adapter.file(name, WEIGHTS), out / name)
     return "the adapter as it was saved, for PEFT (after `import foura` where its peft_type is FOURA)."

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
+from foura.atomic import write_text
 from foura.families.language.data import LanguageData
 from foura.families.language.tokens import IGNORED
 from foura.families.task import EVALUATIONS, Task
@@ -92,7 +93,7 @@ class Language(Task):
                     repr(self.tokenizer.decode(part[row].tolist())) for part in (prefix[:, -length:], truth, completed)
                 )
                 lines += [f"[{name}] … {start}", f"    text:  {text}", f"    model: {model}", ""]
-        (folder / "completions.txt").write_text("\n".join(lines), encoding="utf-8")
+        write_text(folder / "completions.txt", "\n".join(lines))
         return shares
 
     @torch.no_grad()
