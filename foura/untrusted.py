@@ -13,8 +13,9 @@ import functools
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from foura.errors import UserError
 
@@ -87,7 +88,7 @@ class Folder:
         lift = f", or set {self.key}=true to follow links" if self.key and self.links else ""
         raise UserError(f"{named} leads out of {self.root} or is a link; take it out{lift}.")
 
-    def open(self, path: Path | str, most: int) -> IO[bytes]:
+    def open(self, path: Path | str, most: int) -> BufferedReader:
         """Open a file in the folder to read its bytes; as `file`."""
         return open_regular(self.file(path, most))
 
@@ -176,7 +177,7 @@ def ordinary(path: Path, named: Path | None = None) -> os.stat_result:
     raise UserError(f"{named or path} is not a file that can be read; take it out or name another.")
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> BufferedReader:
     """Open a real path, which is not a link, to read its bytes; nothing but an ordinary file is opened.
 
     Raises:
@@ -192,7 +193,7 @@ def open_regular(path: Path) -> IO[bytes]:
     return open(descriptor, "rb")
 
 
-def open_unbounded(path: Path) -> IO[bytes]:
+def open_unbounded(path: Path) -> BufferedReader:
     """Open a file that the user named, to read its bytes in parts."""
     folder, name = of(path)
     return folder.open(name, WEIGHTS)

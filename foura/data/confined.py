@@ -231,7 +231,8 @@ def _plain(kind: Any) -> Any:
         return [_plain(inner) for inner in kind]
     if not dataclasses.is_dataclass(kind) or isinstance(kind, type):
         return kind
+    feature: Any = kind
     names = {spec.name for spec in dataclasses.fields(kind) if spec.init}
     if "decode" in names and type(kind).__name__ != "Json":
         return dataclasses.replace(kind, decode=False)
-    return dataclasses.replace(kind, feature=_plain(kind.feature)) if "feature" in names else kind
+    return dataclasses.replace(kind, feature=_plain(feature.feature)) if "feature" in names else kind

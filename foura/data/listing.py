@@ -88,7 +88,7 @@ def check_links(folder: Folder) -> None:
             raise _unreadable(error) from None
         for entry in entries:
             inner = os.path.isdir(entry.path)  # false too for a link to itself, which entry.is_dir() raises for
-            if is_data(entry.name, folder=inner):
+            if is_data(entry.name):
                 if entry.is_symlink():
                     folder.place(Path(entry.path))
                 if inner:

@@ -66,8 +66,8 @@ def check_model(place: str, cfg: DictConfig | None, configs: tuple[str, ...] = (
         check_folder(inside)
         found = [(name, inside) for name in configs if inside.has(name)]
     else:
-        found = [_fetched(place, name) for name in configs]
-    for name, inside in filter(None, found):
+        found = [one for one in (_fetched(place, name) for name in configs) if one is not None]
+    for name, inside in found:
         check_numbers(read_json(inside.root / name, inside, MOST_CONFIG), f"{place}: its {name}", cfg)
 
 

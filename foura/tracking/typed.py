@@ -60,7 +60,7 @@ def is_delivered(item: dict[str, Any]) -> bool:
 def _is_description(run: dict[str, Any]) -> bool:
     """True for what a run is created from."""
     tags, params = run.get("tags"), run.get("params", {})
-    if not _are_texts(tags) or not _are_texts(params):
+    if not isinstance(tags, dict) or not _are_texts(tags) or not _are_texts(params):
         return False
     named = run.get("sweep") is None or is_name(run["sweep"])
     ids = [tags.get("uid"), tags.get("key"), *([] if run.get("replaces") is None else [run["replaces"]])]
