@@ -53,8 +53,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     before, loaders = Before(parts, cfg), Loaders(parts.data, cfg)
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike, whatever the data drew from the generator
     _say_targets(console, title, parts, cfg, sweep)
-    model = attach(parts.backbone, cfg, steps=loaders.steps())
-    start_from(model, cfg)
+    model = start_from(attach(parts.backbone, cfg, steps=loaders.steps()), cfg)
     with tracked_run(cfg, status, parts.data, model, title, sweep, console) as (tracked, checkpoint, resumed):
         task, cost = parts.task(model), Cost()
         task.before, task.steps = before.parameters, loaders.steps()
