@@ -19,18 +19,21 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from foura.errors import UserError, first_line
+from foura.errors import UserError, first_line, reason
 from foura.escape import names_credential
 from foura.families import FAMILIES, family_of
 from foura.families.family import Family
+from foura.files import read_text
 from foura.methods import OPTIONAL as METHOD_KEYS
 from foura.methods import method_of
 from foura.metrics import with_margins
 from foura.schema import Config, defaults_since
+from foura.untrusted import CONFIG, Folder, is_name
 
 # Keys that name a run and say where it is kept, and cannot change its numbers.
 UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "margins", "force", "plan", "outputs")
 UNSCIENTIFIC += ("trainer.enable_progress_bar", "trainer.profiler", "dataset.num_workers")
+DEEPEST = 16  # levels of a config
 # Hydra's launchers that are not installed with foura, and the extra that has each
 LAUNCHERS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 
@@ -41,6 +44,42 @@ def register() -> None:
     OmegaConf.register_new_resolver("foura.times", lambda a, b: float(a) * float(b), replace=True)
     OmegaConf.register_new_resolver("foura.folder", folder_name, replace=True)
     OmegaConf.register_new_resolver("foura.sweep", _sweep_name, use_cache=True, replace=True)
+
+
+def read(path: Path, folder: Folder) -> Any:
+    """The config that a run left, merged into the schema, which gives its values their types. It is untrusted, and only data.
+
+    Raises:
+        UserError: it is not YAML, is larger or deeper than any config, has tags, aliases or interpolations, or does not fit
+            the schema.
+    """
+    text = read_text(path, folder, CONFIG)
+    try:
+        _refuse_computed(text)
+        return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path} is not the config of a run: {explain(error)}") from None
+    except Exception as error:  # the parsers of YAML and OmegaConf raise many kinds
+        raise UserError(f"{path} is not the config of a run: {reason(error)}") from None
+
+
+def _refuse_computed(text: str) -> None:
+    """Refuse YAML that has more than values in it.
+
+    Raises:
+        ValueError: it could grow when it is read, or would be computed.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError("it is nested deeper than any config")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it refers to its own parts, which no run writes and which can grow without end")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"it has the tag {event.tag[:40]}, and a run writes values alone")
+        if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
+            raise ValueError(f"{event.value[:40]!r} would be computed, and a run writes values alone")
 
 
 def check(cfg: DictConfig) -> None:
@@ -60,7 +99,7 @@ def check(cfg: DictConfig) -> None:
     method_of(cfg).check(cfg, causal=family_of(cfg).causal)
     _check_margins(cfg.margins)
     name = cfg.sweep
-    if name is not None and not re.fullmatch(r"[\w.+-]{1,100}", name):
+    if name is not None and not is_name(name):
         raise UserError(f"sweep={name!r} must be 1 to 100 letters, digits, '.', '_', '+' or '-': it names a folder.")
 
 

@@ -22,7 +22,7 @@ FREE += ("beta1", "beta2", "orth_reg_weight", "lora_dropout", "foura_dropout", "
 
 
 def start_from(model: nn.Module, cfg: DictConfig) -> nn.Module:
-    """Load the adapter that `cfg.adapter.start_from` names into the model, in place, and return it; nothing for None.
+    """The model, changed in place: with the adapter that `cfg.adapter.start_from` names; as it is for None.
 
     Raises:
         UserError: there is none at that place, it is damaged, or it is of another method, with other settings or shapes.

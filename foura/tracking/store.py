@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from mlflow.entities import Experiment
 from mlflow.tracking import MlflowClient
 
+from foura.atomic import lock
 from foura.errors import UserError, first_line
 from foura.escape import redact
 from foura.tracking.address import database, no_stray_folder, tracking_uri
@@ -42,7 +42,7 @@ def open_store(outputs: Path) -> tuple[MlflowClient, str]:
     if uri in _ready:
         return _connect(outputs, uri)
     # processes that create a store, or an experiment in it, at the same time would race for its schema
-    with FileLock(outputs / ".store.lock"), no_stray_folder(uri):
+    with lock(outputs / ".store.lock"), no_stray_folder(uri):
         found = _connect(outputs, uri)
         mend(outputs, uri)
     _ready.add(uri)
@@ -125,7 +125,7 @@ def parent_run(
         return found
     declared = json.dumps({key: value for key, value in (margins or {}).items() if value is not None})
     told = {"command": redact(command)[:5000], "tune": ",".join(tune), "margins": declared} if command else {}
-    with FileLock(outputs / ".parent.lock"):
+    with lock(outputs / ".parent.lock"):
         found = _find_parent(client, experiment_id, sweep)
         return _write_parent(client, experiment_id, found, outputs / "sweeps" / sweep / "sweep.json", sweep, told)
 

@@ -23,6 +23,7 @@ from mlflow.tracking import MlflowClient
 from foura.escape import redact
 from foura.tracking import journal
 from foura.tracking.store import artifacts_of, code_tags, open_store, parent_run
+from foura.untrusted import Folder
 
 PARENT_TAG = "mlflow.parentRunId"
 AT_ONCE = 100  # params that MLflow takes in a call
@@ -112,8 +113,8 @@ class TrackedRun:
             for start in range(0, len(points), METRICS_AT_ONCE):
                 client.log_batch(run_id, metrics=points[start : start + METRICS_AT_ONCE])
         elif "artifact" in item:
-            path = self.folder / item["artifact"]
-            if path.exists():  # else a user has deleted it since
+            path = Folder(self.folder).whole(item["artifact"])
+            if path is not None:  # else a user has deleted it since
                 artifacts_of(self.outputs, client).log(run_id, path, item["under"])
         elif "reopen" in item:
             client.update_run(run_id, status="RUNNING")
@@ -145,8 +146,8 @@ class TrackedRun:
         client, _ = open_store(self.outputs)
         artifacts, mended = artifacts_of(self.outputs, client), False
         for item in self.outbox.items[: self.outbox.delivered]:
-            path = self.folder / item.get("artifact", "")
-            if "artifact" in item and path.exists() and artifacts.lacks(self.run_id, path, item["under"]):
+            path = Folder(self.folder).whole(item["artifact"]) if "artifact" in item else None
+            if path is not None and artifacts.lacks(self.run_id, path, item["under"]):
                 artifacts.log(self.run_id, path, item["under"])
                 mended = True
         return mended
