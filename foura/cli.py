@@ -7,6 +7,7 @@ import argparse
 import collections
 import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,8 @@ def _add_looking(command: Callable[..., argparse.ArgumentParser]) -> None:
     outputs: Any = {"default": "outputs", "type": Path, "help": "the folder of the runs (default: outputs)"}
     ui = command("ui", _ui, "open the MLflow UI over the runs in a folder")
     ui.add_argument("outputs", nargs="?", **outputs)
-    ui.add_argument("--port", type=int, default=5000, help="default: 5000")
+    ui.add_argument("--port", type=int, default=None, help="default: 5000, or the next one that is free")
+    ui.add_argument("--open", action="store_true", help="open the runs in a browser too")
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     page = command("report", _report, "make a sweep's report again, from the tracking store alone")
     page.add_argument("sweep")
@@ -104,13 +106,30 @@ def _ui(arguments: argparse.Namespace) -> None:
         mend(outputs, store)
         os.chdir(outputs)  # so that MLflow need not read the folder's name out of an address
         store = SQLITE + DATABASE
+    port = _announce(arguments, outputs, store)
     # in the environment: others can read a command line, and the address may hold a password
     os.environ["MLFLOW_BACKEND_STORE_URI"] = store
     os.environ["PYTHONSAFEPATH"] = "1"  # no module is imported from the working directory
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # three times faster to start, a third of the memory
-    print(f"http://{arguments.host}:{arguments.port}", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
-    os.execv(sys.executable, [*command, "--host", arguments.host, "--port", str(arguments.port)])
+    os.execv(sys.executable, [*command, "--host", arguments.host, "--port", str(port)])
+
+
+def _announce(arguments: argparse.Namespace, outputs: Path, store: str) -> int:
+    """Print the address of the runs, have a browser open it where that is wished, and return the server's port."""
+    from foura.tracking import ui
+    from foura.tracking.store import experiment_for_ui
+
+    port = arguments.port or ui.free_port(arguments.host)
+    everywhere = arguments.host in ("0.0.0.0", "::")
+    host = ui.HOST if everywhere else f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    base, experiment = f"http://{host}:{port}", experiment_for_ui(store)
+    ui.remember(outputs, base)
+    address = base if experiment is None else ui.runs_address(base, experiment)
+    print(address, flush=True)
+    if arguments.open:
+        subprocess.Popen([sys.executable, "-m", "foura.tracking.ui", address])
+    return port
 
 
 def _store(outputs: Path) -> str:

@@ -93,6 +93,9 @@ class Family:
         uses: {condition: keys of the config that have an effect under it}, of the keys that not every run has a use for. The
             conditions are "" (always), a format, and those of `conditions`.
         causal: later tokens must not change earlier outputs, so a gate must not depend on them.
+        bundled_model: the bundled backbone in words. bundled_on: what it was pretrained on.
+        inference: Python that uses an adapter on the user's own copy of its backbone; BASE, ADAPTER, LORA and CLASSES
+            stand for the model, the adapter's folder, that of an exported LoRA, and the number of classes.
         build: from a whole config to data, backbone and task.
         save_merged: (backbone, merged model, config, folder): writes the model for the library that it came from.
         load_merged: (backbone, config, folder): loads what save_merged wrote, as that library does. None: a merged export
@@ -114,8 +117,10 @@ class Family:
     build: Callable[[DictConfig], Parts]
     save_merged: Callable[[Any, Any, DictConfig, Path], None]
     load_merged: Callable[[Any, DictConfig, Path], nn.Module] | None = None
+    bundled_model: str = "bundled model"
+    bundled_on: str = "its own data"
+    inference: str = ""
     options: tuple[str, ...] = ()
-    uses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     save_as_lora: Mapping[str, Callable[[Any, Path, bool], str]] = field(default_factory=lambda: {"lora": as_lora})
     backbone: Callable[[DictConfig, Mapping[str, Tensor]], Backbone] | None = None
     example: Callable[[Any], dict[str, Tensor]] | None = None

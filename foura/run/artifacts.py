@@ -91,8 +91,8 @@ def log_artifacts(tracked: TrackedRun, folder: Path) -> None:
             tracked.log_artifact(artifact)
 
 
-def print_result(console: Console, title: str, metrics: dict[str, float], cfg: DictConfig) -> None:
-    """Print a table of the run's main metrics, and the command that shows the runs."""
+def print_result(console: Console, title: str, metrics: dict[str, float], cfg: DictConfig, folder: Path) -> None:
+    """Print a table of the run's main metrics, the place of its adapter, and the command that shows the runs."""
     metric = family_of(cfg).curve(cfg.dataset.format)
     key = metric.key
     table = Table(title=f"{title}: {metric.label} of the selected epoch, and cost", title_justify="left", box=SIMPLE)
@@ -113,5 +113,6 @@ def print_result(console: Console, title: str, metrics: dict[str, float], cfg: D
         table.add_column(name, justify="right")
     table.add_row(*cells.values())
     console.print(table)
-    outputs = os.path.relpath(outputs_dir(cfg))
-    console.print(f"Look at the runs: foura ui{'' if outputs == 'outputs' else ' ' + outputs}")
+    outputs, adapter = os.path.relpath(outputs_dir(cfg)), os.path.relpath(folder / "adapter")
+    console.print(f"adapter: {adapter} (its README.md says how to load it)", soft_wrap=True)
+    console.print(f"Look at the runs: foura ui{'' if outputs == 'outputs' else ' ' + outputs} --open", soft_wrap=True)

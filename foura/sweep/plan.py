@@ -29,6 +29,16 @@ def job_overrides(config: DictConfig) -> list[list[str]]:
     return batch
 
 
+def varied_keys(jobs: list[list[str]]) -> list[str]:
+    """The keys whose values differ between the jobs of a sweep, in their order."""
+    values: dict[str, set[str]] = {}
+    for overrides in jobs:
+        for text in overrides:
+            key, _, value = text.lstrip("+").partition("=")
+            values.setdefault(key, set()).add(value)
+    return [key for key, found in values.items() if len(found) > 1]
+
+
 def job_folders(config: DictConfig) -> list[Path]:
     """The folder of every run of a multirun config."""
     dirname, sweep = config.hydra.job.config.override_dirname, Path(config.hydra.sweep.dir)

@@ -18,7 +18,7 @@ FILE = "tracking.jsonl"
 RETRY = 5.0  # seconds between attempts while training continues, at least
 PATIENCE = 20.0  # seconds that the end of a run waits for a store that does not answer
 SLOWEST = 0.1  # share of a run's time that failing attempts may take
-KINDS = ("create", "params", "metrics", "artifact", "reopen", "end")  # an item has one of these keys
+KINDS = ("create", "params", "dataset", "metrics", "artifact", "reopen", "end")  # an item has one of these keys
 
 
 class Deliver(Protocol):

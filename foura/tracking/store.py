@@ -4,6 +4,7 @@ Written with MlflowClient and not with Lightning's MLFlowLogger,
 which sets MLFLOW_TRACKING_URI for the whole process: the next run of a sweep, or any child process, would inherit it.
 """
 
+import getpass
 import json
 import logging
 import os
@@ -22,9 +23,11 @@ from foura.escape import redact
 from foura.tracking.address import database, no_stray_folder, tracking_uri
 from foura.tracking.artifacts import EXPERIMENT, FOLDER, Artifacts, mend
 from foura.tracking.status import read_json, write_json
+from foura.tracking.ui import set_view
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)  # it reports every table that it creates
 logging.getLogger("alembic").setLevel(logging.ERROR)
+NOTE = "mlflow.note.content"  # MLflow's tag for a description
 _ready: set[str] = set()  # addresses of the stores that this process has opened
 _files: dict[str, int] = {}  # inode of each SQLite file that this process has opened
 
@@ -73,6 +76,17 @@ def _connect(outputs: Path, uri: str) -> tuple[MlflowClient, str]:
     return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
 
 
+def experiment_for_ui(uri: str) -> str | None:
+    """The id of the experiment in an existing store, with its view for the UI; None if nothing was ever tracked there."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return None
+    if experiment.lifecycle_stage == "active":
+        set_view(client, experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
 def _check_active(experiment: Experiment, uri: str) -> None:
     """Refuse an experiment that a user deleted in the UI: MLflow keeps it, and takes no runs for it."""
     if experiment.lifecycle_stage == "active":
@@ -101,6 +115,7 @@ def parent_run(
     command: str = "",
     tune: Sequence[str] = (),
     margins: Mapping[str, float | None] | None = None,
+    varied: Sequence[str] = (),
 ) -> str:
     """The id of the sweep's parent run, created by the first call, which must come before parallel jobs start.
 
@@ -108,6 +123,7 @@ def parent_run(
         command: the command line that started the sweep, kept as a tag.
         tune: keys whose best value the report picks on validation data.
         margins: the config's margins, of which those that are set are kept.
+        varied: keys that differ between its runs, which the runs' names show.
 
     Raises:
         UserError: the store does not answer.
@@ -120,7 +136,20 @@ def parent_run(
     told = {"command": redact(command)[:5000], "tune": ",".join(tune), "margins": declared} if command else {}
     with FileLock(outputs / ".parent.lock"):
         found = _find_parent(client, experiment_id, sweep)
-        return _write_parent(client, experiment_id, found, outputs / "sweeps" / sweep / "sweep.json", sweep, told)
+        path = outputs / "sweeps" / sweep / "sweep.json"
+        run_id = _write_parent(client, experiment_id, found, path, sweep, told)
+        if varied:
+            before = read_json(path)
+            write_json(path, {**before, "varied": sorted({*before.get("varied", ()), *varied})})
+        return run_id
+
+
+def close_parent(outputs: Path, sweep: str) -> None:
+    """Let the parent run end now: its duration is that of the sweep."""
+    client, experiment_id = open_store(outputs)
+    found = _find_parent(client, experiment_id, sweep)
+    if found:
+        client.set_terminated(found)
 
 
 def _find_parent(client: MlflowClient, experiment_id: str, sweep: str) -> str | None:
@@ -142,17 +171,27 @@ def _write_parent(
         told = {**read_json(path), **told}
         for name in ("command", "tune", "margins"):
             client.set_tag(run_id, name, told.get(name, ""))
+        if told.get("command"):
+            client.set_tag(run_id, NOTE, f"`{told['command']}`")
         write_json(path, {**told, "sweep": sweep, "parent_run_id": run_id})
     return run_id
 
 
 def code_tags() -> dict[str, Any]:
-    """The git commit of the code that runs, under MLflow's own tag name; empty outside a checkout."""
+    """Source, user and git commit of the code that runs, under MLflow's own tag names; the commit only in a checkout."""
+    told = {"mlflow.source.name": "train.py", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
     here = Path(__file__).resolve().parent
     try:
         answer = subprocess.run(
             ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return {"mlflow.source.git.commit": answer.stdout.strip()} if answer.returncode == 0 else {}
+        return told
+    return told | ({"mlflow.source.git.commit": answer.stdout.strip()} if answer.returncode == 0 else {})
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return "unknown"
