@@ -9,6 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,15 @@ def _add_looking(command: Callable[..., argparse.ArgumentParser]) -> None:
     page.add_argument("sweep")
     page.add_argument("--outputs", **outputs)
     page.add_argument("--into", default=None, type=Path, help="where to write (default: the sweep's folder)")
-    state = command("status", _status, "list the runs of a sweep with their states")
-    state.add_argument("sweep")
+    state = command(
+        "status", _status, "list sweeps and runs, or the runs of one sweep, with states and validation results"
+    )
+    state.add_argument("sweep", nargs="?", help="left out: everything in the folder")
+    state.add_argument("--best", action="store_true", help="only the best runs, by validation data")
     state.add_argument("--outputs", **outputs)
+    drop = command("drop", _drop, "move a run or a sweep to the trash, and delete it in MLflow")
+    drop.add_argument("name", help="a run's folder, SWEEP/RUN, or a sweep's name")
+    drop.add_argument("--outputs", **outputs)
     sync = command("sync", _sync, "send the tracking store what it did not take, or has lost")
     sync.add_argument("outputs", nargs="?", **outputs)
 
@@ -154,13 +161,26 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from foura.sweep.plan import sweep_folder, sweep_status
+    from foura.sweep.listing import best, overview, runs_in
+    from foura.sweep.plan import sweep_folder
 
-    runs = sweep_status(sweep_folder(arguments.outputs, arguments.sweep))
-    for name, status in runs:
-        print(one_line(f"{status['state']!s:<12} {name}  {status.get('error', '')}"))
-    counts = collections.Counter(status["state"] for _, status in runs)
+    outputs = arguments.outputs.absolute()
+    if arguments.sweep is None:
+        for line in overview(outputs, arguments.best):
+            print(line[: len(line) - len(line.lstrip())] + one_line(line))
+        return
+    runs, now = runs_in(sweep_folder(outputs, arguments.sweep)), time.time()
+    for run in filter(None, [best(runs)] if arguments.best else runs):
+        print(one_line(run.line(now)))
+    counts = collections.Counter(run.state for run in runs)
     print(f"{len(runs)} started: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+
+
+def _drop(arguments: argparse.Namespace) -> None:
+    from foura.sweep.listing import drop
+
+    place = drop(arguments.outputs.absolute(), arguments.name)
+    print(f"{arguments.name}: moved to {os.path.relpath(place)}, deleted in MLflow; the same command runs it again")
 
 
 def _sync(arguments: argparse.Namespace) -> None:

@@ -53,8 +53,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     parts = build(cfg)
     before, loaders = Before(parts, cfg), Loaders(parts.data, cfg)
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike, whatever the data drew from the generator
-    about = facts(cfg, parts.data)
-    _say(console, title, about, parts, cfg, sweep, folder)
+    about = _say(console, title, parts, cfg, sweep, folder)
     model = attach(parts.backbone, cfg, steps=loaders.steps())
     start_from(model, cfg)
     with tracked_run(cfg, status, parts.data, model, about, sweep, console) as (tracked, checkpoint, resumed):
@@ -72,7 +71,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
         metrics = final_metrics(task, cfg, best, table, folder) | before.forgetting(parts, task.model, cfg) | costs
         draw(task, recorder.epoch or 0, table, title, folder)
         write_card(cfg, folder, about, metrics, parts.data)
-        _record(metrics, tracked, status, folder)
+        _record(metrics, cfg, tracked, status, folder)
     if sweep is None:
         print_result(console, title, metrics, cfg, folder)
     return metrics
@@ -83,15 +82,18 @@ def _display(console: Console, title: str, cfg: DictConfig, sweep: str | None) -
     return ProgressDisplay(console, title, metric, bar=cfg.trainer.enable_progress_bar, lines=sweep is None)
 
 
-def _say(
-    console: Console, title: str, about: str, parts: Parts, cfg: DictConfig, sweep: str | None, folder: Path
-) -> None:
-    """Print what the run is about and the share of the linear weights that is adapted; of a sweep, the first run alone."""
+def _say(console: Console, title: str, parts: Parts, cfg: DictConfig, sweep: str | None, folder: Path) -> str:
+    """Print what the run is about, which is returned, and the share of the weights that is adapted.
+
+    Of a sweep, the first run alone prints: a sweep has a line per run.
+    """
+    about = facts(cfg, parts.data)
     if sweep is None or len(list(folder.parent.glob("*/status.json"))) == 1:
         console.print(about, soft_wrap=True)
     if sweep is None and method_of(cfg).trained is None:
         backbone = parts.backbone
         console.print(f"{title}: {describe_share(backbone.model, backbone.targets, backbone.head)}")
+    return about
 
 
 def _fit(
@@ -132,10 +134,10 @@ def _selected(trainer: Trainer, task: Task, recorder: Recorder, loaders: Loaders
     return task.history.pop()
 
 
-def _record(metrics: dict[str, float], tracked: TrackedRun, status: RunStatus, folder: Path) -> None:
+def _record(metrics: dict[str, float], cfg: DictConfig, tracked: TrackedRun, status: RunStatus, folder: Path) -> None:
     tracked.log_metrics(metrics)
     log_artifacts(tracked, folder)
-    status.fields["metrics"] = metrics
+    status.fields |= {"metrics": metrics, "curve": family_of(cfg).curve(cfg.dataset.format).key}
 
 
 def _table(task: Task, loaders: Loaders, before: Before) -> list[dict[str, Any]]:

@@ -54,9 +54,8 @@ def tracked_run(
     resumed = distributed.broadcast(resumed)
     status.write("running", run_id=tracked.run_id)
     if resumed:
-        console.print(
-            f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}: resumes after {resume.place(checkpoint)} (force=true starts anew)"
-        )
+        title = f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}"
+        console.print(f"{title}: resumes after {resume.place(checkpoint)} (force=true starts anew)")
     try:
         yield tracked, checkpoint, resumed
     except BaseException as error:

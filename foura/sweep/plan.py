@@ -164,8 +164,3 @@ def sweep_folder(outputs: Path, sweep: str) -> Path:
         names = sorted(path.name for path in (outputs / "sweeps").glob("*") if path.is_dir())
         raise UserError(f"there is no sweep {sweep} in {outputs}. Sweeps there: {', '.join(names) or 'none'}.")
     return folder
-
-
-def sweep_status(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(name, `run_status`) of every run started in a sweep's folder."""
-    return [(path.parent.name, run_status(path.parent)) for path in sorted(folder.glob("*/status.json"))]

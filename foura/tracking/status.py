@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from foura.errors import Busy, Diverged, Ended, Interrupted, UserError, cannot_write
 from foura.escape import redact
 
+TRASH = "trash"  # in an outputs folder: runs and sweeps that were dropped, which count for nothing
 DONE = ("finished", "diverged")  # a diverged run is a result
 
 

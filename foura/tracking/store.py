@@ -16,6 +16,8 @@ from typing import Any
 
 from filelock import FileLock
 from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from foura.errors import UserError, first_line
@@ -27,6 +29,8 @@ from foura.tracking.ui import set_view
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)  # it reports every table that it creates
 logging.getLogger("alembic").setLevel(logging.ERROR)
+UNKNOWN = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)  # of a run that the store does not have
+GONE = (UNKNOWN, ErrorCode.Name(INVALID_PARAMETER_VALUE))  # … or that is hidden in it
 NOTE = "mlflow.note.content"  # MLflow's tag for a description
 _ready: set[str] = set()  # addresses of the stores that this process has opened
 _files: dict[str, int] = {}  # inode of each SQLite file that this process has opened
@@ -175,6 +179,25 @@ def _write_parent(
             client.set_tag(run_id, NOTE, f"`{told['command']}`")
         write_json(path, {**told, "sweep": sweep, "parent_run_id": run_id})
     return run_id
+
+
+def delete_runs(outputs: Path, run_ids: Sequence[str], sweep: str = "") -> None:
+    """Delete runs in MLflow's sense, and with `sweep` all runs of a sweep with their parent; `mlflow runs restore` undoes it.
+
+    Raises:
+        UserError: the store does not answer.
+    """
+    client, experiment_id = open_store(outputs)
+    found = set(run_ids)
+    if sweep:
+        every = client.search_runs([experiment_id], filter_string=f"tags.sweep = '{sweep}'", max_results=50_000)
+        found |= {run.info.run_id for run in every}
+    for run_id in sorted(found):
+        try:
+            client.delete_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in GONE:
+                raise UserError(f"the tracking store did not delete run {run_id} ({first_line(error)}).") from error
 
 
 def code_tags() -> dict[str, Any]:

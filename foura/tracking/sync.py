@@ -6,7 +6,7 @@ from filelock import FileLock, Timeout
 
 from foura.errors import UserError
 from foura.tracking.journal import FILE
-from foura.tracking.status import read_json, write_json
+from foura.tracking.status import TRASH, read_json, write_json
 from foura.tracking.store import open_store
 from foura.tracking.tracked_run import TrackedRun
 
@@ -25,6 +25,8 @@ def sync(outputs: Path) -> list[tuple[str, str]]:
     open_store(outputs)
     done = []
     for path in sorted(outputs.glob(f"*/**/{FILE}")):
+        if path.is_relative_to(outputs / TRASH):
+            continue
         try:
             with FileLock(path.parent / ".lock").acquire(timeout=0):
                 said = _deliver(outputs, path.parent)

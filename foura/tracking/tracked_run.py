@@ -17,20 +17,18 @@ from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from foura.escape import redact
 from foura.tracking import journal
-from foura.tracking.store import artifacts_of, code_tags, open_store, parent_run
+from foura.tracking.store import GONE, UNKNOWN, artifacts_of, code_tags, open_store, parent_run
 
 PARENT_TAG = "mlflow.parentRunId"
 AT_ONCE = 100  # params that MLflow takes in a call
 KEY = 250  # characters of a param's key that it takes
 VALUES = (6000, 500, 250)  # characters of a value: now, and on servers of earlier versions
 TAG = 5000  # characters of a tag
-UNKNOWN = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)  # of a run that the store does not have
-GONE = (UNKNOWN, ErrorCode.Name(INVALID_PARAMETER_VALUE))  # … or that is hidden in it
 ENDS = {"finished": "FINISHED", "interrupted": "KILLED"}  # MLflow's status by our state; FAILED for the others
 
 
