@@ -7,6 +7,7 @@ import argparse
 import collections
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from foura.children import command, protect_children, require_working_directory
 from foura.errors import UserError, cannot_write, exit_without_lab, one_line, print_traceback, reason
 from foura.threads import spin_briefly
 
@@ -21,12 +23,17 @@ from foura.threads import spin_briefly
 def main() -> None:
     """Entry point of `foura` and `python -m foura`."""
     spin_briefly()
+    require_working_directory()
+    protect_children()
     sys.excepthook = print_traceback
     arguments = _parser().parse_args()
     try:
         arguments.run_command(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: stopped by Ctrl-C; the same command starts anew.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except ModuleNotFoundError as error:
         exit_without_lab(error)
     except Exception as error:
@@ -118,8 +125,8 @@ def _ui(arguments: argparse.Namespace) -> None:
     os.environ["MLFLOW_BACKEND_STORE_URI"] = store
     os.environ["PYTHONSAFEPATH"] = "1"  # no module is imported from the working directory
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # three times faster to start, a third of the memory
-    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
-    os.execv(sys.executable, [*command, "--host", arguments.host, "--port", str(port)])
+    told = ["ui", "--workers", "1", "--host", arguments.host, "--port", str(port)]
+    os.execv(sys.executable, command("mlflow", *told))
 
 
 def _announce(arguments: argparse.Namespace, outputs: Path, store: str) -> int:
@@ -135,7 +142,7 @@ def _announce(arguments: argparse.Namespace, outputs: Path, store: str) -> int:
     address = base if experiment is None else ui.runs_address(base, experiment)
     print(address, flush=True)
     if arguments.open:
-        subprocess.Popen([sys.executable, "-m", "foura.tracking.ui", address])
+        subprocess.Popen(command("foura.tracking.ui", address))
     return port
 
 
@@ -186,13 +193,18 @@ def _drop(arguments: argparse.Namespace) -> None:
 def _sync(arguments: argparse.Namespace) -> None:
     if not arguments.outputs.is_dir():
         raise UserError(f"there is no folder {arguments.outputs.absolute()}; name the folder of the runs.")
-    from foura.tracking.sync import sync
+    from foura.tracking.sync import REFUSED, sync
 
     done = sync(arguments.outputs.absolute())
     for name, what in done:
-        print(one_line(f"{what}: {name}"))
+        print(one_line(f"{what}: {name}" if not what.startswith(REFUSED) else f"{name} {what}"))
     if not done:
         print("nothing to send")
+    refused = sum(what.startswith(REFUSED) for _, what in done)
+    if refused:
+        raise UserError(
+            f"{refused} of {len(done)} runs could not be sent, for the reasons above; their journals keep them."
+        )
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -39,6 +39,10 @@ def _number(default: Any, at_least: float = -math.inf, above: float = -math.inf,
     return field(default=default, metadata={"at_least": at_least, "above": above, "below": below})
 
 
+# a list of such items, which may also be given as a quoted text: `config.check` makes it a list
+TEXTS, NUMBERS = {"items": str}, {"items": float}
+
+
 def _accepted(default: Any, accepts: Callable[[Any], bool], told: str) -> Any:
     """A value of several types: `accepts` says which, and `told` names them in the message."""
     return field(default=default, metadata={"accepts": accepts, "told": told})
@@ -121,7 +125,7 @@ class BackboneConfig:
     name: str = "embedded"
     pretrained: Union[bool, str] = True  # noqa: UP007  (OmegaConf reads this form)
     img_size: int | None = _number(None, at_least=1)  # None: the size that the model was made for
-    target_modules: list[str] | None = None  # None: the linear layers of the family
+    target_modules: Any = field(default=None, metadata=TEXTS)  # None: the linear layers of the family
     output_splits: dict[str, int] = field(default_factory=dict)
     gate_scope: str = _choice("sequence", "sequence", "token")  # what adapter.gate_scope follows
     torch_dtype: str | None = _choice(None, "float32", "bfloat16", "float16")  # of the frozen weights; None: float32
@@ -129,6 +133,8 @@ class BackboneConfig:
     load_in: str | None = _choice(None, "8bit", "4bit")  # quantised frozen weights
     gradient_checkpointing: bool = False
     text_encoder: bool = False  # unet: adapters on the text encoder too
+    links: bool = since("0.2.0", False)  # follow links that lead out of the model's folder
+    any_size: bool = since("0.2.0", False)  # take a config.json with numbers above any public model's
     # settings of a family's own, which its record lists
     options: dict[str, Any] = field(default_factory=dict, metadata={"since": "0.2.0"})
 
@@ -150,6 +156,8 @@ class DatasetConfig:
     name: str = MISSING
     source: str = _choice_of(MISSING, lambda: (source for family in FAMILIES.values() for source in family.sources))
     path: str | None = None
+    links: bool = since("0.2.0", False)  # follow links that lead out of the data's folder
+    any_size: bool = since("0.2.0", False)  # take files and images of any size, packed ones too
     config: str | None = since("0.2.0", None)  # hf: the configuration, of data that has several
     # {train: …, validation: …, test: …}: which split, folder or file each is; empty: found by their names
     splits: dict[str, str] = field(default_factory=dict, metadata={"since": "0.2.0"})
@@ -161,11 +169,11 @@ class DatasetConfig:
     # None: the family's default
     format: str | None = _choice_of(None, lambda: (form for family in FAMILIES.values() for form in family.formats))
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    classes: list[str] | None = None  # None: all
+    classes: Any = field(default=None, metadata=TEXTS)  # None: all
     limit: int | None = _number(None, at_least=1)  # training items, drawn by class with the run's seed
     label_noise: float = _number(0.0, at_least=0.0, below=1.0)  # share of training labels made wrong
     template: str | None = None  # verbalizer: a prompt of the record's fields
-    verbalizer: list[str] | None = None  # … and a word for each label
+    verbalizer: Any = field(default=None, metadata=TEXTS)  # … and a word for each label
     block_size: int = _number(128, at_least=2)  # tokens of a block or, at most, of an example
     style: str = _choice("fire", "plain", "fire", "ice")  # of the bundled letters
     prompt: str | None = None  # one caption for all pictures, as in DreamBooth
@@ -201,10 +209,12 @@ class EvaluationConfig:
     drift: bool = False  # forgetting: loss on the bundled backbone's pretraining data, after minus before
     passages: int = _number(32, at_least=1)  # llama_small: passages to complete, for memorisation
     passage_tokens: int = _number(16, at_least=1)  # … and how much of them
-    prompts: list[str] | None = None  # unet: None: the captions of the validation data
+    prompts: Any = field(default=None, metadata=TEXTS)  # unet: None: the captions of the validation data
     max_prompts: int = _number(16, at_least=1)
     seeds_per_prompt: int = _number(4, at_least=2)
-    strengths: list[float] = field(default_factory=lambda: [0.2, 0.4, 0.6, 0.8, 1.0])  # the last one is reported
+    strengths: Any = field(
+        default_factory=lambda: [0.2, 0.4, 0.6, 0.8, 1.0], metadata=NUMBERS
+    )  # the last one is reported
     sampling_steps: int = _number(12, at_least=1)
     guidance: float = _number(2.0, at_least=1.0)
     pictures_every: int = _number(10, at_least=0)  # epochs between pictures; 0: none

@@ -9,23 +9,24 @@ from pathlib import Path
 
 from foura.errors import UserError, first_line
 from foura.files import regular
+from foura.untrusted import Folder
 
 # of Windows, macOS, Linux, and of network drives (Synology, QNAP, NetApp); compared in lower case
 SYSTEM: frozenset[str] = frozenset(
     (
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r", "found.000"),
         *("$recycle.bin", "recycler", "recycled", "system volume information", "lost+found"),
-        *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),
+        *("__macosx", "__pycache__", "network trash folder", "temporary items", "thevolumesettingsfolder"),
         *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot"),
     )
 )
 UNFINISHED = (".bak", ".orig", ".tmp", ".swp", ".swo", ".part", ".crdownload")  # copies of editors, half downloads
 
 
-def is_data(name: str, folder: bool = False) -> bool:
+def is_data(name: str) -> bool:
     """False for the name of a hidden or system file or folder, and for the backup copies of editors."""
     lower = name.lower()
-    hidden = name.startswith(".") or lower in SYSTEM or (folder and name.startswith("__"))
+    hidden = name.startswith(".") or lower in SYSTEM
     backup = name.startswith("~$") or name.endswith("~") or (name.startswith("#") and name.endswith("#"))
     return not (hidden or backup or lower.endswith(UNFINISHED))
 
@@ -33,7 +34,7 @@ def is_data(name: str, folder: bool = False) -> bool:
 def is_data_path(inside: Path) -> bool:
     """False if a path, relative to the folder of data, is or passes through what `is_data` leaves out."""
     *folders, name = inside.parts
-    return is_data(name) and all(is_data(folder, folder=True) for folder in folders)
+    return is_data(name) and all(is_data(folder) for folder in folders)
 
 
 def data_folders(folder: Path) -> list[Path]:
@@ -42,7 +43,7 @@ def data_folders(folder: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be read.
     """
-    return sorted(entry for entry in _entries(folder) if entry.is_dir() and is_data(entry.name, folder=True))
+    return sorted(entry for entry in _entries(folder) if entry.is_dir() and is_data(entry.name))
 
 
 def files_in(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
@@ -67,6 +68,33 @@ def data_files(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
     return sorted(regular(path) for path in _walk(folder) if path.name.lower().endswith(extensions))
 
 
+def check_links(folder: Folder) -> None:
+    """Check the links among the data of a folder, and in the folders that they lead to.
+
+    Raises:
+        UserError: one that leads out of the folder.
+    """
+    if folder.lifted:
+        return
+    waiting, seen = [folder.root], set()
+    while waiting:
+        place = waiting.pop()
+        if os.path.realpath(place) in seen:
+            continue
+        seen.add(os.path.realpath(place))
+        try:
+            entries = list(os.scandir(place))
+        except OSError as error:
+            raise _unreadable(error) from None
+        for entry in entries:
+            inner = os.path.isdir(entry.path)  # false too for a link to itself, which entry.is_dir() raises for
+            if is_data(entry.name, folder=inner):
+                if entry.is_symlink():
+                    folder.place(Path(entry.path))
+                if inner:
+                    waiting.append(Path(entry.path))
+
+
 def _entries(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
@@ -82,7 +110,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             inner.clear()
             continue
         seen.add(real)
-        inner[:] = sorted(name for name in inner if is_data(name, folder=True))
+        inner[:] = sorted(name for name in inner if is_data(name))
         yield from (Path(place, name) for name in names if is_data(name))
 
 

@@ -68,7 +68,7 @@ def saved_outputs(hollow: Backbone, saved: Mapping[str, Tensor]) -> int:
     """
     for name, tensor in hollow.model.get_submodule(hollow.head).state_dict().items():
         trained = saved.get(f"{hollow.head}.{name}")
-        if trained is not None and trained.shape != tensor.shape:
+        if trained is not None and trained.dim() and trained.shape[1:] == tensor.shape[1:] and len(trained) != 1:
             return len(trained)
     return 1
 
@@ -91,7 +91,8 @@ class Family:
             are judged by the first metric, and any that every epoch has can select the epoch.
         options: keys of `backbone.options`, the settings that only this family has, for its model, data or task.
         uses: {condition: keys of the config that have an effect under it}, of the keys that not every run has a use for. The
-            conditions are "" (always), a format, and those of `conditions`.
+            conditions are "" (always), a format, "dataset=SOURCE", and the others of `conditions`. A family that lists none is
+            asked for none.
         causal: later tokens must not change earlier outputs, so a gate must not depend on them.
         bundled_model: the bundled backbone in words. bundled_on: what it was pretrained on.
         inference: Python that uses an adapter on the user's own copy of its backbone; BASE, ADAPTER, LORA and CLASSES
@@ -121,10 +122,10 @@ class Family:
     bundled_on: str = "its own data"
     inference: str = ""
     options: tuple[str, ...] = ()
+    uses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     save_as_lora: Mapping[str, Callable[[Any, Path, bool], str]] = field(default_factory=lambda: {"lora": as_lora})
     backbone: Callable[[DictConfig, Mapping[str, Tensor]], Backbone] | None = None
     example: Callable[[Any], dict[str, Tensor]] | None = None
-    uses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pretraining_loss: Callable[[Parts, nn.Module, DictConfig], float] | None = None
     pretrain: Callable[[Path | None], None] | None = None
 
@@ -142,7 +143,8 @@ class Family:
             "pretrained": backbone.pretrained is not False,
             "text encoder": backbone.text_encoder,
         }
-        return {"", self.format(cfg.dataset.format), *(name for name, holds in held.items() if holds)}
+        data = f"dataset={cfg.dataset.source}"
+        return {"", data, self.format(cfg.dataset.format), *(name for name, holds in held.items() if holds)}
 
     def format(self, chosen: str | None) -> str:
         """The format of the data's records: the chosen one, or the family's default."""

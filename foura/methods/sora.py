@@ -54,7 +54,7 @@ class Sora(Lora):
         import torch
 
         super().load_saved(model, {name: tensor for name, tensor in state.items() if ".lora_A." not in name})
-        unfolded = {}
+        unfolded: dict[str, Tensor] = {}
         for name, tensor in state.items():
             if ".lora_A." in name:
                 layer = name.removesuffix(".weight") + ".default"

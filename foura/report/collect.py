@@ -16,7 +16,7 @@ from foura.escape import printable, redact
 from foura.schema import Config, defaults_since
 from foura.tracking.artifacts import Artifacts
 from foura.tracking.store import NOTE, artifacts_of, open_store
-from foura.tracking.ui import base_address
+from foura.tracking.ui import base_address, set_view
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -97,7 +97,8 @@ class Sweep:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def describe(self, lines: Sequence[str]) -> None:
-        """Make the verdicts and the command the description of the parent run."""
+        """Make the verdicts and the command the description of the parent run, and give the sweep a view in the UI."""
+        set_view(self.client, self.experiment_id, self.name)
         verdict = "\n".join(f"- {line.strip()}" for line in lines)
         self.client.set_tag(self.parent_id, NOTE, f"{verdict}\n\n`{self.command}`"[:5000])
 

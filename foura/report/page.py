@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from foura.atomic import write_bytes, write_text
 from foura.metrics import CURVE, METRICS, shown
 from foura.report import compare, plots, tables, updates, verdicts
 from foura.report.collect import Look, Sweep, load_sweep
@@ -17,6 +18,7 @@ from foura.report.forest import forest
 from foura.report.overview import over_tasks, overview_figure, overview_lines, overview_note
 from foura.report.study import Measure, Study, studies, with_layers
 from foura.report.style import Panel, image, on_page
+from foura.untrusted import Folder
 
 VERDICTS = "verdicts.txt"  # beside the page: its verdicts as plain text
 TOLD = 12  # comparisons of a measure that are told one by one in it
@@ -50,7 +52,8 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
         UserError: no such sweep, or a sweep without runs.
     """
     sweep = load_sweep(outputs, name)
-    folder = into or outputs / "sweeps" / name / "report"
+    # in a folder of other people's, the report's could be a link to anywhere
+    folder = into or Folder(outputs / "sweeps").place(f"{name}/report")
     folder.mkdir(parents=True, exist_ok=True)
     found = studies(sweep.runs, sweep.tune, sweep.margins)
     looks = sweep.look()
@@ -72,10 +75,10 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
         runs=tables.runs_table(sweep),
     )
     told = _verdict_lines(overview, sections)
-    (folder / VERDICTS).write_text("\n".join(told) + "\n", encoding="utf-8")
+    write_text(folder / VERDICTS, "\n".join(told) + "\n")
     sweep.describe(told)
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     for file in sorted(folder.iterdir()):
         sweep.artifacts.log(sweep.parent_id, file, "report")
     return path
@@ -98,7 +101,7 @@ def _overview(found: list[Study], folder: Path) -> dict[str, Any] | None:
         return None
     tables.write_csv(table, folder / "tasks.csv")
     panel = overview_figure(table, found)
-    (folder / "tasks.svg").write_bytes(panel.svg)
+    write_bytes(folder / "tasks.svg", panel.svg)
     figure = Figure("", [{"source": on_page(panel.svg), "alt": panel.alt}])
     return {"lines": overview_lines(table, found), "figure": figure, "note": overview_note(found)}
 
@@ -118,7 +121,8 @@ class Section:
         )
         with_layers(study, self.layers)
         self.means = compare.summary(study)
-        self.compared = {measure.column: compare.comparisons(study, measure) for measure in study.measures}
+        items = sweep.tables(study.finished["run_id"].tolist(), "test_items.csv")
+        self.compared = {measure.column: compare.comparisons(study, measure, items) for measure in study.measures}
 
     def made(self, looks: list[Look]) -> dict[str, Any]:
         """What page.html shows of the study."""
@@ -129,7 +133,7 @@ class Section:
             "title": study.title,
             "answers": [verdicts.answer(self.compared[m.column], m, study) for m in study.answered],
             "more": verdicts.more_seeds(quality, self.sweep),
-            "notes": [verdicts.margins(study), verdicts.coverage(study), verdicts.repeated_looks(looks)],
+            "notes": [verdicts.margins(study), verdicts.coverage(study, quality), verdicts.repeated_looks(looks)],
             "forest": self._forest(),
             "quality": self._quality(),
             "means": tables.means_table(study, self.means),
@@ -229,7 +233,7 @@ class Section:
     def _figure(self, name: str, panels: list[Panel], caption: str) -> Figure:
         figure = Figure(caption)
         for panel in panels:
-            (self.folder / f"{self.prefix}{name}{panel.suffix}.svg").write_bytes(panel.svg)
+            write_bytes(self.folder / f"{self.prefix}{name}{panel.suffix}.svg", panel.svg)
             figure.panels.append({"source": on_page(panel.svg), "alt": panel.alt})
         return figure
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from foura.atomic import write_text
 from foura.escape import cell
 from foura.metrics import COST, UPDATE, shown
 from foura.report.collect import Sweep
@@ -60,6 +61,7 @@ def differences_table(study: Study, measure: Measure, table: pd.DataFrame) -> Sh
         *_keys(study),
         "difference",
         "interval",
+        "with test items",
         "p, adjusted",
         "detectable",
         "δ",
@@ -80,6 +82,7 @@ def differences_table(study: Study, measure: Measure, table: pd.DataFrame) -> Sh
                 *(plain(row[key]) for key in ("adapter", *study.conditions)),
                 signed(row["difference"], places),
                 bounds,
+                _bounds(row["items_low"], row["items_high"], places),
                 _p(row["p_adjusted"]),
                 fixed(row["detectable"], places),
                 fixed(row["margin"], max(places, decimals(row["margin"]) if row["margin"] < 1 else 0)),
@@ -139,7 +142,7 @@ def _in_ui(sweep: Sweep, run_id: str) -> str:
 
 
 def _all(sweep: Sweep) -> str:
-    return runs_address(sweep.ui, sweep.experiment_id)
+    return runs_address(sweep.ui, sweep.experiment_id, sweep.name)
 
 
 def runs_table(sweep: Sweep) -> Shown:
@@ -165,6 +168,10 @@ def _plain_table(title: str, study: Study, means: pd.DataFrame, headings: list[s
     return Shown(title, [*_keys(study), *have], rows if have else [], note)
 
 
+def _bounds(low: float, high: float, places: int) -> str:
+    return "–" if low != low else f"{signed(low, places)} to {signed(high, places)}"
+
+
 def _p(value: float) -> str:
     return "–" if value != value else "< 0.001" if value < 0.001 else fixed(value, 3)
 
@@ -173,4 +180,5 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, that a spreadsheet opens without computing anything in it."""
     safe = table.rename(columns=cell)
     texts = safe.select_dtypes(exclude="number").columns
-    safe.assign(**{name: safe[name].map(cell) for name in texts}).to_csv(path, index=False, float_format="%.6g")
+    shown = safe.assign(**{name: safe[name].map(cell) for name in texts})
+    write_text(path, shown.to_csv(index=False, float_format="%.6g"))

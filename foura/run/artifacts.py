@@ -1,7 +1,6 @@
 """The files and final metrics of a run: its adapter, its tables and figures, and the last line on the terminal."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foura.analysis.overfitting import onset_epoch
+from foura.atomic import put, remove
 from foura.config import outputs_dir
 from foura.families import family_of
 from foura.families.task import Task
@@ -36,7 +36,7 @@ def save_adapter(task: Task, state: Mapping[str, Tensor], folder: Path) -> None:
         state: the `adapter_parameters` of the epoch to save.
     """
     target, scratch = folder / "adapter", folder / ".adapter.writing"
-    shutil.rmtree(scratch, ignore_errors=True)
+    remove(scratch)
     scratch.mkdir(parents=True)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if isinstance(task.model, PeftModel):
@@ -46,8 +46,7 @@ def save_adapter(task: Task, state: Mapping[str, Tensor], folder: Path) -> None:
         save_file(kept, scratch / "model.safetensors", metadata={"format": "pt"})
     for written in scratch.glob("*.safetensors"):
         write_checksum(written)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(scratch, target)
+    put(scratch, target)
 
 
 def final_metrics(

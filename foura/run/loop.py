@@ -22,7 +22,7 @@ from foura.errors import UserError, reason
 from foura.families.task import Task
 from foura.methods import method_of
 from foura.run.processes import process_count
-from foura.run.steps import optimizer_steps
+from foura.run.steps import check_limits, optimizer_steps
 
 BATCHES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
 
@@ -103,6 +103,8 @@ class Loaders:
 
     def steps(self) -> int:
         """The number of optimizer steps that the run will make."""
+        evaluated = min(len(loader) for loader in self.evaluation())
+        check_limits(self.cfg.trainer, {"train": len(self.train), "val": evaluated, "test": len(self.test())})
         return optimizer_steps(self.cfg.trainer, len(self.train))
 
     def _fixed(self, dataset: Any) -> DataLoader:
@@ -138,6 +140,23 @@ class FullyShard(ModelParallelStrategy):
             if isinstance(module, FSDPModule):
                 module.reshard()
         return {}  # nothing is gathered here: `Task.on_save_checkpoint` adds what is trained
+
+
+class EvaluatedEnd(Callback):
+    """Evaluates after the last step of training, also in the middle of an epoch and between two evaluations."""
+
+    def on_train_epoch_start(self, trainer: Trainer, task: Any) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            self._every_epoch(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, task: Any, out: Any, batch: Any, batch_idx: int) -> None:
+        if 0 < trainer.max_steps <= trainer.global_step:
+            self._every_epoch(trainer)
+            trainer.should_stop = True  # Lightning evaluates then, and not where it only counts steps
+
+    def _every_epoch(self, trainer: Trainer) -> None:
+        if trainer.check_val_every_n_epoch is not None:
+            trainer.check_val_every_n_epoch = 1
 
 
 class TruePrecision(Callback):
@@ -216,12 +235,13 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # our samplers share the batches of one process
     }
+    handlers = [EvaluatedEnd(), *callbacks, TruePrecision()]
     try:
-        return Trainer(**arguments, **ours, callbacks=[*callbacks, TruePrecision()], default_root_dir=str(folder))
+        return Trainer(**arguments, **ours, callbacks=handlers, default_root_dir=str(folder))
     except (
         MisconfigurationException,
         ModuleNotFoundError,
         ValueError,
         TypeError,
-    ) as error:  # that this machine lacks, say
+    ) as error:  # what this machine lacks, say
         raise UserError(f"the arguments in trainer do not work here: {reason(error)}") from error

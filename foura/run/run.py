@@ -10,6 +10,7 @@ from rich.console import Console
 from foura import distributed
 from foura.backbone import describe_share
 from foura.errors import Interrupted, UserError
+from foura.escape import printable
 from foura.families import build, family_of
 from foura.families.family import Parts
 from foura.families.task import Task
@@ -46,7 +47,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
         UserError: a config, data or a backbone that cannot work; `Diverged` for a NaN loss.
     """
     quiet()
-    console, title = make_console(not distributed.is_main()), f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}"
+    console, title = make_console(not distributed.is_main()), _title(cfg)
     check_devices(cfg)
     check_forgetting(cfg)
     seed_everything(cfg.seed, verbose=False)
@@ -54,8 +55,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     before, loaders = Before(parts, cfg), Loaders(parts.data, cfg)
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike, whatever the data drew from the generator
     about = _say(console, title, parts, cfg, sweep, folder)
-    model = attach(parts.backbone, cfg, steps=loaders.steps())
-    start_from(model, cfg)
+    model = start_from(attach(parts.backbone, cfg, steps=loaders.steps()), cfg)
     with tracked_run(cfg, status, parts.data, model, about, sweep, console) as (tracked, checkpoint, resumed):
         task, cost = parts.task(model), Cost()
         task.before, task.steps = before.parameters, loaders.steps()
@@ -75,6 +75,10 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     if sweep is None:
         print_result(console, title, metrics, cfg, folder)
     return metrics
+
+
+def _title(cfg: DictConfig) -> str:
+    return printable(f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}")
 
 
 def _display(console: Console, title: str, cfg: DictConfig, sweep: str | None) -> ProgressDisplay:

@@ -118,7 +118,7 @@ class SweepCallback(Callback):
             print(f"report: {os.path.relpath(page)} ({page.as_uri()})")
             base, outputs = base_address(self.outputs), os.path.relpath(self.outputs)
             print(f"runs: foura ui{'' if outputs == 'outputs' else ' ' + outputs} --open")
-            print(f"      {runs_address(base, open_store(self.outputs)[1])}")
+            print(f"      {runs_address(base, open_store(self.outputs)[1], self.sweep)}")
         except Exception as error:  # whatever happens to the report, the runs are safe
             print(f"the report could not be made ({first_line(error)}); `foura report {self.sweep}` tries again.")
 

@@ -4,6 +4,7 @@ Written with MlflowClient and not with Lightning's MLFlowLogger,
 which sets MLFLOW_TRACKING_URI for the whole process: the next run of a sweep, or any child process, would inherit it.
 """
 
+import functools
 import getpass
 import json
 import logging
@@ -14,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 
+from foura.atomic import lock
 from foura.errors import UserError, first_line
 from foura.escape import redact
 from foura.tracking.address import database, no_stray_folder, tracking_uri
@@ -48,7 +49,7 @@ def open_store(outputs: Path) -> tuple[MlflowClient, str]:
     if uri in _ready:
         return _connect(outputs, uri)
     # processes that create a store, or an experiment in it, at the same time would race for its schema
-    with FileLock(outputs / ".store.lock"), no_stray_folder(uri):
+    with lock(outputs / ".store.lock"), no_stray_folder(uri):
         found = _connect(outputs, uri)
         mend(outputs, uri)
     _ready.add(uri)
@@ -63,7 +64,7 @@ def artifacts_of(outputs: Path, client: MlflowClient) -> Artifacts:
 def _connect(outputs: Path, uri: str) -> tuple[MlflowClient, str]:
     _check_same_file(uri)
     try:
-        client = MlflowClient(uri)
+        client = _client(uri, os.getpid())
         experiment = client.get_experiment_by_name(EXPERIMENT)
     except Exception as error:  # requests, the database and MLflow each raise their own kinds
         raise UserError(
@@ -89,6 +90,12 @@ def experiment_for_ui(uri: str) -> str | None:
     if experiment.lifecycle_stage == "active":
         set_view(client, experiment.experiment_id)
     return str(experiment.experiment_id)
+
+
+@functools.cache
+def _client(uri: str, process: int) -> MlflowClient:
+    """One per process, as making one takes as long as several calls."""
+    return MlflowClient(uri)
 
 
 def _check_active(experiment: Experiment, uri: str) -> None:
@@ -138,13 +145,14 @@ def parent_run(
         return found
     declared = json.dumps({key: value for key, value in (margins or {}).items() if value is not None})
     told = {"command": redact(command)[:5000], "tune": ",".join(tune), "margins": declared} if command else {}
-    with FileLock(outputs / ".parent.lock"):
+    with lock(outputs / ".parent.lock"):
         found = _find_parent(client, experiment_id, sweep)
         path = outputs / "sweeps" / sweep / "sweep.json"
         run_id = _write_parent(client, experiment_id, found, path, sweep, told)
         if varied:
             before = read_json(path)
-            write_json(path, {**before, "varied": sorted({*before.get("varied", ()), *varied})})
+            known = [key for key in str(before.get("varied", "")).split(",") if key]
+            write_json(path, {**before, "varied": ",".join(dict.fromkeys([*known, *varied]))})
         return run_id
 
 

@@ -4,6 +4,7 @@ MLflow's own start page shows traces of language model applications, and its lis
 leads to the runs, in a view that shows the columns by which they are compared.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -16,7 +17,10 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foura import atomic
+from foura.errors import UserError
 from foura.tracking.status import read_json, write_json
+from foura.untrusted import TEXT, Folder
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -26,8 +30,7 @@ PORTS = 100  # tried, from PORT on
 RECORD = "ui.json"  # in the outputs folder: the address under which the UI was started last
 VIEW = "foura"  # the key of the view
 WAIT = 120.0  # seconds that the browser waits for the server
-SHOWN = ("test/acc", "test/loss", "best/loss", "final/gap_loss", "cost/trainable_params")
-COLUMNS = ("attributes.`Duration`", "attributes.`Dataset`", *(f"metrics.`{name}`" for name in SHOWN))
+SHOWN = ("best/acc", "best/loss", "test/acc", "test/loss", "final/gap_loss", "cost/trainable_params")
 
 
 def base_address(outputs: Path) -> str:
@@ -41,9 +44,10 @@ def base_address(outputs: Path) -> str:
     return known if isinstance(known, str) and known.startswith("http://") else f"http://{HOST}:{PORT}"
 
 
-def runs_address(base: str, experiment_id: str) -> str:
-    """The address that opens the list of runs; a bare `base` opens MLflow's start page."""
-    return f"{base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+def runs_address(base: str, experiment_id: str, sweep: str = "") -> str:
+    """The address that opens the list of runs, or the runs of a sweep; a bare `base` opens MLflow's start page."""
+    view = urllib.parse.quote(f"{VIEW}.{sweep}" if sweep else VIEW)
+    return f"{base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view}"
 
 
 def run_address(base: str, experiment_id: str, run_id: str) -> str:
@@ -51,10 +55,14 @@ def run_address(base: str, experiment_id: str, run_id: str) -> str:
     return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
-def set_view(client: "MlflowClient", experiment_id: str) -> None:
-    """Store the columns of the view where MLflow keeps the views that users share."""
-    view = json.dumps({"selectedColumns": list(COLUMNS)})
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW}", view)
+def set_view(client: "MlflowClient", experiment_id: str, sweep: str = "") -> None:
+    """Store a view where MLflow keeps those that users share: its columns and, of a sweep, its runs with the best first."""
+    view: dict[str, object] = {"selectedColumns": [f"metrics.`{name}`" for name in SHOWN]}
+    if sweep:
+        view["searchFilter"] = f"tags.sweep = '{sweep}' and tags.role = 'run'"
+        view |= {"orderByKey": "metrics.`best/loss`", "orderByAsc": True}
+    name = f"mlflow.sharedViewState.{VIEW}.{sweep}" if sweep else f"mlflow.sharedViewState.{VIEW}"
+    client.set_experiment_tag(experiment_id, name, json.dumps(view))
 
 
 def remember(outputs: Path, base: str) -> None:
@@ -65,8 +73,10 @@ def remember(outputs: Path, base: str) -> None:
         return
     for pattern in ("sweeps/*/report/report.html", "artifacts/*/artifacts/report/report.html"):
         for page in outputs.glob(pattern):
-            text = page.read_text(encoding="utf-8")
-            page.write_text(text.replace(f'href="{before}/#/', f'href="{base}/#/'), encoding="utf-8")
+            with contextlib.suppress(UserError, OSError):  # a link, or a page of somebody else: it keeps its links
+                text = Folder(outputs).read(page, TEXT).decode("utf-8", errors="surrogateescape")
+                moved = text.replace(f'href="{before}/#/', f'href="{base}/#/')
+                atomic.write_bytes(page, moved.encode("utf-8", errors="surrogateescape"))
 
 
 def free_port(host: str) -> int:

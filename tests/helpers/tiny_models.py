@@ -66,6 +66,13 @@ def tiny_transformer(family: str) -> tuple[nn.Module, dict]:
         )  # fmt: skip
         inputs = {"hidden_states": randn(1, 4, 4), "encoder_hidden_states": randn(1, 5, 32)}
         return model, {**inputs, "pooled_projections": randn(1, 32), **ids, **time}
+    if family == "Flux2":
+        model = diffusers.Flux2Transformer2DModel(
+            in_channels=4, num_layers=1, num_single_layers=2, **heads, joint_attention_dim=32,
+            timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+        )  # fmt: skip
+        inputs = {"hidden_states": randn(1, 4, 4), "encoder_hidden_states": randn(1, 5, 32), **time}
+        return model, {**inputs, "img_ids": torch.zeros(4, 4), "txt_ids": torch.zeros(5, 4)}
     if family == "QwenImage":
         model = diffusers.QwenImageTransformer2DModel(
             patch_size=2, in_channels=16, out_channels=4, num_layers=2, **heads, joint_attention_dim=32,

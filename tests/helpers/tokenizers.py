@@ -48,12 +48,14 @@ def pieces(template: str = "bos") -> PreTrainedTokenizerFast:
     return _finished(made, template, vocabulary)
 
 
-def _finished(made: Tokenizer, template: str, vocabulary: dict[str, int], **named) -> PreTrainedTokenizerFast:
+def _finished(
+    made: Tokenizer, template: str, vocabulary: dict[str, int], pair: str = "$A $B", **named
+) -> PreTrainedTokenizerFast:
     made.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     single = TEMPLATES.get(template, template)
     made.post_processor = processors.TemplateProcessing(
         single=single,
-        pair=single.replace("$A", "$A $B"),
+        pair=pair,
         special_tokens=[(token, vocabulary[token]) for token in SPECIAL],
     )
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>", **named}

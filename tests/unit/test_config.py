@@ -85,6 +85,37 @@ def test_an_experiment_has_the_key_that_it_had_in_0_1_0(overrides) -> None:
     assert config.run_key(composed(*overrides.split())) == KEYS[overrides]
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("""dataset.verbalizer=[" bad"," good"]""", [" bad", " good"]),
+        ("""dataset.verbalizer='[" bad"," good"]'""", [" bad", " good"]),
+        ("""dataset.verbalizer="[' bad', ' good']" """.strip(), [" bad", " good"]),
+        ("dataset.verbalizer='[no,yes]'", ["no", "yes"]),
+        ("dataset.verbalizer=[0,1]", ["0", "1"]),
+        ("dataset.classes='[3, b]'", ["3", "b"]),
+        ("evaluation.strengths='[1,0.5]'", [1.0, 0.5]),
+        ("backbone.target_modules='[qkv]'", ["qkv"]),
+    ],
+)
+def test_a_list_can_be_given_as_a_quoted_text(given, wanted) -> None:
+    cfg = composed(given)
+    config.check(cfg)
+    found = OmegaConf.select(cfg, given.partition("=")[0])
+    assert list(found) == wanted and [type(item) for item in found] == [type(item) for item in wanted]
+    plain = composed(f"{given.partition('=')[0]}={[*wanted]}")
+    config.check(plain)
+    assert config.run_key(cfg) == config.run_key(plain)
+
+
+@pytest.mark.parametrize(
+    "given", ["dataset.verbalizer=bad", "dataset.classes=5", "dataset.classes='[[a]]'", "evaluation.strengths=[a]"]
+)
+def test_what_is_not_a_list_is_said_in_a_sentence(given) -> None:
+    with pytest.raises(UserError, match=given.partition("=")[0].replace(".", r"\.") + "=.* is not a list of"):
+        config.check(composed(given))
+
+
 @dataclasses.dataclass
 class Section:
     old: int = 1

@@ -97,9 +97,19 @@ FAMILY = Family(
     bundled=("letters",),
     formats={"captions": ("kernel", "loss")},
     uses={
-        "": ("backbone.text_encoder", "backbone.gradient_checkpointing", "dataset.eval_limit", *SAMPLING),
+        "": (
+            "backbone.text_encoder",
+            "backbone.gradient_checkpointing",
+            "dataset.eval_limit",
+            "dataset.too_long",
+            *SAMPLING,
+        ),
         "own backbone": ("backbone.img_size", "backbone.torch_dtype"),
-        "own data": ("dataset.path", "dataset.prompt", "dataset.columns.image", "dataset.columns.text"),
+        "own data": (
+            *("dataset.path", "dataset.splits", "dataset.prompt", "dataset.columns.text"),
+            *("dataset.background", "dataset.unreadable"),
+        ),
+        "dataset=hf": ("dataset.config", "dataset.columns.image"),
         "bundled data": ("dataset.style",),
         "text encoder": ("optimizer.text_encoder_lr",),
     },

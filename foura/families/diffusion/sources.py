@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from foura.data.hub import encoded, image_records, read_hub, rows
+from foura.data.images import IMAGE_FILES
 from foura.data.listing import data_files
 from foura.data.records import encodable
 from foura.data.splits import check_column, existing, split_folders, split_tables
@@ -66,16 +67,14 @@ def _letters(cfg: DictConfig) -> dict[str, Captioned]:
 
 
 def _folders(cfg: DictConfig) -> dict[str, Captioned]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    root = existing(cfg.path)
+    root = existing(cfg)
     if not root.is_dir():
         raise UserError(f"dataset.path={cfg.path} is not a folder.")
-    folders = split_folders(root, cfg.splits, IMG_EXTENSIONS)
-    files = {split: data_files(folder, IMG_EXTENSIONS) for split, folder in folders.items()}
+    folders = split_folders(root, cfg.splits, IMAGE_FILES)
+    files = {split: data_files(folder, IMAGE_FILES) for split, folder in folders.items()}
     for split, found in files.items():
         if not found:
-            raise UserError(f"{folders[split]} has no images ({', '.join(IMG_EXTENSIONS)}).")
+            raise UserError(f"{folders[split]} has no images ({', '.join(IMAGE_FILES)}).")
     if cfg.prompt is not None:
         captions = {file: cfg.prompt for found in files.values() for file in found}
     else:
@@ -156,12 +155,12 @@ def _hub(cfg: DictConfig) -> dict[str, Captioned]:
 
 
 def _table(table: Any, name: str, cfg: DictConfig) -> Captioned:
-    images = encoded(image_records(table, cfg.columns.image))
+    images = encoded(image_records(table, cfg.columns.image), cfg)
     names = [f"{name} item {number}" for number in range(len(images))]
     if cfg.prompt is not None:
         return Captioned(images, [cfg.prompt] * len(images), names)
     check_column("dataset.columns.text", cfg.columns.text, table.column_names)
-    captions = rows(table.select_columns([cfg.columns.text])[cfg.columns.text])
+    captions = rows(table, cfg.columns.text)
     without = [n for n, caption in enumerate(captions) if not isinstance(caption, str) or not caption.strip()]
     if without:
         raise UserError(f"dataset.columns.text={cfg.columns.text}: {name} item {without[0]} has no caption.")

@@ -86,7 +86,8 @@ FAMILY = Family(
     uses={
         "": ("dataset.classes",),
         "own backbone": ("backbone.img_size",),
-        "own data": ("dataset.path", "dataset.columns.image", "dataset.columns.label"),
+        "own data": ("dataset.path", "dataset.splits", "dataset.background", "dataset.unreadable"),
+        "dataset=hf": ("dataset.config", "dataset.columns.image", "dataset.columns.label"),
     },
     bundled_model="bundled ViT",
     bundled_on="rendered letters",

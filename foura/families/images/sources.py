@@ -12,6 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from foura.data.hub import encoded, image_records, read_hub, rows
+from foura.data.images import IMAGE_FILES
 from foura.data.listing import data_files, data_folders
 from foura.data.records import UNLABELLED, blank, say_unlabelled
 from foura.data.splits import check_column, existing, refuse_splits_within, split_folders, split_tables
@@ -64,12 +65,10 @@ def _digits(cfg: DictConfig) -> Source:
 
 
 def _folders(cfg: DictConfig) -> Source:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    root = existing(cfg.path)
+    root = existing(cfg)
     if not root.is_dir():
         raise UserError(f"dataset.path={cfg.path} is not a folder.")
-    folders = split_folders(root, cfg.splits, IMG_EXTENSIONS)
+    folders = split_folders(root, cfg.splits, IMAGE_FILES)
     classes = [folder.name for folder in data_folders(folders["train"])]
     if not classes:
         raise UserError(f"dataset.path={cfg.path}: {folders['train']} has no folders of classes. {EXPECTED}")
@@ -77,15 +76,13 @@ def _folders(cfg: DictConfig) -> Source:
 
 
 def _folder(folder: Path, split: str, classes: list[str]) -> Labelled:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     extra = {inner.name for inner in data_folders(folder)} - set(classes)
     if extra:
         raise UserError(f"{folder} has classes that the training folder lacks: {', '.join(sorted(extra))}.")
-    files = {name: data_files(folder / name, IMG_EXTENSIONS) for name in classes if (folder / name).is_dir()}
+    files = {name: data_files(folder / name, IMAGE_FILES) for name in classes if (folder / name).is_dir()}
     without = [name for name in classes if not files.get(name)]
     if split == "train" and without:
-        raise UserError(f"{folder}: no images for {', '.join(without)} ({', '.join(IMG_EXTENSIONS)}). {EXPECTED}")
+        raise UserError(f"{folder}: no images for {', '.join(without)} ({', '.join(IMAGE_FILES)}). {EXPECTED}")
     for name in files:
         refuse_splits_within(folder / name)
     found = sorted((str(path), classes.index(name)) for name, paths in files.items() for path in paths)
@@ -114,7 +111,7 @@ def _labelled(tables: Mapping[str, tuple[str, Any]], column: str) -> dict[str, t
 
 
 def _unlabelled(table: Any, column: str) -> bool:
-    values = rows(table.select_columns([column])[column])
+    values = rows(table, column)
     return bool(values) and all(blank(value) or value == UNLABELLED for value in values)
 
 
@@ -124,14 +121,14 @@ def _table(table: Any, cfg: DictConfig, classes: list[str] | None) -> tuple[Labe
     check_column("dataset.columns.label", cfg.columns.label, table.column_names)
     labels, names = _labels(table, cfg.columns.label, classes)
     called = [f"item {index} ({(record or {}).get('path') or 'no file name'})" for index, record in enumerate(records)]
-    return Labelled(encoded(records), labels, called), names
+    return Labelled(encoded(records, cfg), labels, called), names
 
 
 def _labels(table: Any, column: str, classes: list[str] | None) -> tuple[np.ndarray, list[str]]:
     """(class indices int64 (items,), class names): as the column declares them, else its distinct values in order."""
     import datasets
 
-    feature, values = table.features[column], rows(table.select_columns([column])[column])
+    feature, values = table.features[column], rows(table, column)
     unlabelled = [value for value in values if not isinstance(value, str | int | float) or value != value]
     if unlabelled or not values:
         what = f"an item without a label ({unlabelled[0]!r})" if values else "no items"

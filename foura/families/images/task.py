@@ -33,12 +33,13 @@ class Classification(Task):
         images, labels = batch
         return nn.functional.cross_entropy(self.model(images), labels)
 
-    def evaluate(self, name: str, batch: tuple[Tensor, Tensor]) -> None:
+    def evaluate(self, name: str, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, labels = batch
         logits = self.model(images)
         losses = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         self.evaluations[name]["acc"].update(logits, labels)
         self.evaluations[name]["loss"].update(losses)
+        return {"acc": logits.argmax(1) == labels, "loss": losses}
 
     def final_measures(self, data: ImageData, folder: Path) -> dict[str, float]:
         """memorised/train: of the training items with a wrong label, the share that the model gives that very label.

@@ -70,10 +70,13 @@ FAMILY = Family(
     uses={
         "": (
             *("backbone.torch_dtype", "backbone.attn_implementation", "backbone.gradient_checkpointing"),
-            *("dataset.block_size", "dataset.eval_limit", "evaluation.passages", "evaluation.passage_tokens"),
+            *("dataset.block_size", "dataset.eval_limit", "dataset.too_long"),
+            *("evaluation.passages", "evaluation.passage_tokens"),
         ),
         "pretrained": ("backbone.load_in",),
-        "own data": ("dataset.path",),
+        "own data": ("dataset.path", "dataset.splits"),
+        "dataset=hf": ("dataset.config",),
+        "dataset=text": ("dataset.unreadable",),
         "text": ("dataset.columns.text",),
         "completion": ("dataset.columns.prompt", "dataset.columns.completion"),
         "verbalizer": ("dataset.template", "dataset.verbalizer", "dataset.columns.label"),

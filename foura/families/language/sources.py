@@ -74,7 +74,7 @@ def _stdlib() -> Iterator[Example]:
 def _files(cfg: DictConfig) -> dict[str, list[Example]]:
     """One file or a folder of them, with the folders or files train, validation and test where the user has them."""
     splits = {}
-    for split, (folder, files) in _text_files(existing(cfg.path), cfg).items():
+    for split, (folder, files) in _text_files(existing(cfg), cfg).items():
         if not files:
             raise UserError(f"{folder} has no text files ({', '.join(TEXT_FILES)}).")
         texts: dict[Path, str] = {}

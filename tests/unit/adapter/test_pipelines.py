@@ -18,6 +18,7 @@ CLIP_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 PIPELINES = {
     "SD3": diffusers.StableDiffusion3Pipeline,
     "Flux": diffusers.FluxPipeline,
+    "Flux2": diffusers.Flux2Pipeline,
     "QwenImage": diffusers.QwenImagePipeline,
     "ZImage": diffusers.ZImagePipeline,
 }
@@ -173,3 +174,27 @@ def test_what_a_file_cannot_hold_is_refused_by_name(naming, fields, lost, tmp_pa
     with pytest.raises(ValueError, match=rf"not .*{lost}.*use naming='peft'"):
         foura.save_as_lora(unet(**fields), tmp_path, naming=naming)
     assert not list(tmp_path.iterdir())
+
+
+def test_diffusers_own_saving_writes_a_file_that_nothing_loads(tmp_path) -> None:
+    """As docs/library.md says; the day this fails, the page is to be changed."""
+    unet().save_lora_adapter(str(tmp_path))
+    assert all(".foura_" in key for key in load_file(tmp_path / FILE))
+    with pytest.raises(Exception, match=r".*"):
+        tiny_unet().load_lora_adapter(str(tmp_path), prefix=None)
+
+
+def test_exports_of_one_rank_can_be_swapped_by_diffusers(tmp_path) -> None:
+    """Its hot-swap refuses a rank or an alpha per layer."""
+    swapped = tiny_unet()
+    for seed, open_ranks in ((0, 3), (1, 2)):
+        torch.manual_seed(seed)
+        model = unet(gate="frozen")
+        for number, layer in enumerate(foura.adapter.freeze.foura_layers(model).values()):
+            layer.foura_gate_mask["default"] = torch.arange(4) <= number % (open_ranks + 1)
+        foura.save_as_lora(model, tmp_path / str(seed), naming="diffusers")
+        options = {"prefix": "unet", "adapter_name": "one", "weight_name": FILE}
+        if seed == 0:
+            swapped.enable_lora_hotswap(target_rank=4)
+        swapped.load_lora_adapter(str(tmp_path / str(seed)), **options, hotswap=seed > 0)
+        torch.testing.assert_close(outputs("unet", swapped), outputs("unet", model), rtol=0, atol=1e-5)
