@@ -91,7 +91,7 @@ class Family:
             are judged by the first metric, and any that every epoch has can select the epoch.
         options: keys of `backbone.options`, the settings that only this family has, for its model, data or task.
         uses: {condition: keys of the config that have an effect under it}, of the keys that not every run has a use for. The
-            conditions are "" (always), a format, and those of `conditions`.
+            conditions are "" (always), a format, "source NAME" of a source, and those of `conditions`.
         causal: later tokens must not change earlier outputs, so a gate must not depend on them.
         build: from a whole config to data, backbone and task.
         save_merged: (backbone, merged model, config, folder): writes the model for the library that it came from.
@@ -136,7 +136,8 @@ class Family:
             "pretrained": backbone.pretrained is not False,
             "text encoder": backbone.text_encoder,
         }
-        return {"", self.format(cfg.dataset.format), *(name for name, holds in held.items() if holds)}
+        source = f"source {cfg.dataset.source}"
+        return {"", source, self.format(cfg.dataset.format), *(name for name, holds in held.items() if holds)}
 
     def format(self, chosen: str | None) -> str:
         """The format of the data's records: the chosen one, or the family's default."""

@@ -89,9 +89,16 @@ FAMILY = Family(
     bundled=("letters",),
     formats={"captions": ("kernel", "loss")},
     uses={
-        "": ("backbone.text_encoder", "backbone.gradient_checkpointing", "dataset.eval_limit", *SAMPLING),
+        "": (
+            *("backbone.text_encoder", "backbone.gradient_checkpointing"),
+            *("dataset.eval_limit", "dataset.duplicates", "dataset.too_long", *SAMPLING),
+        ),
         "own backbone": ("backbone.img_size", "backbone.torch_dtype"),
-        "own data": ("dataset.path", "dataset.prompt", "dataset.columns.image", "dataset.columns.text"),
+        "own data": (
+            *("dataset.path", "dataset.splits", "dataset.unreadable", "dataset.background"),
+            *("dataset.prompt", "dataset.columns.image", "dataset.columns.text"),
+        ),
+        "source hf": ("dataset.config",),
         "bundled data": ("dataset.style",),
         "text encoder": ("optimizer.text_encoder_lr",),
     },

@@ -67,10 +67,14 @@ FAMILY = Family(
     uses={
         "": (
             *("backbone.torch_dtype", "backbone.attn_implementation", "backbone.gradient_checkpointing"),
-            *("dataset.block_size", "dataset.eval_limit"),
+            *("dataset.block_size", "dataset.eval_limit", "dataset.duplicates", "dataset.too_long"),
         ),
         "pretrained": ("backbone.load_in",),
-        "own data": ("dataset.path", "dataset.columns.text", "dataset.columns.text_pair", "dataset.columns.label"),
+        "own data": (
+            *("dataset.path", "dataset.splits"),
+            *("dataset.columns.text", "dataset.columns.text_pair", "dataset.columns.label"),
+        ),
+        "source hf": ("dataset.config",),
     },
     causal=False,
     build=_build,

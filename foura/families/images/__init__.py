@@ -71,9 +71,13 @@ FAMILY = Family(
     bundled=("digits",),
     formats={"classes": ("acc", "loss")},
     uses={
-        "": ("dataset.classes",),
+        "": ("dataset.classes", "dataset.duplicates"),
         "own backbone": ("backbone.img_size",),
-        "own data": ("dataset.path", "dataset.columns.image", "dataset.columns.label"),
+        "own data": (
+            *("dataset.path", "dataset.splits", "dataset.unreadable", "dataset.background"),
+            *("dataset.columns.image", "dataset.columns.label"),
+        ),
+        "source hf": ("dataset.config",),
     },
     causal=False,
     build=_build,
