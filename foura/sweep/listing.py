@@ -41,14 +41,14 @@ class Listed:
 def listed(folder: Path) -> Listed:
     """A run's folder as a line of the list."""
     status: dict[str, Any] = run_status(folder)
-    metrics = status.get("metrics") if isinstance(status.get("metrics"), dict) else {}
+    metrics: Any = status.get("metrics") if isinstance(status.get("metrics"), dict) else {}
     metric = str(status.get("curve", "loss"))  # runs of before 0.2.0 do not say
     value = metrics.get(f"best/{metric}")
-    known = isinstance(value, int | float) and metric in METRICS
+    known = float(value) if isinstance(value, int | float) and metric in METRICS else None
     path = folder / "status.json"
     changed = path.stat().st_mtime if path.exists() else 0.0
     error = str(status.get("error", ""))
-    return Listed(folder, folder.name, str(status["state"]), metric, float(value) if known else None, changed, error)
+    return Listed(folder, folder.name, str(status["state"]), metric, known, changed, error)
 
 
 def runs_in(folder: Path) -> list[Listed]:

@@ -231,3 +231,27 @@ def test_scientific_is_flat_and_resolved() -> None:
     flat = config.scientific(composed("adapter=lora"))
     assert flat["optimizer.lr"] == flat["adapter.lr"] == 1e-3
     assert not any(OmegaConf.is_config(value) for value in flat.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "works"),
+    [
+        ("dataset=hf dataset.path=x dataset.config=a", True),
+        ("dataset=imagefolder dataset.path=x dataset.config=a", False),
+        ("dataset=imagefolder dataset.path=x dataset.background=black dataset.unreadable=drop", True),
+        ("dataset.background=black", False),
+        ("dataset=imagefolder dataset.path=x +dataset.splits={train:a}", True),
+        ("backbone=llama_small dataset.too_long=drop", False),  # running text is cut into blocks anyway
+        ("backbone=llama_small dataset=jsonl dataset.path=x dataset.format=completion dataset.too_long=drop", True),
+        ("backbone=bert dataset.too_long=drop dataset.duplicates=drop", True),
+        ("backbone=llama_small dataset=jsonl dataset.path=x dataset.unreadable=drop", False),
+    ],
+)
+def test_keys_of_the_data_are_refused_where_they_have_no_effect(given, works) -> None:
+    cfg = composed(*given.split())
+    config.check(cfg)
+    if works:
+        config.check_used(cfg)
+    else:
+        with pytest.raises(UserError, match="has no effect"):
+            config.check_used(cfg)

@@ -26,7 +26,7 @@ class Classification(Task):
 
     def __init__(self, model: nn.Module, data: ImageData, cfg: DictConfig) -> None:
         super().__init__(model, cfg)
-        num_classes = len(data.classes)
+        num_classes = len(data.classes or ())
         self.evaluations: Any = nn.ModuleDict({name: _metrics(num_classes) for name in (*EVALUATIONS, "test")})
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:

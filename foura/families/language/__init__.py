@@ -70,7 +70,7 @@ FAMILY = Family(
     uses={
         "": (
             *("backbone.torch_dtype", "backbone.attn_implementation", "backbone.gradient_checkpointing"),
-            *("dataset.block_size", "dataset.eval_limit", "dataset.too_long"),
+            *("dataset.block_size", "dataset.eval_limit"),
             *("evaluation.passages", "evaluation.passage_tokens"),
         ),
         "pretrained": ("backbone.load_in",),
@@ -78,8 +78,9 @@ FAMILY = Family(
         "dataset=hf": ("dataset.config",),
         "dataset=text": ("dataset.unreadable",),
         "text": ("dataset.columns.text",),
-        "completion": ("dataset.columns.prompt", "dataset.columns.completion"),
-        "verbalizer": ("dataset.template", "dataset.verbalizer", "dataset.columns.label"),
+        "completion": ("dataset.columns.prompt", "dataset.columns.completion", "dataset.too_long"),
+        "commonsense": ("dataset.too_long",),
+        "verbalizer": ("dataset.template", "dataset.verbalizer", "dataset.columns.label", "dataset.too_long"),
     },
     bundled_model="bundled LLaMA",
     bundled_on="English documentation that comes with Python",
