@@ -34,6 +34,8 @@ from foura.untrusted import CONFIG, Folder, is_name
 UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "margins", "force", "plan", "outputs")
 UNSCIENTIFIC += ("trainer.enable_progress_bar", "trainer.profiler", "dataset.num_workers")
 DEEPEST = 16  # levels of a config
+# words of other frameworks for the last part of a key
+SYNONYMS = {"learning_rate": "lr", "num_epochs": "epochs", "steps": "max_steps", "r": "rank"}
 # Hydra's launchers that are not installed with foura, and the extra that has each
 LAUNCHERS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 
@@ -307,7 +309,29 @@ def _unknown_key(key: str) -> str:
         if not (isinstance(nested, type) and dataclasses.is_dataclass(nested)):
             break
         schema = nested
-    return f"{key} is not a key{' of ' + where if where else ''}. {_suggest(part, types)}"
+    said, close = f"{key} is not a key{' of ' + where if where else ''}.", difflib.get_close_matches(part, types, n=1)
+    elsewhere = _elsewhere(parts[-1])
+    if elsewhere and not close:
+        return f"{said} Did you mean {', '.join(elsewhere)}?"
+    return f"{said} {_suggest(part, types)}"
+
+
+def _elsewhere(word: str) -> list[str]:
+    """Keys anywhere in the schema whose last part is this word, or ends in it: adapter.lr and optimizer.lr for lr."""
+    word = SYNONYMS.get(word, word)
+    exact = [key for key in _keys(Config) if key.rpartition(".")[2] == word]
+    ending = [key for key in _keys(Config) if key.rpartition(".")[2].endswith(f"_{word}")]
+    found = exact if len(exact) > 1 else exact + ending
+    return found or (_elsewhere(word.partition("_")[2]) if "_" in word else [])
+
+
+def _keys(schema: Any, prefix: str = "") -> list[str]:
+    """Every key of the schema, dotted."""
+    keys = []
+    for spec in dataclasses.fields(schema):
+        nested = isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type)
+        keys += _keys(spec.type, f"{prefix}{spec.name}.") if nested else [prefix + spec.name]
+    return keys
 
 
 def _suggest(word: str, choices: Any) -> str:

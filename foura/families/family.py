@@ -94,6 +94,9 @@ class Family:
             conditions are "" (always), a format, "dataset=SOURCE", and the others of `conditions`. A family that lists none is
             asked for none.
         causal: later tokens must not change earlier outputs, so a gate must not depend on them.
+        bundled_model: the bundled backbone in words. bundled_on: what it was pretrained on.
+        inference: Python that uses an adapter on the user's own copy of its backbone; BASE, ADAPTER, LORA and CLASSES
+            stand for the model, the adapter's folder, that of an exported LoRA, and the number of classes.
         build: from a whole config to data, backbone and task.
         save_merged: (backbone, merged model, config, folder): writes the model for the library that it came from.
         load_merged: (backbone, config, folder): loads what save_merged wrote, as that library does. None: a merged export
@@ -115,6 +118,9 @@ class Family:
     build: Callable[[DictConfig], Parts]
     save_merged: Callable[[Any, Any, DictConfig, Path], None]
     load_merged: Callable[[Any, DictConfig, Path], nn.Module] | None = None
+    bundled_model: str = "bundled model"
+    bundled_on: str = "its own data"
+    inference: str = ""
     options: tuple[str, ...] = ()
     uses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     save_as_lora: Mapping[str, Callable[[Any, Path, bool], str]] = field(default_factory=lambda: {"lora": as_lora})

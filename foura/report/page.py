@@ -20,6 +20,8 @@ from foura.report.study import Measure, Study, studies, with_layers
 from foura.report.style import Panel, image, on_page
 from foura.untrusted import Folder
 
+VERDICTS = "verdicts.txt"  # beside the page: its verdicts as plain text
+TOLD = 12  # comparisons of a measure that are told one by one in it
 ARTIFACT_RUNS = 60  # runs of a study whose layer tables are read, at least one of each adapter and condition
 GRIDS = 4  # runs whose generated images are shown
 PARTS = {"train": "train_eval", "val": "val"}
@@ -58,6 +60,7 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     sections = [
         Section(sweep, study, folder, f"{n}-" if len(found) > 1 else "").made(looks) for n, study in enumerate(found, 1)
     ]
+    overview = _overview(found, folder)
     tables.write_csv(sweep.runs, folder / "runs.csv")
     states = sweep.runs["state"].value_counts()
     template = jinja2.Template(files("foura.report").joinpath("page.html").read_text(encoding="utf-8"), autoescape=True)
@@ -65,17 +68,30 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
         name=name,
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         counts=f"{len(sweep.runs)} runs: " + ", ".join(f"{count} {state}" for state, count in states.items()),
-        overview=_overview(found, folder),
+        overview=overview,
         studies=sections,
         method=METHOD,
         provenance=tables.provenance_table(sweep),
         runs=tables.runs_table(sweep),
     )
+    told = _verdict_lines(overview, sections)
+    write_text(folder / VERDICTS, "\n".join(told) + "\n")
+    sweep.describe(told)
     path = folder / "report.html"
     write_text(path, page)
     for file in sorted(folder.iterdir()):
         sweep.artifacts.log(sweep.parent_id, file, "report")
     return path
+
+
+def _verdict_lines(overview: dict[str, Any] | None, sections: list[dict[str, Any]]) -> list[str]:
+    """The verdicts as plain text; of tables with many comparisons only the total."""
+    lines = list(overview["lines"]) if overview else []
+    for section in sections:
+        lines += [section["title"]] if len(sections) > 1 else []
+        for answer in section["answers"]:
+            lines += [answer[0], *(f"  {line}" for line in answer[1 : TOLD + 1] if len(answer) <= TOLD + 1)]
+    return lines or ["No run has finished, so there is nothing to compare."]
 
 
 def _overview(found: list[Study], folder: Path) -> dict[str, Any] | None:

@@ -14,8 +14,7 @@ from foura.report.compare import STATES
 from foura.report.rounding import decimals, fixed, plain, signed, with_spread
 from foura.report.study import Measure, Study, name_of
 from foura.report.verdicts import places_of
-
-UI = "http://127.0.0.1:5000"
+from foura.tracking.ui import run_address, runs_address
 
 
 @dataclass
@@ -130,10 +129,20 @@ def provenance_table(sweep: Sweep) -> Shown:
         ["command", sweep.command or "unknown"],
         ["code (git commit)", distinct("commit")],
         ["versions", distinct("versions")],
+        ["data and backbone", distinct("about")],
         ["data fingerprints", distinct("data_fingerprint")],
-        ["tracking", f"experiment {sweep.experiment_id}, parent run {sweep.parent_id}"],
+        ["tracking", (f"parent run {sweep.parent_id} in MLflow", _in_ui(sweep, sweep.parent_id))],
+        ["all runs in MLflow, while foura ui runs", (_all(sweep), _all(sweep))],
     ]
     return Shown("", ["", ""], rows)
+
+
+def _in_ui(sweep: Sweep, run_id: str) -> str:
+    return run_address(sweep.ui, sweep.experiment_id, run_id)
+
+
+def _all(sweep: Sweep) -> str:
+    return runs_address(sweep.ui, sweep.experiment_id, sweep.name)
 
 
 def runs_table(sweep: Sweep) -> Shown:
@@ -141,8 +150,7 @@ def runs_table(sweep: Sweep) -> Shown:
     columns = [c for c in ("state", "adapter", "rank", "seed", "test/acc", "test/loss", "best/loss") if c in sweep.runs]
     table = Shown("", ["run", *columns])
     for row in sweep.runs.to_dict("records"):
-        link = f"{UI}/#/experiments/{sweep.experiment_id}/runs/{row['run_id']}"
-        table.rows.append([(row["name"], link), *(plain(row[column]) for column in columns)])
+        table.rows.append([(row["name"], _in_ui(sweep, row["run_id"])), *(plain(row[column]) for column in columns)])
     return table
 
 

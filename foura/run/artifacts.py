@@ -90,11 +90,11 @@ def log_artifacts(tracked: TrackedRun, folder: Path) -> None:
             tracked.log_artifact(artifact)
 
 
-def print_result(console: Console, title: str, metrics: dict[str, float], cfg: DictConfig) -> None:
-    """Print a table of the run's main metrics, and the command that shows the runs."""
+def print_result(console: Console, title: str, metrics: dict[str, float], cfg: DictConfig, folder: Path) -> None:
+    """Print a table of the run's main metrics, the place of its adapter, and the command that shows the runs."""
     metric = family_of(cfg).curve(cfg.dataset.format)
     key = metric.key
-    table = Table(title=f"{title}: {metric.label} of the selected epoch, and cost", title_justify="left", box=SIMPLE)
+    heading = f"{title}: {metric.label} of the selected epoch, and cost"
     rank = metrics.get("adapter/effective_rank")
     train, val = metrics[f"best/train_{key}"], metrics[f"best/{key}"]
     cells = {
@@ -108,9 +108,23 @@ def print_result(console: Console, title: str, metrics: dict[str, float], cfg: D
         "step ms": f"{metrics['cost/step_time_ms']:.0f}",
         "peak MB": f"{metrics['cost/peak_memory_mb']:,.0f}",
     }
+    console.print(_table_of(heading, cells, console.width))
+    outputs, adapter = os.path.relpath(outputs_dir(cfg)), os.path.relpath(folder / "adapter")
+    console.print(f"adapter: {adapter} (its README.md says how to load it)", soft_wrap=True)
+    console.print(f"Look at the runs: foura ui{'' if outputs == 'outputs' else ' ' + outputs} --open", soft_wrap=True)
+
+
+def _table_of(heading: str, cells: Mapping[str, str], width: int) -> Table:
+    """One row, or a row per cell where the terminal is too narrow for all of them: numbers are never cut."""
+    table = Table(title=heading, title_justify="left", box=SIMPLE)
+    if width < sum(max(len(name), len(value)) + 3 for name, value in cells.items()):
+        table.show_header = False
+        table.add_column()
+        table.add_column(justify="right")
+        for name, value in cells.items():
+            table.add_row(name, value)
+        return table
     for name in cells:
         table.add_column(name, justify="right")
     table.add_row(*cells.values())
-    console.print(table)
-    outputs = os.path.relpath(outputs_dir(cfg))
-    console.print(f"Look at the runs: foura ui{'' if outputs == 'outputs' else ' ' + outputs}")
+    return table

@@ -60,6 +60,8 @@ def _main_process(cfg: DictConfig, folder: Path, sweep: str | None, again: bool)
                 worker.launch(folder, status, processes, sweep)
                 return True
             needed = distributed.broadcast(True)
+            if sweep is None:
+                print(f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}: loading …", flush=True)
             worker.load_run()(cfg, folder, status, sweep)
             return True
     finally:

@@ -84,10 +84,15 @@ def mend(outputs: Path, uri: str) -> None:
     file, here = database(uri), outputs / FOLDER
     if file is None or not file.is_file() or not _same(file, outputs / DATABASE):
         return
-    with contextlib.closing(sqlite3.connect(file, timeout=30.0)) as store, store:
+    # a store that is locked or read-only is corrected at another time: only the UI reads these places
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(file, timeout=5.0)) as store,
+        store,
+    ):
         found = store.execute("SELECT experiment_id, artifact_location FROM experiments WHERE name = ?", (EXPERIMENT,))
         for experiment_id, location in found.fetchall():
-            kept = _local(location)
+            kept = _local(location or "")
             if kept is None or kept.name != FOLDER or _same(kept, here):
                 continue
             store.execute(

@@ -19,6 +19,7 @@ from foura.files import parse_json
 from foura.tracking.typed import status_of
 from foura.untrusted import STATUS, Folder
 
+TRASH = "trash"  # in an outputs folder: runs and sweeps that were dropped, which count for nothing
 DONE = ("finished", "diverged")  # a diverged run is a result
 
 

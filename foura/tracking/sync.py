@@ -8,7 +8,7 @@ from filelock import Timeout
 from foura.atomic import lock
 from foura.errors import UserError
 from foura.tracking.journal import FILE
-from foura.tracking.status import read_json, write_json
+from foura.tracking.status import TRASH, read_json, write_json
 from foura.tracking.store import open_store
 from foura.tracking.tracked_run import TrackedRun
 from foura.untrusted import Folder
@@ -51,7 +51,7 @@ def _journals(outputs: Path) -> list[Path]:
     found = []
     for place, folders, names in os.walk(outputs):
         inner = [Path(place, name) for name in folders if not name.startswith(".")]
-        folders[:] = [path.name for path in inner if path != outputs / "artifacts"]
+        folders[:] = [path.name for path in inner if path not in (outputs / "artifacts", outputs / TRASH)]
         linked = [path / FILE for path in inner if path.is_symlink() and (path / FILE).exists()]
         found += [*linked, *([Path(place, FILE)] if FILE in names else [])]
     return sorted(found)

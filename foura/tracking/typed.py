@@ -8,6 +8,7 @@ from typing import Any
 from foura.untrusted import is_name
 
 STATES = ("running", "finished", "failed", "diverged", "interrupted")
+DATASET = {"name", "digest", "source", "profile"}  # of the data that a run lists among its inputs
 LONGEST = 100_000  # characters of a text
 _ID = re.compile(r"[\w-]{1,64}")  # of a run in a store, and of an experiment
 
@@ -47,6 +48,8 @@ def is_item(item: dict[str, Any]) -> bool:
         return _are_metrics(item)
     if "params" in item:
         return _are_texts(item["params"])
+    if "dataset" in item:
+        return _are_texts(item["dataset"]) and item["dataset"].keys() == DATASET
     if "artifact" in item:
         return _is_inside(item["artifact"]) and (item.get("under") is None or _is_inside(item["under"]))
     return item.get("reopen") is True or item.get("end") in STATES

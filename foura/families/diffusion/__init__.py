@@ -83,6 +83,14 @@ def _pretrain(out: Path | None) -> None:
     pretrain_unet(out or FOLDER, steps=STEPS, seed=0)
 
 
+INFERENCE = """from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained(BASE)
+pipe.load_lora_weights(LORA)  # what `foura export RUN --to lora LORA --freeze` wrote
+pipe("a photo of sks dog", num_inference_steps=20).images[0].save("image.png")
+"""
+
+
 FAMILY = Family(
     name="unet",
     sources=("letters", "imagefolder", "hf"),
@@ -105,6 +113,9 @@ FAMILY = Family(
         "bundled data": ("dataset.style",),
         "text encoder": ("optimizer.text_encoder_lr",),
     },
+    bundled_model="bundled UNet",
+    bundled_on="plain coloured letters",
+    inference=INFERENCE,
     causal=False,
     build=_build,
     save_merged=_save_merged,

@@ -65,6 +65,19 @@ def _pretrain(out: Path | None) -> None:
     pretrain_vit(out or WEIGHTS, images=IMAGES, epochs=EPOCHS, seed=0)
 
 
+INFERENCE = """import timm
+import torch
+import foura  # makes the method known to PEFT
+from peft import PeftModel
+
+base = timm.create_model(BASE, pretrained=True, num_classes=CLASSES)
+model = PeftModel.from_pretrained(base, ADAPTER).eval()
+prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(base), is_training=False)
+with torch.no_grad():
+    print(model(prepare(image)[None]).softmax(-1))  # image: Pillow's, of mode RGB
+"""
+
+
 FAMILY = Family(
     name="vit",
     sources=("digits", "imagefolder", "hf"),
@@ -76,6 +89,9 @@ FAMILY = Family(
         "own data": ("dataset.path", "dataset.splits", "dataset.background", "dataset.unreadable"),
         "dataset=hf": ("dataset.config", "dataset.columns.image", "dataset.columns.label"),
     },
+    bundled_model="bundled ViT",
+    bundled_on="rendered letters",
+    inference=INFERENCE,
     causal=False,
     build=_build,
     save_merged=_save_merged,

@@ -35,11 +35,9 @@ class ImageData(RunData):
     """Items are (image (C, H, W) float32, class index).
 
     Attributes:
-        classes: their names.
         noisy: the training items that dataset.label_noise gave a wrong label; None without label noise.
     """
 
-    classes: list[str]
     noisy: Dataset | None = None
 
 
