@@ -89,7 +89,7 @@ def watched(command: list[str], cwd: Path, env: dict[str, str], until=None) -> t
         return process.poll() is not None or (until is not None and until())
 
     try:
-        wait_until(ended, "the end of the command", seconds=500, every=0.02)
+        wait_until(ended, "the end of the command", seconds=500, every=0.2)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
