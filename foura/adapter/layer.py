@@ -27,7 +27,7 @@ class FouraLayer(nn.Module, MergingLayer):
     """A layer with FouRA adapters, keyed by adapter name like every PEFT layer."""
 
     adapter_layer_names = ("foura_A", "foura_B", "foura_gate")
-    other_param_names = (
+    other_param_names: tuple[str, ...] = (
         "foura_gate_mask",
         "foura_dropout",
         "r",
@@ -35,7 +35,6 @@ class FouraLayer(nn.Module, MergingLayer):
         "scaling",
         "use_rslora",
         "transform",
-        "_cached",
     )
 
     in_features: int
@@ -68,7 +67,6 @@ class FouraLayer(nn.Module, MergingLayer):
         self.scaling: dict[str, float] = {}
         self.use_rslora: dict[str, bool] = {}
         self.transform: dict[str, Transform] = {}
-        self._cached: dict[str, tuple[Any, Factors]] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
@@ -100,7 +98,6 @@ class FouraLayer(nn.Module, MergingLayer):
             self.foura_gate[adapter_name] = gate
         elif gate is not None:
             self.foura_gate_mask[adapter_name] = gate
-        self._cached.pop(adapter_name, None)
         self.reset_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -127,15 +124,7 @@ class FouraLayer(nn.Module, MergingLayer):
 
     def names(self) -> list[str]:
         """The active adapters that this layer has."""
-        return [name for name in self.active_adapters if name in self.foura_A]
-
-    def train(self, mode: bool = True) -> "FouraLayer":
-        self.forget_factors()  # whatever wrote to the weights in between, the next phase folds again
-        return super().train(mode)
-
-    def forget_factors(self) -> None:
-        """Drop the folded factors kept for decoding."""
-        self._cached.clear()
+        return [name for name in self.active_adapters if name in self.r]
 
     # -- strength (diffusers calls these)
 
@@ -166,9 +155,23 @@ class FouraLayer(nn.Module, MergingLayer):
         """(down (q, in), up (out, q)) of the adapter in float32 or better, before mask and scaling; see `delta`."""
         return plain_fold(self.foura_A[adapter_name], self.foura_B[adapter_name], self.transform[adapter_name])
 
+    # these are asked in every call; nn.Module's own look-up takes ten times as long
+
     def gate(self, adapter_name: str) -> Gate | None:
         """The adapter's input-dependent gate, if it has one."""
-        return self.foura_gate[adapter_name] if adapter_name in self.foura_gate else None  # type: ignore[return-value]
+        gates: Any = self._modules["foura_gate"]
+        return gates._modules.get(adapter_name)
+
+    def mask(self, adapter_name: str) -> Tensor | None:
+        """The mask of a frozen gate (r,), if the adapter has one."""
+        masks: Any = self._modules["foura_gate_mask"]
+        return masks._buffers.get(adapter_name)
+
+    def dropout(self, adapter_name: str) -> nn.Module | None:
+        """The adapter's dropout, while training with one."""
+        dropouts: Any = self._modules["foura_dropout"]
+        dropout = dropouts._modules[adapter_name]
+        return dropout if self.training and isinstance(dropout, nn.Dropout) else None
 
     # -- forward
 

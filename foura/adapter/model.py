@@ -23,6 +23,7 @@ from foura.adapter.config import FouraConfig
 from foura.adapter.conv import CONVOLUTIONS, Conv
 from foura.adapter.embedding import Embedding
 from foura.adapter.gates import Gate
+from foura.adapter.keep import FoldingLayer
 from foura.adapter.layer import FouraLayer
 from foura.adapter.linear import Linear
 
@@ -44,6 +45,7 @@ class FouraModel(BaseTuner):
                 raise
             found = ", ".join(linear_layers(model)) or "none"
             raise type(error)(f"{error} The linear layers of this model are: {found}.") from None
+        fold_together(model)
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -176,6 +178,14 @@ def attention_mask(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
         return  # gradient checkpointing runs the layers again in the backward pass; the next call sets its own mask
     for gate in gates:
         gate.padding_mask = None
+
+
+def fold_together(model: nn.Module) -> None:
+    """Let all layers of `model` fold with each other; see `keep`."""
+    layers = [module for module in model.modules() if isinstance(module, FoldingLayer)]
+    for layer in layers:
+        layer.folds = layers[0].folds
+        layer.folds.join(layer)
 
 
 def layer_class(module: nn.Module) -> type[FouraLayer] | None:
