@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # two processes; tests that share a trained run stay in one of them
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-all bench lint ui install
+.PHONY: help demo test test-all test-mutants bench lint ui install
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -34,6 +34,9 @@ test-all: $(STAMP)  ## everything: slow tests, PEFT's own test suite on our tune
 	$(PYTEST) --hypothesis-profile=all tests --ignore tests/peers
 	$(BIN)/python -m pytest tests/peers
 	$(BIN)/python -m tests.helpers.survives
+
+test-mutants: $(STAMP)  ## deliberate faults in what results rest on: the tests must catch every one (20 minutes)
+	$(BIN)/python -m tests.mutants
 
 bench: $(STAMP)  ## cost of adapters against PEFT's LoRA, and of the framework (15 minutes on a quiet machine)
 	$(BIN)/python experiments/benchmarks/bench.py

@@ -15,11 +15,11 @@ try:
 
     from foura.config import explain, register
     from foura.run.start import execute
-    from foura.threads import wait_without_spinning
+    from foura.threads import spin_briefly
 except ModuleNotFoundError as error:
     exit_without_lab(error)
 
-wait_without_spinning()
+spin_briefly()
 register()
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from foura.errors import UserError, cannot_write, exit_without_lab, reason
-from foura.threads import wait_without_spinning
+from foura.threads import spin_briefly
 
 
 def main() -> None:
     """Entry point of `foura` and `python -m foura`."""
-    wait_without_spinning()
+    spin_briefly()
     arguments = _parser().parse_args()
     try:
         arguments.run_command(arguments)

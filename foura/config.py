@@ -21,10 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 from foura.errors import UserError, first_line
 from foura.families import family_of
 from foura.methods import method_of
+from foura.metrics import with_margins
 from foura.schema import Config, defaults_since
 
 # Keys that name a run and say where it is kept, and cannot change its numbers.
-UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "force", "plan", "outputs")
+UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "margins", "force", "plan", "outputs")
 UNSCIENTIFIC += ("trainer.enable_progress_bar", "trainer.profiler", "dataset.num_workers")
 # Hydra's launchers that are not installed with foura, and the extra that has each
 LAUNCHERS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
@@ -51,6 +52,7 @@ def check(cfg: DictConfig) -> None:
     _check_node(cfg, Config, "")
     _check_family(cfg)
     method_of(cfg).check(cfg, causal=family_of(cfg).causal)
+    _check_margins(cfg.margins)
     name = cfg.sweep
     if name is not None and not re.fullmatch(r"[\w.+-]{1,100}", name):
         raise UserError(f"sweep={name!r} must be 1 to 100 letters, digits, '.', '_', '+' or '-': it names a folder.")
@@ -68,7 +70,7 @@ def _check_family(cfg: DictConfig) -> None:
             f"dataset.format={data.format} does not go with backbone={family.name}; choose one of "
             f"{', '.join(family.formats)}."
         )
-    for name in cfg.backbone.options:
+    for name in map(str, cfg.backbone.options):
         if name not in family.options:
             has = f"It has: {', '.join(family.options)}." if family.options else "It has none."
             raise UserError(f"backbone.options.{name} is not a setting of backbone={family.name}. {has}")
@@ -79,6 +81,13 @@ def _check_family(cfg: DictConfig) -> None:
         )
     if data.source not in family.bundled and data.path is None:
         raise UserError(f"dataset.path is not set: dataset={data.name} needs dataset.path=… to say where the data is.")
+
+
+def _check_margins(margins: DictConfig) -> None:
+    """Refuse a margin that no difference can be within."""
+    for key, value in margins.items():
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"margins.{key!s} must be a number above 0, got {value}.")
 
 
 def _check_node(node: DictConfig, schema: type, prefix: str) -> None:
@@ -111,7 +120,11 @@ def _check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
 def scientific(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config without the keys that cannot change a result, flat: {"adapter.lr": 0.001, ...}."""
     container = OmegaConf.to_container(cfg, resolve=True)
-    return {key: value for key, value in sorted(_flatten(container)) if key not in UNSCIENTIFIC}
+    return {key: value for key, value in sorted(_flatten(container)) if not _unscientific(key)}
+
+
+def _unscientific(key: str) -> bool:
+    return key in UNSCIENTIFIC or key.startswith("margins.")
 
 
 def run_key(cfg: DictConfig) -> str:
@@ -163,6 +176,9 @@ def _unknown_choice(group: str, choice: str, text: str) -> str:
 def _unknown_key(key: str) -> str:
     """The sentence for a key that does not exist, with the keys that exist at its level."""
     schema: Any = Config
+    if key.startswith("margins."):
+        known = [metric.margin_key for metric in with_margins()]
+        return f"{key} is not the margin of a metric. {_suggest(key.removeprefix('margins.'), known)}"
     parts = key.split(".")
     for depth, part in enumerate(parts):
         types = {spec.name: spec.type for spec in dataclasses.fields(schema)}
@@ -204,7 +220,7 @@ def _sweep_name(given: str | None, overrides: list[str]) -> str:
     """
     if given:
         return given
-    told = [text for text in overrides if text.lstrip("+").partition("=")[0] not in UNSCIENTIFIC]
+    told = [text for text in overrides if not _unscientific(text.lstrip("+").partition("=")[0])]
     return "sweep-" + hashlib.sha256("\n".join(sorted(told)).encode()).hexdigest()[:8]
 
 

@@ -26,6 +26,9 @@ class Metric:
         greater_is_better: the direction of improvement.
         unit: "" for a pure number.
         shown: the places that show it (the constants of this module).
+        margin: the largest difference that counts as none, in the metric's unit; None if it has no default.
+        margin_share: the same as a share of the baseline's value, for metrics without a fixed scale.
+        counts_items: true for a share of the items of a split, which has steps of 1 / items.
     """
 
     key: str
@@ -33,6 +36,9 @@ class Metric:
     greater_is_better: bool
     unit: str = ""
     shown: tuple[str, ...] = ()
+    margin: float | None = None
+    margin_share: float | None = None
+    counts_items: bool = False
 
     @property
     def sign(self) -> float:
@@ -49,28 +55,33 @@ class Metric:
         """The label with its unit, as in "peak memory, MB"."""
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
+    @property
+    def margin_key(self) -> str:
+        """Its key in the config's `margins`, where a "/" would name a group."""
+        return self.key.replace("/", "_")
+
     def gap(self, train: float, validation: float) -> float:
         """How much worse validation is than training: positive means overfitting, for every metric."""
         return self.sign * (train - validation)
 
 
 _LISTED = (
-    Metric("loss", "loss", False, shown=(EPOCH, COMPARED)),
-    Metric("acc", "accuracy", True, shown=(EPOCH,)),
-    Metric("f1", "F1", True, shown=(EPOCH, COMPARED)),
-    Metric("mcc", "Matthews correlation", True, shown=(EPOCH, COMPARED)),
-    Metric("spearman", "Spearman correlation", True, shown=(EPOCH, COMPARED)),
-    Metric("pearson", "Pearson correlation", True, shown=(EPOCH, COMPARED)),
-    Metric("ppl", "perplexity", False, shown=(TABLE,)),
+    Metric("loss", "loss", False, shown=(EPOCH, COMPARED), margin_share=0.02),
+    Metric("acc", "accuracy", True, shown=(EPOCH,), margin=0.01, counts_items=True),
+    Metric("f1", "F1", True, shown=(EPOCH, COMPARED), margin=0.01),
+    Metric("mcc", "Matthews correlation", True, shown=(EPOCH, COMPARED), margin=0.02),
+    Metric("spearman", "Spearman correlation", True, shown=(EPOCH, COMPARED), margin=0.01),
+    Metric("pearson", "Pearson correlation", True, shown=(EPOCH, COMPARED), margin=0.01),
+    Metric("ppl", "perplexity", False, shown=(TABLE,), margin_share=0.02),
     Metric("kernel", "kernel distance", False, shown=(TABLE,)),
-    Metric("frechet", "frechet", False, shown=(COMPARED,)),
-    Metric("diversity", "diversity", True, shown=(TABLE, COMPARED, ANSWER)),
-    Metric("copy_distance", "copy distance", True, shown=(TABLE, COMPARED, ANSWER)),
-    Metric("legible", "legible", True, shown=(COMPARED,)),
+    Metric("frechet", "frechet", False, shown=(COMPARED,), margin_share=0.05),
+    Metric("diversity", "diversity", True, shown=(TABLE, COMPARED, ANSWER), margin_share=0.05),
+    Metric("copy_distance", "copy distance", True, shown=(TABLE, COMPARED, ANSWER), margin_share=0.05),
+    Metric("legible", "legible", True, shown=(COMPARED,), margin=0.02),
     Metric("lpips", "LPIPS diversity", True, shown=(COMPARED,)),
     Metric("clip", "CLIP score", True, shown=(COMPARED,)),
-    Metric("bpb", "bpb", False, "bits per byte", shown=(COMPARED,)),
-    Metric("memorised/train", "memorised", False, shown=(TABLE, COMPARED, ANSWER)),
+    Metric("bpb", "bpb", False, "bits per byte", shown=(COMPARED,), margin_share=0.02),
+    Metric("memorised/train", "memorised", False, shown=(TABLE, COMPARED, ANSWER), margin=0.02),
     Metric("adapter/open_ranks", "open ranks", True, shown=(CURVE,)),
     Metric("val/kernel", "kernel distance", False, shown=(CURVE,)),
     Metric("val/diversity", "diversity", True, shown=(CURVE,)),
@@ -94,3 +105,8 @@ METRICS: dict[str, Metric] = {metric.key: metric for metric in _LISTED}
 def shown(place: str) -> list[Metric]:
     """The metrics that a place shows, in order."""
     return [metric for metric in METRICS.values() if place in metric.shown]
+
+
+def with_margins() -> list[Metric]:
+    """The metrics that adapters can be compared by, whose margins a config may declare."""
+    return [metric for metric in METRICS.values() if {EPOCH, TABLE, COMPARED} & set(metric.shown)]

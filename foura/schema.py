@@ -14,7 +14,7 @@ from omegaconf import MISSING
 
 from foura.families import FAMILIES
 from foura.methods import METHODS
-from foura.metrics import EPOCH, shown
+from foura.metrics import EPOCH, shown, with_margins
 
 
 def _choice(default: Any, *choices: str) -> Any:
@@ -224,6 +224,10 @@ class Config:
     iso_parameters: bool = False  # the largest rank with no more parameters than LoRA has at `rank`
     sweep: str | None = None  # groups runs under one parent run
     tune: list[str] = field(default_factory=list)  # swept keys whose best value the report picks on validation
+    # the largest difference that counts as none, of each metric that adapters are compared by; None: the metric's default
+    margins: dict[str, float | None] = field(
+        default_factory=lambda: dict.fromkeys(metric.margin_key for metric in with_margins())
+    )
     force: bool = False  # run again what is finished
     plan: bool = False  # say what a sweep would run, and run nothing
     outputs: str = "outputs"

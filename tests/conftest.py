@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from foura.threads import wait_without_spinning
+from foura.threads import spin_briefly
 
-wait_without_spinning()
+spin_briefly()
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported, which would otherwise try for half a minute
 import torch  # noqa: E402 (it reads the variables of its threads once)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from foura.analysis.statistics import compare, correct
-from foura.report.plots import COLOURS
+from foura.analysis.statistics import compare
+from foura.report.style import COLOURS
 from foura.run.merge import merge_evaluate
 from foura.sweep.plan import sweep_folder
 
@@ -51,14 +51,11 @@ def main(name: str, outputs: Path) -> None:
     draw(table, HERE / "merged.svg")
     lines = []
     for measure, more in MEASURES.items():
-        cases = []
         for strength, part in table.groupby("strength"):
             by_seed = {name: own.set_index("seed")[measure].to_dict() for name, own in part.groupby("adapter")}
             means = {name: sum(values.values()) / len(values) for name, values in by_seed.items()}
             found = compare(by_seed["foura"], by_seed["lora"], more, tests=len(STRENGTHS))
-            cases.append(({"measure": measure, "strength": strength, **means}, found))
-        judged = correct([found for _, found in cases], more)
-        lines += [{**case, **one.__dict__} for (case, _), one in zip(cases, judged, strict=True)]
+            lines.append({"measure": measure, "strength": strength, **means, **found.__dict__})
     pd.DataFrame(lines).to_csv(HERE / "comparisons.csv", index=False, float_format="%.5g")
     print(pd.DataFrame(lines).to_string(index=False))
 

@@ -1,1 +1,1 @@
-"""Pure functions on numbers: nothing here imports the rest of the package."""
+"""Statistics and linear algebra as pure functions of numbers: nothing here imports the rest of the package."""

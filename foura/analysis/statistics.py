@@ -1,131 +1,190 @@
-"""Comparing two adapters over seeds: interval, paired test, effect size, and a verdict in words. scipy does the sums."""
+"""Paired comparison of two adapters over seeds: interval, test, equivalence and verdict.
+
+One rule throughout: Student's t on the differences of the pairs, at LEVEL divided by the number of comparisons in the
+table (Bonferroni). The interval, the adjusted p-value, the detectable difference and the verdict are of that level, so
+that the interval excludes zero exactly where the verdict is "better" or "worse". How well the intervals cover is measured
+in docs/statistics.md.
+"""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from numpy.typing import ArrayLike
+from scipy import stats
 
-LEVEL = 0.05  # of all tests; intervals are of 1 - LEVEL
-POWER = 0.8  # with which the smallest detectable difference would have been found
-RESAMPLES = 2000
+from foura.analysis.power import detectable_difference, seeds_to_decide
+
+LEVEL = 0.05  # of a whole table: the chance of any false "better" or "worse" in it
+LEAST = 3  # shared seeds; with fewer there is no interval
+ROUNDING = 1e-9  # of a value: smaller differences are rounding
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a candidate differs from a baseline, on the seeds that both have.
+    """Difference of a candidate from a baseline on the seeds that both have.
 
     Attributes:
-        seeds: pairs of runs compared.
-        difference: mean of candidate minus baseline. low, high: its bootstrap interval (95 %, BCa).
-        effect: difference in units of its spread over seeds (Cohen's d of the pairs); nan where there is no spread.
-        p: of the paired t-test. q: p corrected for all comparisons of the table (set by `correct`).
-        detectable: the smallest difference that so many seeds show in 4 of 5 cases.
-        verdict: "better", "worse", "no detectable difference", or "too few seeds".
+        seeds: number of pairs.
+        difference: mean of candidate minus baseline.
+        low, high: interval of the difference at the level of the table; nan if there is none.
+        inner_low, inner_high: interval of twice that level, which a constant margin is compared with.
+        effect: difference over its standard deviation (Cohen's d of the pairs); nan without spread.
+        p: of the paired t-test. p_adjusted: p times the comparisons of the table, at most 1.
+        detectable: difference that so many seeds find in 4 of 5 cases.
+        margin: δ, the largest difference that counts as none (mean over seeds); nan if none is declared.
+        verdict: "better", "worse", "equivalent" or "undecided".
+        needed: of an undecided comparison, about how many seeds would decide it; inf if more than 1000, nan if unknown.
     """
 
     seeds: int
     difference: float
-    low: float
-    high: float
-    effect: float
-    p: float
-    q: float
-    detectable: float
-    verdict: str
+    low: float = math.nan
+    high: float = math.nan
+    inner_low: float = math.nan
+    inner_high: float = math.nan
+    effect: float = math.nan
+    p: float = math.nan
+    p_adjusted: float = math.nan
+    detectable: float = math.nan
+    margin: float = math.nan
+    verdict: str = "undecided"
+    needed: float = math.nan
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high): the mean and its bootstrap interval (95 %, BCa); nan bounds below three values."""
+def interval(values: ArrayLike, level: float = LEVEL, item: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mean, low, high) along the last axis: the t interval of confidence 1 - level.
+
+    Args:
+        values: (..., seeds), at least two seeds.
+        item: the step of the values, 1 / items for shares of counted items. Rounding to it hides a standard deviation of
+            item / √6 in a difference, and no interval is narrower than ± one item.
+    """
     sample = np.asarray(values, dtype=float)
-    if len(sample) < 3:
-        return float(sample.mean()) if len(sample) else math.nan, math.nan, math.nan
-    if np.ptp(sample) == 0:
-        return (float(sample[0]),) * 3
-    with warnings.catch_warnings():  # BCa is not defined for some samples of very few values: the percentiles are
-        warnings.simplefilter("error", stats.DegenerateDataWarning)
-        for method in ("BCa", "percentile"):
-            try:
-                found = stats.bootstrap(
-                    (sample,),
-                    np.mean,
-                    n_resamples=RESAMPLES,
-                    confidence_level=1 - LEVEL,
-                    method=method,
-                    rng=np.random.default_rng(0),
-                )
-                break
-            except stats.DegenerateDataWarning:
-                continue
-    return float(sample.mean()), float(found.confidence_interval.low), float(found.confidence_interval.high)
+    seeds = sample.shape[-1]
+    mean = sample.mean(-1)
+    spread = np.maximum(sample.std(-1, ddof=1), item / math.sqrt(6))
+    half = np.maximum(stats.t.ppf(1 - level / 2, seeds - 1) * spread / math.sqrt(seeds), item * (1 + ROUNDING))
+    return mean, mean - half, mean + half
+
+
+def equivalent(differences: ArrayLike, margin: ArrayLike, level: float = LEVEL, item: float = 0.0) -> np.ndarray:
+    """True where two one-sided t-tests show |difference| < margin (TOST; Schuirmann, 1987), each at `level`.
+
+    For a constant margin the same as the (1 - 2 level) interval within ± margin.
+
+    Args:
+        differences: (..., seeds). margin: a number, or one for each seed (a share of the baseline's value there).
+    """
+    differences = np.asarray(differences, dtype=float)
+    _, _, high = interval(differences - margin, 2 * level, item)
+    _, low, _ = interval(differences + margin, 2 * level, item)
+    return (high < 0) & (low > 0)
+
+
+def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float, float]:
+    """(mean, low, high) of one sample; nan bounds for fewer than three values, and a nan mean for none."""
+    if len(values) < LEAST:
+        return float(np.mean(values)) if len(values) else math.nan, math.nan, math.nan
+    mean, low, high = interval(values, level)
+    return float(mean), float(low), float(high)
 
 
 def compare(
-    candidate: Mapping[int, float], baseline: Mapping[int, float], more_is_better: bool, tests: int = 1
+    candidate: Mapping[int, float],
+    baseline: Mapping[int, float],
+    more_is_better: bool,
+    tests: int = 1,
+    margin: float | Mapping[int, float] | None = None,
+    item: float = 0.0,
 ) -> Comparison:
-    """The comparison of two {seed: value}; q is p until `correct` has seen the whole table.
+    """Compare two {seed: value} on their shared seeds.
 
     Args:
-        tests: comparisons in the table; the smallest detectable difference allows for them (Bonferroni).
+        tests: comparisons in the table that this one belongs to.
+        margin: δ > 0, or one for each seed; None: equivalence is not tested.
+        item: the step of the values (see `interval`); nan for counted values with an unknown number of items, where
+            differences without spread are undecided.
+
+    Raises:
+        ValueError: a margin that is not positive, or fewer than one test.
     """
+    if tests < 1:
+        raise ValueError(f"a table has at least one comparison, got {tests}")
     shared = sorted(set(candidate) & set(baseline))
-    differences = np.array([candidate[seed] - baseline[seed] for seed in shared], dtype=float)
-    mean, low, high = mean_interval(differences.tolist())
+    differences, margins = _differences(candidate, baseline, shared), _margins(margin, shared)
+    mean, delta = (float(part.mean()) if shared else math.nan for part in (differences, margins))
     spread = float(differences.std(ddof=1)) if len(shared) > 1 else math.nan
-    if len(shared) < 3:
-        return Comparison(len(shared), mean, low, high, math.nan, math.nan, math.nan, math.nan, "too few seeds")
-    if spread == 0:  # the same difference for every seed: no test is defined; zero is equality
-        p = 1.0 if mean == 0 else 0.0
-        return _judged(Comparison(len(shared), mean, low, high, math.nan, p, p, 0.0, ""), more_is_better)
-    p = float(stats.ttest_rel([candidate[s] for s in shared], [baseline[s] for s in shared]).pvalue)
-    detectable = spread * detectable_effect(len(shared), LEVEL / tests)
-    return _judged(Comparison(len(shared), mean, low, high, mean / spread, p, p, detectable, ""), more_is_better)
+    if len(shared) < LEAST or (spread == 0 and math.isnan(item)):
+        return Comparison(len(shared), mean, margin=delta)
+    item, level = 0.0 if math.isnan(item) else item, LEVEL / tests
+    _, low, high = (float(value) for value in interval(differences, level, item))
+    _, inner_low, inner_high = (float(value) for value in interval(differences, 2 * level, item))
+    spread = max(spread, item / math.sqrt(6))
+    p = _p(mean, spread, len(shared), item)
+    verdict, needed = "undecided", math.nan
+    if low > 0 or high < 0:
+        verdict = "better" if (mean > 0) == more_is_better else "worse"
+    elif bool(equivalent(differences, margins, level, item)):
+        verdict = "equivalent"
+    else:
+        needed = seeds_to_decide(len(shared), mean, spread, delta, level, item)
+    return Comparison(
+        seeds=len(shared),
+        difference=mean,
+        low=low,
+        high=high,
+        inner_low=inner_low,
+        inner_high=inner_high,
+        effect=mean / spread if spread else math.nan,
+        p=p,
+        p_adjusted=min(1.0, p * tests),
+        detectable=detectable_difference(len(shared), spread, level, item),
+        margin=delta,
+        verdict=verdict,
+        needed=needed,
+    )
 
 
-def correct(comparisons: Sequence[Comparison], more_is_better: bool) -> list[Comparison]:
-    """The comparisons of one table with p corrected for their number (Benjamini and Hochberg) and the verdicts that follow."""
-    tested = [one for one in comparisons if not math.isnan(one.p)]
-    corrected = iter(stats.false_discovery_control([one.p for one in tested]) if tested else [])
-    result = []
-    for one in comparisons:
-        if not math.isnan(one.p):
-            one = _judged(Comparison(**{**one.__dict__, "q": float(next(corrected))}), more_is_better)
-        result.append(one)
-    return result
-
-
-def detectable_effect(seeds: int, level: float = LEVEL, power: float = POWER) -> float:
-    """The effect size (Cohen's d of the pairs) that a paired t-test of so many seeds finds with this power."""
-    threshold = stats.t.ppf(1 - level / 2, seeds - 1)
-    # scipy's noncentral t gives nan for few degrees of freedom and a large shift: average its definition over quantiles
-    quantiles = (np.arange(4000) + 0.5) / 4000
-    spreads = np.sqrt(stats.chi2.ppf(quantiles, seeds - 1) / (seeds - 1))
-
-    def lacking(effect: float) -> float:
-        shift = effect * math.sqrt(seeds)
-        missed = stats.norm.cdf(threshold * spreads - shift) - stats.norm.cdf(-threshold * spreads - shift)
-        return 1 - float(missed.mean()) - power
-
-    high = 1.0
-    while lacking(high) < 0:
-        high *= 2
-    return float(optimize.brentq(lacking, 0.0, high))
-
-
-def slope(x: Sequence[float], y_by_seed: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """(slope, low, high): y against log2 x by least squares for each seed, and the mean of these with its interval.
+def slope(
+    x: Sequence[float], y_by_seed: Sequence[Sequence[float]], tests: int = 1
+) -> tuple[float, float, float]:  # fmt: skip
+    """(slope, low, high): least squares of y against log2 x for each seed, then the mean over seeds and its interval.
 
     Args:
-        x: ranks or sizes, at least two different ones. y_by_seed: for each seed its values at `x`.
+        x: ranks or sizes, at least two different ones. y_by_seed: (seeds, len(x)).
+        tests: slopes in the table that this one belongs to.
     """
     logs = np.log2(np.asarray(x, dtype=float))
-    return mean_interval([float(stats.linregress(logs, np.asarray(y, dtype=float)).slope) for y in y_by_seed])
+    slopes = [float(stats.linregress(logs, np.asarray(y, dtype=float)).slope) for y in y_by_seed]
+    return mean_interval(slopes, LEVEL / tests)
 
 
-def _judged(one: Comparison, more_is_better: bool) -> Comparison:
-    verdict = "no detectable difference"
-    if one.q < LEVEL:
-        verdict = "better" if (one.difference > 0) == more_is_better else "worse"
-    return Comparison(**{**one.__dict__, "verdict": verdict})
+def _differences(candidate: Mapping[int, float], baseline: Mapping[int, float], seeds: Sequence[int]) -> np.ndarray:
+    """Candidate minus baseline for each seed, where what differs by floating-point rounding alone is equal."""
+    own, base = (np.array([values[seed] for seed in seeds], dtype=float) for values in (candidate, baseline))
+    differences = own - base
+    rounding = ROUNDING * float(np.abs(base).max(initial=0.0))
+    if len(seeds) and np.ptp(differences) <= rounding:
+        differences = np.full(len(seeds), differences[0])
+    return np.where(np.abs(differences) <= rounding, 0.0, differences)
+
+
+def _margins(margin: float | Mapping[int, float] | None, seeds: Sequence[int]) -> np.ndarray:
+    """δ for each seed; nan where none is declared, with which every test of equivalence fails."""
+    if margin is None:
+        return np.full(len(seeds), math.nan)
+    each = np.array([margin[seed] for seed in seeds]) if isinstance(margin, Mapping) else np.full(len(seeds), margin)
+    if (each <= 0).any():
+        raise ValueError(f"a margin must be above 0, got {each.min():g}")
+    return each
+
+
+def _p(mean: float, spread: float, seeds: int, item: float) -> float:
+    """Two-sided p of the paired t-test; 1 for a difference of at most one item, which no interval can exclude."""
+    if abs(mean) <= item * (1 + ROUNDING):
+        return 1.0
+    if spread == 0:
+        return 0.0
+    return float(2 * stats.t.sf(abs(mean) / spread * math.sqrt(seeds), seeds - 1))

@@ -1,1 +1,1 @@
-"""Tables and pictures of runs."""
+"""A sweep's report: tables, figures and verdicts, from the tracking store alone."""

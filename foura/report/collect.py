@@ -1,6 +1,7 @@
-"""A sweep out of the tracking store, as tables. Nothing else is read: a report can be made where the runs are not."""
+"""Read a sweep from the tracking store, as tables. Nothing else is read: a report needs no run folders."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from foura.errors import UserError
 from foura.schema import Config, defaults_since
 from foura.tracking.store import open_store
 
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file is no news
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one bar per small file
+ITEMS = ("train_items", "validation_items", "test_items")  # sizes of the splits; runs of older versions lack them
 TAGS = (
     "state",
     "adapter",
@@ -29,8 +31,18 @@ TAGS = (
     "seed",
     "data_fingerprint",
     "key",
+    *ITEMS,
 )
+KEPT_LOOKS = 50  # as many as a tag of MLflow holds
 STATES = {"FINISHED": "finished", "KILLED": "interrupted", "RUNNING": "running", "FAILED": "failed"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """One report of a sweep: the number of finished runs that it saw, and the margins then declared."""
+
+    finished: int
+    margins: dict[str, float]
 
 
 @dataclass
@@ -38,8 +50,11 @@ class Sweep:
     """A sweep's runs as they stand in the store.
 
     Attributes:
-        runs: one row a run: run_id, name, state, the tags, "param:<key>" for its config, "<metric>" for its last values.
-        tune: the keys whose best value is picked on validation. command: what started the sweep, where it is known.
+        runs: one row per run: run_id, name, state, the tags, "param:<key>" for its config, "<metric>" for its last values.
+        tune: the keys whose best value is picked on validation data.
+        command: the command that started the sweep; "" if unknown.
+        margins: {key of the config's `margins`: value} as declared with the sweep.
+        looks: earlier reports that saw other numbers of finished runs.
     """
 
     name: str
@@ -49,6 +64,8 @@ class Sweep:
     runs: pd.DataFrame
     tune: list[str]
     command: str
+    margins: dict[str, float]
+    looks: list[Look]
 
     def history(self, run_id: str, metric: str) -> pd.Series:
         """The values of a metric by epoch (from 1)."""
@@ -56,13 +73,13 @@ class Sweep:
         return pd.Series({point.step + 1: point.value for point in points}, dtype=float).sort_index()
 
     def artifact(self, run_id: str, name: str, into: Path) -> Path | None:
-        """A run's artifact as a local file, None where it has none of that name."""
-        with contextlib.suppress(Exception):  # each kind of store says "not there" in its own way
+        """Download an artifact of a run; None if the run has none of that name."""
+        with contextlib.suppress(Exception):  # each kind of store has its own exception for a missing file
             return Path(self.client.download_artifacts(run_id, name, str(into)))
         return None
 
     def tables(self, run_ids: Sequence[str], name: str) -> pd.DataFrame:
-        """A CSV artifact of many runs, one below the other, with a column run_id."""
+        """A CSV artifact of several runs, concatenated, with a column run_id."""
         parts = []
         with tempfile.TemporaryDirectory() as folder:
             for run_id in run_ids:
@@ -73,12 +90,20 @@ class Sweep:
                     parts.append(pd.read_csv(path).assign(run_id=run_id))
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
+    def look(self) -> list[Look]:
+        """Record this report on the parent run, unless no run has finished since the last one; returns all looks."""
+        now = Look(int((self.runs["state"] == "finished").sum()), self.margins)
+        if not self.looks or self.looks[-1] != now:
+            self.looks.append(now)
+            self.client.set_tag(self.parent_id, "looks", json.dumps([vars(look) for look in self.looks[-KEPT_LOOKS:]]))
+        return self.looks
+
 
 def load_sweep(outputs: Path, name: str) -> Sweep:
-    """The sweep of that name.
+    """Load the sweep of that name.
 
     Raises:
-        UserError: there is none in the store; the sentence lists those there are.
+        UserError: the store has no such sweep (the message lists those that it has), or the sweep has no runs.
     """
     client, experiment_id = open_store(outputs)
     parents = _search(client, experiment_id, "tags.role = 'sweep'")
@@ -100,6 +125,8 @@ def load_sweep(outputs: Path, name: str) -> Sweep:
         runs=runs.sort_values(order, ignore_index=True),
         tune=[key for key in tags.get("tune", "").split(",") if key],
         command=tags.get("command", ""),
+        margins=json.loads(tags.get("margins") or "{}"),
+        looks=[Look(**look) for look in json.loads(tags.get("looks") or "[]")],
     )
 
 
@@ -115,6 +142,7 @@ def _search(client: MlflowClient, experiment_id: str, query: str) -> list[Run]:
 
 
 def _row(run: Run) -> dict[str, Any]:
+    """A run as a row of the table; missing ranks and seeds are 0."""
     tags = run.data.tags
     row: dict[str, Any] = {"run_id": run.info.run_id, "name": run.info.run_name}
     row |= {tag: tags[tag] for tag in TAGS if tag in tags}
@@ -127,4 +155,5 @@ def _row(run: Run) -> dict[str, Any]:
     row |= run.data.metrics
     for number in ("rank", "seed"):
         row[number] = int(row.get(number, 0))
+    row |= {key: int(row[key]) for key in ITEMS if key in row}
     return row

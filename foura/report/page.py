@@ -1,8 +1,8 @@
-"""`foura report SWEEP`: one self-contained page and CSV files, from the tracking store alone."""
+"""`foura report SWEEP`: one self-contained page, its figures and its tables as CSV, from the tracking store alone."""
 
 import datetime
-import math
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,41 +10,51 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from foura.analysis.statistics import LEVEL, POWER
-from foura.metrics import CURVE, shown
-from foura.report import compare, plots
-from foura.report.collect import Sweep, load_sweep
-from foura.report.compare import Measure, Study
+from foura.metrics import CURVE, METRICS, shown
+from foura.report import compare, plots, tables, updates, verdicts
+from foura.report.collect import Look, Sweep, load_sweep
+from foura.report.forest import forest
+from foura.report.overview import over_tasks, overview_figure, overview_lines, overview_note
+from foura.report.study import Measure, Study, studies, with_layers
+from foura.report.style import Panel, image, on_page
 
-UI = "http://127.0.0.1:5000"
-ARTIFACT_RUNS = 60  # runs of a study whose layer tables are read; more of them only make the means smoother
-GRIDS = 4  # runs whose pictures are shown
+ARTIFACT_RUNS = 60  # runs of a study whose layer tables are read, at least one of each adapter and condition
+GRIDS = 4  # runs whose generated images are shown
+PARTS = {"train": "train_eval", "val": "val"}
+METHOD = (
+    "Runs of one seed form pairs: they share their data, its order and their start. Intervals are Student's t intervals of "
+    "the mean difference at 5 % divided by the number of comparisons in the table (Bonferroni). Better and worse: the "
+    "interval excludes zero. Equivalent: two one-sided tests at the same level show the difference within the margin (the "
+    "thick part of the line lies in the shaded band). Undecided: neither; the number of seeds that would decide is a rough "
+    "guide. Test data was used once, for the epoch selected on validation data. How often this is wrong: docs/statistics.md."
+)
 
 
 @dataclass
-class Shown:
-    """A table as the page shows it: every cell is text."""
+class Figure:
+    """The panels of one figure as the page shows them, and the caption below them."""
 
-    title: str
-    columns: list[str]
-    rows: list[list[Any]]
-    note: str = ""
+    caption: str
+    panels: list[dict[str, str]] = field(default_factory=list)
 
 
 def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     """Make the report of a sweep and log it to the sweep's parent run; returns the page's path.
 
     Args:
-        into: the folder of report.html and its CSV files; None: outputs/sweeps/<name>/report.
+        into: the folder of report.html, its figures and CSV files; None: outputs/sweeps/<name>/report.
 
     Raises:
-        UserError: no such sweep, or no run of it that has finished.
+        UserError: no such sweep, or a sweep without runs.
     """
     sweep = load_sweep(outputs, name)
     folder = into or outputs / "sweeps" / name / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    found = compare.studies(sweep.runs, sweep.tune)
-    sections = [_section(sweep, study, folder, f"{n}-" if len(found) > 1 else "") for n, study in enumerate(found, 1)]
+    found = studies(sweep.runs, sweep.tune, sweep.margins)
+    looks = sweep.look()
+    sections = [
+        Section(sweep, study, folder, f"{n}-" if len(found) > 1 else "").made(looks) for n, study in enumerate(found, 1)
+    ]
     sweep.runs.to_csv(folder / "runs.csv", index=False, float_format="%.6g")
     states = sweep.runs["state"].value_counts()
     template = jinja2.Template(files("foura.report").joinpath("page.html").read_text(encoding="utf-8"), autoescape=True)
@@ -52,9 +62,11 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
         name=name,
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         counts=f"{len(sweep.runs)} runs: " + ", ".join(f"{count} {state}" for state, count in states.items()),
+        overview=_overview(found, folder),
         studies=sections,
-        provenance=_provenance(sweep),
-        runs=_runs(sweep),
+        method=METHOD,
+        provenance=tables.provenance_table(sweep),
+        runs=tables.runs_table(sweep),
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -62,168 +74,160 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     return path
 
 
-def _section(sweep: Sweep, study: Study, folder: Path, prefix: str) -> dict[str, Any]:
-    answers, tables = [], []
-    some = study.finished["run_id"].iloc[:: max(1, math.ceil(len(study.finished) / ARTIFACT_RUNS))].tolist()
-    layers = sweep.tables(some, "layers.csv")
-    compare.with_layers(study, layers)
-    means = compare.summary(study)
-    means.to_csv(folder / f"{prefix}summary.csv", index=False, float_format="%.6g")
-    measured = [study.quality, study.gap, *study.extra]
-    for measure in measured:
-        table = compare.comparisons(study, measure)
+def _overview(found: list[Study], folder: Path) -> dict[str, Any] | None:
+    """The verdict over the tasks of several studies; None if they share nothing."""
+    table = over_tasks(found) if len(found) > 1 else pd.DataFrame()
+    if table.empty:
+        return None
+    table.to_csv(folder / "tasks.csv", index=False, float_format="%.6g")
+    panel = overview_figure(table, found)
+    (folder / "tasks.svg").write_bytes(panel.svg)
+    figure = Figure("", [{"source": on_page(panel.svg), "alt": panel.alt}])
+    return {"lines": overview_lines(table, found), "figure": figure, "note": overview_note(found)}
+
+
+class Section:
+    """The part of a page about one study; making it writes the study's CSV files and figures.
+
+    Args:
+        prefix: of the names of the files, where a sweep has several studies.
+    """
+
+    def __init__(self, sweep: Sweep, study: Study, folder: Path, prefix: str) -> None:
+        self.sweep, self.study, self.folder, self.prefix = sweep, study, folder, prefix
+        ids = _spread_over_conditions(study)
+        self.layers, self.spectra, self.strengths = (
+            sweep.tables(ids, f"{name}.csv") for name in ("layers", "spectra", "strengths")
+        )
+        with_layers(study, self.layers)
+        self.means = compare.summary(study)
+        self.compared = {measure.column: compare.comparisons(study, measure) for measure in study.measures}
+
+    def made(self, looks: list[Look]) -> dict[str, Any]:
+        """What page.html shows of the study."""
+        study = self.study
+        self._csv(self.means, "summary")
+        quality = self.compared[study.quality.column]
+        return {
+            "title": study.title,
+            "answers": [verdicts.answer(self.compared[m.column], m, study) for m in study.answered],
+            "more": verdicts.more_seeds(quality, self.sweep),
+            "notes": [verdicts.margins(study), verdicts.coverage(study), verdicts.repeated_looks(looks)],
+            "forest": self._forest(),
+            "quality": self._quality(),
+            "means": tables.means_table(study, self.means),
+            "curves": self._curves(),
+            "cost": [self._figure("cost", plots.pareto(study, self.means), COST_CAPTION)],
+            "cost_table": tables.cost_table(study, self.means),
+            "updates": self._updates(),
+            "gates": updates.gate_map(study, self.layers)[1],
+            "updates_table": tables.updates_table(study, self.means),
+            "images": self._images(),
+            "numbers": self._numbers(),
+        }
+
+    def _forest(self) -> list[Figure]:
+        figures = []
+        for measure in self.study.answered:
+            panels = forest(self.study, self.compared[measure.column], measure)
+            figures.append(self._figure(f"forest-{_file(measure)}", panels, ""))
+        return figures
+
+    def _quality(self) -> list[Figure]:
+        measures = self.study.measures
+        return [self._figure(f"means-{_file(m)}", plots.by_measure(self.study, m), "") for m in measures]
+
+    def _curves(self) -> list[Figure]:
+        study, histories = self.study, self._histories()
+        self._csv(histories, "curves")
+        name = METRICS[study.selection.column.split("/")[1]].label
+        caption = "Means over seeds. Dashed: the same evaluation of a fixed part of the training data."
+        further = plots.further_curves(study, self._further())
+        return [
+            self._figure("curves", plots.curves(study, histories, name), caption),
+            self._figure("epochs", further, "Further measures by epoch, means over seeds."),
+        ]
+
+    def _updates(self) -> list[Figure]:
+        self._csv(self.layers, "layers")
+        self._csv(self.strengths, "strengths")
+        return [
+            self._figure("spectra", updates.spectra(self.study, self.spectra), "Means over layers and runs."),
+            self._figure("gates", updates.gate_map(self.study, self.layers)[0], "Open ranks of the gated adapters."),
+            self._figure(
+                "strength", updates.by_strength(self.study, self.strengths), "Image metrics against the adapter scale."
+            ),
+        ]
+
+    def _numbers(self) -> list[tables.Shown]:
+        """The tables behind the figures, which the page folds away."""
+        shown_tables = []
+        for measure in self.study.measures:
+            table = self.compared[measure.column]
+            if not table.empty:
+                self._csv(table, f"comparisons-{_file(measure)}")
+                shown_tables.append(tables.differences_table(self.study, measure, table))
+            slopes = compare.slopes(self.study, measure)
+            if not slopes.empty:
+                self._csv(slopes, f"slopes-{_file(measure)}")
+                shown_tables.append(tables.slopes_table(self.study, measure, slopes))
+        if not self.study.tuned.empty:
+            self._csv(self.study.tuned, "tuned")
+            shown_tables.insert(0, tables.tuned_table(self.study))
+        return shown_tables
+
+    def _images(self) -> list[Figure]:
+        """The generated images of a run of each adapter."""
+        found = []
+        with tempfile.TemporaryDirectory() as folder:
+            for _, run in self.study.finished.drop_duplicates("adapter").head(GRIDS).iterrows():  # some may have none
+                path = self.sweep.artifact(run["run_id"], "samples.png", Path(folder))
+                if path is not None:
+                    caption = f"Generated images of {run['name']}."
+                    panels = [{"source": image(path.read_bytes(), "png"), "alt": caption}]
+                    found.append(Figure(caption, panels))
+        return found
+
+    def _histories(self) -> pd.DataFrame:
+        """run_id, epoch, train, val, gap of the selection metric, for every finished run."""
+        metric = METRICS[self.study.selection.column.split("/")[1]]
+        parts = []
+        for run_id in self.study.finished["run_id"]:
+            columns = {name: self.sweep.history(run_id, f"{part}/{metric.key}") for name, part in PARTS.items()}
+            parts.append(pd.DataFrame(columns).rename_axis("epoch").reset_index().assign(run_id=run_id))
+        found = pd.concat(parts, ignore_index=True)
+        found.insert(3, "gap", metric.sign * (found["train"] - found["val"]))
+        return found
+
+    def _further(self) -> pd.DataFrame:
+        """run_id, measure, epoch, value of the metrics that only some tasks or adapters have."""
+        parts = []
+        for metric in shown(CURVE):
+            if metric.column in self.study.finished:
+                for run_id in self.study.finished.dropna(subset=[metric.column])["run_id"]:
+                    values = self.sweep.history(run_id, metric.column).rename_axis("epoch").rename("value")
+                    parts.append(values.reset_index().assign(run_id=run_id, measure=metric.column))
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def _figure(self, name: str, panels: list[Panel], caption: str) -> Figure:
+        figure = Figure(caption)
+        for panel in panels:
+            (self.folder / f"{self.prefix}{name}{panel.suffix}.svg").write_bytes(panel.svg)
+            figure.panels.append({"source": on_page(panel.svg), "alt": panel.alt})
+        return figure
+
+    def _csv(self, table: pd.DataFrame, name: str) -> None:
         if not table.empty:
-            table.to_csv(folder / f"{prefix}comparisons-{_file(measure)}.csv", index=False, float_format="%.6g")
-            tables.append(_shown(table, f"{measure.label}: differences from {study.baseline}", COMPARED))
-        if measure in study.answered:
-            answers.append(compare.answer(table, measure, study))
-        grown = compare.slopes(study, measure)
-        if not grown.empty:
-            grown.to_csv(folder / f"{prefix}slopes-{_file(measure)}.csv", index=False, float_format="%.6g")
-            assert study.x is not None
-            tables.append(
-                _shown(grown, f"{measure.label}: change each time {study.x.split('.')[-1].replace('_', ' ')} doubles")
-            )
-    tables.insert(0, _shown(means, "Means over seeds", MEANS))
-    if not study.tuned.empty:
-        study.tuned.to_csv(folder / f"{prefix}tuned.csv", index=False, float_format="%.6g")
-        tables.insert(1, _shown(study.tuned, "Tuned values", "Picked by the mean over seeds on validation data."))
-    figures = _figures(sweep, study, means, layers, folder, prefix)
-    return {"title": study.title, "answers": answers, "method": METHOD, "figures": figures, "tables": tables}
+            table.to_csv(self.folder / f"{self.prefix}{name}.csv", index=False, float_format="%.6g")
 
 
-METHOD = (
-    f"Pairs of runs of one seed share their data, their order and their start. Differences: mean over seeds with a BCa "
-    f"bootstrap interval; verdicts by a paired t-test at {LEVEL:g}, corrected for the number of comparisons in the table "
-    f"(Benjamini and Hochberg). What so many seeds could have shown is the difference found in {POWER:.0%} of cases, at the "
-    f"level divided by the number of comparisons. Test data was used once, for the epoch selected on validation data."
-)
-MEANS = (
-    "± is the standard deviation over seeds. Runs that ran at the same time slowed each other: their step times are good for "
-    "an order of magnitude (make bench measures cost)."
-)
-COMPARED = "q: p corrected for the number of rows. effect: difference over its spread (Cohen's d of the pairs)."
+COST_CAPTION = "Quality against cost; the grey line joins what nothing beats in both."
 
 
-def _figures(
-    sweep: Sweep, study: Study, means: pd.DataFrame, layers: pd.DataFrame, folder: Path, prefix: str
-) -> list[dict[str, str]]:
-    histories = _histories(sweep, study)
-    histories.to_csv(folder / f"{prefix}curves.csv", index=False, float_format="%.6g")
-    some = layers["run_id"].unique().tolist() if not layers.empty else study.finished["run_id"].tolist()[:ARTIFACT_RUNS]
-    values, strengths = sweep.tables(some, "spectra.csv"), sweep.tables(some, "strengths.csv")
-    for table, file in ((layers, "layers"), (strengths, "strengths")):
-        if not table.empty:
-            table.to_csv(folder / f"{prefix}{file}.csv", index=False, float_format="%.6g")
-    measures = [study.quality, study.gap, *study.extra]
-    metric = study.selection.column.split("/")[1]
-    made = [
-        ("means", "Means with 95 % intervals over seeds; small dots are runs.", plots.against_x(study, measures[:3])),
-        ("more", "Further measures, as above.", plots.against_x(study, measures[3:]) if measures[3:] else None),
-        (
-            "curves",
-            "Learning curves: validation, and the same evaluation of a fixed part of the training data.",
-            plots.curves(study, histories, metric),
-        ),
-        (
-            "epochs",
-            "Further measures by epoch (pictures against validation data; ranks that gates open).",
-            plots.by_epoch(study, _further(sweep, study)),
-        ),
-        ("cost", "Quality against cost; the grey line joins what nothing beats in both.", plots.pareto(study, means)),
-        (
-            "strength",
-            "What pictures are worth as the adapter's strength grows.",
-            plots.by_strength(study, strengths),
-        ),
-        ("spectra", "Spectra of the updates, over layers and runs.", plots.spectra(study, values)),
-        ("gates", "Open ranks of the gates, of those there are.", plots.gate_map(study, layers)),
-    ]
-    figures = []
-    for name, caption, data in made:
-        if data is not None:
-            (folder / f"{prefix}{name}.svg").write_bytes(data)
-            figures.append({"caption": caption, "source": plots.image(data, "svg+xml")})
-    return figures + _grids(sweep, study)
-
-
-def _histories(sweep: Sweep, study: Study) -> pd.DataFrame:
-    """run_id, epoch, train, val, gap of the selection metric, for every finished run."""
-    name = study.selection.column.split("/")[1]
-    parts = []
-    for run_id in study.finished["run_id"]:
-        columns = {key: sweep.history(run_id, f"{part}/{name}") for key, part in PARTS.items()}
-        parts.append(pd.DataFrame(columns).rename_axis("epoch").reset_index().assign(run_id=run_id))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def _further(sweep: Sweep, study: Study) -> pd.DataFrame:
-    """run_id, measure, epoch, value of the metrics that only some tasks or adapters have."""
-    parts = []
-    for metric in shown(CURVE):
-        measure = metric.column
-        if measure in study.finished:
-            for run_id in study.finished.dropna(subset=[measure])["run_id"]:
-                values = sweep.history(run_id, measure).rename_axis("epoch").rename("value").reset_index()
-                parts.append(values.assign(run_id=run_id, measure=measure))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-PARTS = {"train": "train_eval", "val": "val", "gap": "gap"}
-
-
-def _grids(sweep: Sweep, study: Study) -> list[dict[str, str]]:
-    """The pictures that a run of each adapter drew."""
-    import tempfile
-
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for _, run in study.finished.drop_duplicates("adapter").head(GRIDS).iterrows():  # some may have none yet
-            path = sweep.artifact(run["run_id"], "samples.png", Path(folder))
-            if path is not None:
-                found.append(
-                    {"caption": f"Pictures of {run['name']}.", "source": plots.image(path.read_bytes(), "png")}
-                )
-    return found
-
-
-def _provenance(sweep: Sweep) -> Shown:
-    def distinct(column: str) -> str:
-        if column not in sweep.runs:
-            return "unknown"
-        values = sorted({str(value) for value in sweep.runs[column].dropna()} - {""})
-        return ", ".join(values[:6]) + (f" and {len(values) - 6} more" if len(values) > 6 else "") or "unknown"
-
-    rows = [
-        ["command", sweep.command or "unknown"],
-        ["code (git commit)", distinct("commit")],
-        ["versions", distinct("versions")],
-        ["data fingerprints", distinct("data_fingerprint")],
-        ["tracking", f"experiment {sweep.experiment_id}, parent run {sweep.parent_id}"],
-    ]
-    return Shown("", ["", ""], rows)
-
-
-def _runs(sweep: Sweep) -> Shown:
-    columns = [c for c in ("state", "adapter", "rank", "seed", "test/acc", "test/loss", "best/loss") if c in sweep.runs]
-    rows = []
-    for row in sweep.runs.to_dict("records"):
-        link = f"{UI}/#/experiments/{sweep.experiment_id}/runs/{row['run_id']}"
-        rows.append([(row["name"], link), *(_cell(row[column]) for column in columns)])
-    return Shown("", ["run", *columns], rows)
-
-
-def _shown(table: pd.DataFrame, title: str, note: str = "") -> Shown:
-    rows = [[_cell(value) for value in row] for row in table.to_numpy(dtype=object)]
-    return Shown(title, [str(column) for column in table.columns], rows, note)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        if math.isnan(value):
-            return "-"
-        return f"{value:,.0f}" if abs(value) >= 1000 or (value == int(value) and abs(value) >= 1) else f"{value:.4g}"
-    return str(value)
+def _spread_over_conditions(study: Study) -> list[str]:
+    """Ids of about ARTIFACT_RUNS finished runs, equally many of each adapter and condition and at least one."""
+    groups = study.finished.groupby(["adapter", *study.conditions], sort=False, dropna=False)
+    return groups.head(max(1, ARTIFACT_RUNS // groups.ngroups))["run_id"].tolist()
 
 
 def _file(measure: Measure) -> str:

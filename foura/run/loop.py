@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning_fabric.utilities import move_data_to_device
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -156,13 +156,20 @@ class TruePrecision(Callback):
                 lambda model, inputs, options: precision.convert_input((inputs, options)), with_kwargs=True
             )
 
-    def on_train_start(self, trainer: Trainer, task: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._widen_metrics(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._widen_metrics(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._widen_metrics(trainer, pl_module)
+
+    def _widen_metrics(self, trainer: Trainer, task: LightningModule) -> None:
         if isinstance(trainer.precision_plugin, HalfPrecision):
             for module in task.modules():
                 if isinstance(module, BaseAggregator):
                     module.set_dtype(torch.float32)
-
-    on_validation_start = on_test_start = on_train_start
 
 
 def check_devices(cfg: DictConfig) -> None:

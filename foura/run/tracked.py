@@ -66,4 +66,5 @@ def tags(cfg: DictConfig, data: Any, sweep: str | None) -> dict[str, Any]:
         "alpha": cfg.alpha,
         "seed": cfg.seed,
         "data_fingerprint": data.fingerprint,
+        **{f"{name}_items": size for name, size in data.sizes.items()},
     }

@@ -49,7 +49,7 @@ class SweepCallback(Callback):
         self.sweep, self.outputs = Path(config.hydra.sweep.dir).name, outputs_dir(config)
         told = [text for text in config.hydra.overrides.hydra if text != "hydra.mode=MULTIRUN"]
         command = " ".join(["python train.py -m", *told, *config.hydra.overrides.task])
-        parent_run(self.outputs, self.sweep, command=command, tune=list(config.tune))
+        parent_run(self.outputs, self.sweep, command, list(config.tune), config.margins)
         now = states(self.folders)
         self.began, self.done_before = time.monotonic(), 0 if config.force else sum(now[state] for state in DONE)
         waiting = len(self.folders) - self.done_before

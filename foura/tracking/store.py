@@ -4,10 +4,11 @@ SQLite under outputs/, or whatever MLFLOW_TRACKING_URI names. Written with Mlflo
 which sets MLFLOW_TRACKING_URI for the whole process: the next run of a sweep, or any child process, would inherit it.
 """
 
+import json
 import logging
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,19 @@ def _check_same_file(uri: str) -> None:
         raise UserError(f"the tracking store {path} was deleted or replaced while it was in use")
 
 
-def parent_run(outputs: Path, sweep: str, command: str = "", tune: Sequence[str] = ()) -> str:
+def parent_run(
+    outputs: Path,
+    sweep: str,
+    command: str = "",
+    tune: Sequence[str] = (),
+    margins: Mapping[str, float | None] | None = None,
+) -> str:
     """The id of the sweep's parent run, created by the first call, which must come before parallel jobs start.
 
     Args:
         command: the command line that started the sweep, kept as a tag.
         tune: keys whose best value the report picks on validation data.
+        margins: the config's margins, of which those that are set are kept.
 
     Raises:
         UserError: the store does not answer.
@@ -90,7 +98,8 @@ def parent_run(outputs: Path, sweep: str, command: str = "", tune: Sequence[str]
     found = _find_parent(client, experiment_id, sweep)
     if found and not command:
         return found
-    told = {"command": command[:5000], "tune": ",".join(tune)} if command else {}
+    declared = json.dumps({key: value for key, value in (margins or {}).items() if value is not None})
+    told = {"command": command[:5000], "tune": ",".join(tune), "margins": declared} if command else {}
     with FileLock(outputs / ".parent.lock"):
         found = _find_parent(client, experiment_id, sweep)
         return _write_parent(client, experiment_id, found, outputs / "sweeps" / sweep / "sweep.json", sweep, told)
@@ -113,7 +122,7 @@ def _write_parent(
         client.set_terminated(run_id)  # the parent only groups; its children have the states
     if told or found is None:
         told = {**read_json(path), **told}
-        for name in ("command", "tune"):
+        for name in ("command", "tune", "margins"):
             client.set_tag(run_id, name, told.get(name, ""))
         write_json(path, {**told, "sweep": sweep, "parent_run_id": run_id})
     return run_id

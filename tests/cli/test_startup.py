@@ -51,13 +51,15 @@ def test_a_place_without_runs_is_said_at_once(command, run_env, tmp_path) -> Non
 
 
 @pytest.mark.parametrize("command", ["train.py adapter=lora", "-m foura export . --to lora out"])
-@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"GOMP_SPINCOUNT": "7"}, None)])
-def test_threads_are_told_how_to_wait_before_torch_is_loaded(command, given, policy, root, run_env, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_threads_are_told_how_to_wait_before_torch_is_loaded(command, given, spins, root, run_env, tmp_path) -> None:
     """In place of torch there is a module that says what it finds."""
-    (tmp_path / "torch.py").write_text("import os, sys\nsys.exit(f\"policy: {os.environ.get('OMP_WAIT_POLICY')}\")")
+    (tmp_path / "torch.py").write_text("import os, sys\nsys.exit(f\"spins: {os.environ.get('GOMP_SPINCOUNT')}\")")
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
     env = {key: value for key, value in run_env.items() if key not in names} | given
     env["PYTHONPATH"] = os.pathsep.join((str(tmp_path), env["PYTHONPATH"]))
     words = [str(root / word) if word == "train.py" else word for word in command.split()]
     ended = subprocess.run([sys.executable, *words], env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert f"policy: {policy}" in ended.stderr + ended.stdout
+    assert f"spins: {spins}" in ended.stderr + ended.stdout

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from foura.threads import POLICIES, wait_without_spinning
+from foura.threads import POLICIES, spin_briefly
 
 
 @pytest.fixture
@@ -16,11 +16,11 @@ def nothing_chosen(monkeypatch):
     return monkeypatch
 
 
-def test_waiting_threads_sleep(nothing_chosen) -> None:
-    wait_without_spinning()
+def test_waiting_threads_spin_briefly(nothing_chosen) -> None:
+    spin_briefly()
     assert {name: os.environ.get(name) for name in POLICIES} == {
         **dict.fromkeys(POLICIES),
-        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "1000",
     }
 
 
@@ -29,7 +29,7 @@ def test_waiting_threads_sleep(nothing_chosen) -> None:
 )
 def test_what_the_user_chose_stays(name, value, nothing_chosen) -> None:
     nothing_chosen.setenv(name, value)
-    wait_without_spinning()
+    spin_briefly()
     assert {one: os.environ[one] for one in POLICIES if one in os.environ} == {name: value}
 
 
@@ -37,6 +37,6 @@ def test_what_the_user_chose_stays(name, value, nothing_chosen) -> None:
 def test_torch_reads_it(run_env) -> None:
     """GNU's OpenMP prints its settings when it is loaded."""
     env = {key: value for key, value in run_env.items() if key not in POLICIES} | {"OMP_DISPLAY_ENV": "VERBOSE"}
-    code = "from foura.threads import wait_without_spinning; wait_without_spinning(); import torch"
+    code = "from foura.threads import spin_briefly; spin_briefly(); import torch"
     ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in ended.stderr and "GOMP_SPINCOUNT = '0'" in ended.stderr
+    assert "GOMP_SPINCOUNT = '1000'" in ended.stderr

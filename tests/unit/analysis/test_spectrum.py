@@ -19,7 +19,7 @@ def test_a_diagonal_update() -> None:
     assert spectrum.spread(values, 3) == pytest.approx(math.sqrt((16 + 4 + 4) / 3 - (8 / 3) ** 2) / (8 / 3))
 
 
-def test_nothing_learnt_is_zero_and_not_a_division_by_zero() -> None:
+def test_a_zero_update_does_not_divide_by_zero() -> None:
     zero = torch.zeros(5, 3)
     values = spectrum.singular_values(zero)
     assert spectrum.stable_rank(values) == spectrum.entropy_rank(values) == spectrum.spread(values, 2) == 0.0

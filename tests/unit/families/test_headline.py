@@ -8,7 +8,7 @@ from rich.console import Console
 
 from foura.families import FAMILIES
 from foura.metrics import EPOCH, METRICS, TABLE
-from foura.report.compare import judged_by
+from foura.report.study import judged_by
 from foura.run.artifacts import print_result
 from foura.sweep.callback import _result
 from tests.helpers.config import composed

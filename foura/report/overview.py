@@ -1,0 +1,105 @@
+"""One verdict over the studies of a sweep, where it has several backbones or datasets."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foura.analysis.tasks import Task, overall
+from foura.report.forest import draw
+from foura.report.rounding import decimals, fixed, signed
+from foura.report.study import Study, by_condition, in_words
+from foura.report.style import Panel, style_of
+from foura.report.verdicts import total
+
+LEAST = 3  # pairs of runs in a task
+
+
+def over_tasks(studies: Sequence[Study]) -> pd.DataFrame:
+    """Each adapter in each condition that several studies share, over their tasks; empty if there is nothing to share.
+
+    A study counts if it has the baseline of the first one and a margin for its quality, which is the unit of its
+    differences. Further conditions of a study are tasks of their own.
+    """
+    usable = [study for study in studies if study.baseline == studies[0].baseline and _unit_known(study)]
+    if len(usable) < 2:
+        return pd.DataFrame()
+    keys = [key for key in usable[0].conditions if all(key in study.conditions for study in usable)]
+    found: dict[tuple[Any, ...], list[tuple[str, Task]]] = {}
+    for study in usable:
+        for condition, part in by_condition(study.finished, study.conditions):
+            for adapter in study.adapters[1:]:
+                task = _task(study, part, adapter)
+                if task is not None:
+                    case = (adapter, *(condition[key] for key in keys))
+                    found.setdefault(case, []).append((study.title, task))
+    shared = {case: tasks for case, tasks in found.items() if len({title for title, _ in tasks}) > 1}
+    rows = []
+    for case, tasks in sorted(shared.items(), key=lambda item: usable[0].adapters.index(item[0][0])):
+        result = overall([task for _, task in tasks], tests=len(shared))
+        studied = len({title for title, _ in tasks})
+        rows.append({**dict(zip(["adapter", *keys], case, strict=True)), "studies": studied, **result.__dict__})
+    return pd.DataFrame(rows)
+
+
+def overview_lines(table: pd.DataFrame, studies: Sequence[Study]) -> list[str]:
+    """The verdicts over tasks as sentences, the total first."""
+    keys = _keys(table)
+    lines = [f"Over all tasks: {total(table, studies[0].baseline)}"]
+    for row in table.to_dict("records"):
+        places = min(2, decimals((row["high"] - row["low"]) / 2))
+        mean, low, high = (signed(row[key], places) for key in ("mean", "low", "high"))
+        share, least, most = (fixed(100 * row[f"improvement{end}"], 0) for end in ("", "_low", "_high"))
+        name = ", ".join(filter(None, (row["adapter"], in_words(row, keys))))
+        lines.append(
+            f"{name}: {row['verdict']} ({mean} margins, interval {low} to {high}; beats {studies[0].baseline} in {share} % of "
+            f"pairs of runs, {least} to {most} %; {row['tasks']} tasks, {row['pairs']} pairs)."
+        )
+    return lines
+
+
+def overview_note(studies: Sequence[Study]) -> str:
+    """The method, and the studies that are left out."""
+    text = (
+        "Interquartile mean of the differences of all tasks, each in units of its margin: 1 is a difference that just "
+        "matters, positive is better. Stratified bootstrap over the seeds of each task (Agarwal et al., 2021), widened for few "
+        "seeds; it is about these tasks, not about others. A row is equivalent if it is within ±1."
+    )
+    left = [study.title for study in studies if study.baseline != studies[0].baseline or not _unit_known(study)]
+    return text + (f" Without {', '.join(left)}: another baseline, or no margin for its quality." if left else "")
+
+
+def overview_figure(table: pd.DataFrame, studies: Sequence[Study]) -> Panel:
+    """The forest plot over tasks."""
+    rows = [{**row, "difference": row["mean"], "margin": 1.0} for row in table.to_dict("records")]
+    labels = [", ".join(filter(None, (row["adapter"], in_words(row, _keys(table))))) for row in rows]
+    owner = {adapter: study for study in reversed(studies) for adapter in study.adapters}
+    styles = [style_of(owner[row["adapter"]], row["adapter"]) for row in rows]
+    return draw(rows, labels, styles, f"all tasks: difference from {studies[0].baseline}, in margins", True)
+
+
+def _keys(table: pd.DataFrame) -> list[str]:
+    return list(table.columns[1 : list(table.columns).index("studies")])
+
+
+def _unit_known(study: Study) -> bool:
+    return study.quality.margin is not None or study.quality.margin_share is not None
+
+
+def _task(study: Study, part: pd.DataFrame, adapter: str) -> Task | None:
+    """The pairs of an adapter and the baseline in one condition, larger is better; None for fewer than three."""
+    measure = study.quality
+    wide = part.pivot_table(index="seed", columns="adapter", values=measure.column)
+    if not {adapter, study.baseline} <= set(wide.columns):
+        return None
+    wide = wide[[adapter, study.baseline]].dropna()
+    if len(wide) < LEAST:
+        return None
+    sign = 1.0 if measure.more_is_better else -1.0
+    own, base = (sign * wide[name].to_numpy(float) for name in (adapter, study.baseline))
+    unit = measure.margin
+    if unit is None:
+        assert measure.margin_share is not None
+        unit = measure.margin_share * float(np.abs(base).mean())
+    return Task(own, base, unit) if unit > 0 else None

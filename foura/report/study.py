@@ -1,0 +1,231 @@
+"""The studies of a sweep: comparable runs, the conditions that they differ in, and the measures that judge them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from foura.families import FAMILIES
+from foura.metrics import ANSWER, COMPARED, EPOCH, METRICS, UPDATE, Metric, shown
+from foura.report.tuning import pick
+
+BASELINES = ("lora", "foura_dct", "head")  # the baseline is the first of these that a study has
+PREFERRED = ("rank", "alpha", "dataset.limit", "dataset.label_noise", "adapter.lr", "dataset.epochs", "dataset.style")
+LAYERS = "layers/"  # prefix of metrics that are means over layers of a column of layers.csv
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric in one of its columns: on test data, on validation data, or its gap.
+
+    Attributes:
+        margin: δ in the measure's unit; margin_share: the same as a share of the baseline's value in the column share_of.
+            Both None: no margin is declared.
+        split: the split whose items it counts; "" if it is not a count.
+    """
+
+    column: str
+    label: str
+    more_is_better: bool
+    margin: float | None = None
+    margin_share: float | None = None
+    share_of: str = ""
+    split: str = ""
+
+    def item(self, runs: pd.DataFrame) -> float:
+        """One item of the split, as a share; 0 if the measure is not a count, nan if the size of the split is unknown."""
+        column = f"{self.split}_items"
+        if not self.split:
+            return 0.0
+        return float(1 / runs[column].min()) if column in runs else math.nan
+
+
+@dataclass
+class Study:
+    """The comparable runs of one backbone and one dataset.
+
+    Attributes:
+        runs: all of them, with the tuned values if a key is tuned. finished: those of `runs` that finished.
+        conditions: the keys that vary beside adapter and seed, those with numbers first.
+        quality: the measure on test data that adapters are judged by.
+        selection: the validation measure that picked the epochs and the tuned values.
+        gap: the measure of overfitting. extra: further measures on test data that the runs have.
+        tuned: the picked values, one row per adapter and condition; empty if nothing is tuned.
+        adapters: the baseline first.
+    """
+
+    title: str
+    runs: pd.DataFrame
+    finished: pd.DataFrame
+    conditions: list[str]
+    quality: Measure
+    selection: Measure
+    gap: Measure
+    extra: list[Measure]
+    tuned: pd.DataFrame
+    baseline: str
+    adapters: list[str] = field(default_factory=list)
+
+    @property
+    def measures(self) -> list[Measure]:
+        """All that is compared between adapters, the quality first."""
+        return [self.quality, self.gap, *self.extra]
+
+    @property
+    def answered(self) -> list[Measure]:
+        """The measures whose verdicts stand at the top of the page."""
+        answers = {metric.column for metric in shown(ANSWER)}
+        return [self.quality, self.gap, *(measure for measure in self.extra if measure.column in answers)]
+
+    @property
+    def x(self) -> str | None:
+        """The condition of the x axis: the first one, if it has at least two values and they are numbers."""
+        first = self.conditions[0] if self.conditions else None
+        if first and numeric(self.finished[first]) and self.finished[first].nunique() > 1:
+            return first
+        return None
+
+    @property
+    def facets(self) -> list[str]:
+        """The conditions beside the x axis."""
+        return [key for key in self.conditions if key != self.x]
+
+
+def studies(runs: pd.DataFrame, tune: Sequence[str], margins: Mapping[str, float] | None = None) -> list[Study]:
+    """One study for each backbone and dataset that has a finished run.
+
+    Args:
+        tune: keys whose best value is picked on validation data. margins: those declared with the sweep.
+    """
+    found = []
+    for (backbone, dataset), part in runs.groupby(["backbone", "dataset"], sort=True):
+        if (part["state"] == "finished").any():
+            found.append(_study(f"{backbone} on {dataset}", part.reset_index(drop=True), tune, margins or {}))
+    return found
+
+
+def with_layers(study: Study, layers: pd.DataFrame) -> None:
+    """Add the means over layers of the columns of layers.csv to the study's runs."""
+    columns = [name for metric in shown(UPDATE) if (name := metric.key.removeprefix(LAYERS)) in layers]
+    if columns:
+        means = layers.groupby("run_id")[columns].mean().add_prefix(LAYERS)
+        study.runs, study.finished = (runs.join(means, on="run_id") for runs in (study.runs, study.finished))
+
+
+def by_condition(rows: pd.DataFrame, keys: Sequence[str]) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """(values of the keys, the rows that have them), sorted."""
+    if not keys:
+        return [({}, rows)]
+    groups = rows.groupby(list(keys), sort=True, dropna=False)
+    return [(dict(zip(keys, values, strict=True)), part) for values, part in groups]
+
+
+def name_of(key: str) -> str:
+    """The name of a condition in tables and figures: the last part of its key."""
+    return key.split(".")[-1].replace("_", " ")
+
+
+def in_words(condition: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """The values of the keys as in "rank 4, lr 0.001"; "" without keys."""
+    return ", ".join(f"{name_of(key)} {_short(condition[key])}" for key in keys)
+
+
+def numeric(column: pd.Series) -> bool:
+    """True if every value is a number."""
+    return bool(pd.to_numeric(column, errors="coerce").notna().all())
+
+
+def judged_by(runs: pd.DataFrame) -> tuple[Metric, Metric]:
+    """(the metric that judges the runs on test data, the one that they have for every epoch)."""
+    name = runs["param:backbone.family"].iloc[0] if "param:backbone.family" in runs else ""
+    if name not in FAMILIES:  # runs of another version
+        return METRICS["loss"], METRICS["loss"]
+    chosen = runs["param:dataset.format"].iloc[0] if "param:dataset.format" in runs else None
+    return FAMILIES[name].headline(chosen), FAMILIES[name].curve(chosen)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _study(title: str, runs: pd.DataFrame, tune: Sequence[str], margins: Mapping[str, float]) -> Study:
+    headline, curve = judged_by(runs)
+    if headline.column not in runs:
+        headline = curve
+    quality = _on_test(headline, margins)
+    selection = _measure(curve, margins, f"best/{curve.key}", f"val {curve.label}", split="validation")
+    gap = _measure(
+        curve,
+        margins,
+        f"final/gap_{curve.key}",
+        f"gap in {curve.label}",
+        more_is_better=False,
+        share_of=selection.column,
+        split="validation",
+    )
+    extra = [_on_test(other, margins) for other in shown(COMPARED) if other.column in runs and other != headline]
+    conditions, tuned_keys = _conditions(runs, tune)
+    for key in [*conditions, *tuned_keys]:
+        column = runs.get(f"param:{key}", runs.get(key))
+        runs[key] = pd.to_numeric(column) if numeric(column) else column
+    tuned, runs = pick(runs, conditions, tuned_keys, selection.column, selection.label, selection.more_is_better)
+    adapters = list(dict.fromkeys(runs["adapter"]))
+    baseline = next((name for name in BASELINES if name in adapters), adapters[0])
+    adapters.sort(key=lambda name: name != baseline)  # stable: the others stay in order
+    order = runs["adapter"].map(adapters.index).sort_values(kind="stable").index
+    runs = runs.loc[order].reset_index(drop=True)
+    finished = runs[runs["state"] == "finished"].copy()
+    conditions.sort(key=lambda key: not (numeric(finished[key]) and finished[key].nunique() > 1))
+    return Study(title, runs, finished, conditions, quality, selection, gap, extra, tuned, baseline, adapters)
+
+
+def _on_test(metric: Metric, margins: Mapping[str, float]) -> Measure:
+    """The metric on test data; called so if it is also measured on validation data after every epoch."""
+    label = f"test {metric.label}" if EPOCH in metric.shown else metric.label
+    return _measure(metric, margins, metric.column, label, split="test")
+
+
+def _measure(
+    metric: Metric,
+    margins: Mapping[str, float],
+    column: str,
+    label: str,
+    more_is_better: bool | None = None,
+    share_of: str = "",
+    split: str = "",
+) -> Measure:
+    """The measure of a metric in a column, with its declared or default margin."""
+    declared = margins.get(metric.margin_key)
+    return Measure(
+        column=column,
+        label=label,
+        more_is_better=metric.greater_is_better if more_is_better is None else more_is_better,
+        margin=metric.margin if declared is None else declared,
+        margin_share=metric.margin_share if declared is None else None,
+        share_of=share_of or column,
+        split=split if metric.counts_items else "",
+    )
+
+
+def _conditions(runs: pd.DataFrame, tune: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(keys that vary within an adapter, tuned keys among them), without keys that follow another one."""
+    varying = []
+    for column in runs:
+        key = str(column).removeprefix("param:")
+        if not str(column).startswith("param:") or key == "seed":
+            continue
+        if runs.groupby("adapter")[column].nunique(dropna=False).max() > 1:
+            varying.append(key)
+    known = [*tune, *PREFERRED]
+    varying.sort(key=lambda key: (known.index(key) if key in known else len(known), key))
+    kept: list[str] = []
+    for key in varying:
+        follows = any(
+            runs.groupby(["adapter", f"param:{other}"], dropna=False)[f"param:{key}"].nunique(dropna=False).max() == 1
+            for other in kept
+        )
+        if not follows:
+            kept.append(key)
+    return [key for key in kept if key not in tune], [key for key in kept if key in tune]

@@ -1,0 +1,150 @@
+"""The answer of a report in sentences: verdicts, the seeds that would decide, and what the numbers cover."""
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from foura.analysis.power import MOST
+from foura.analysis.statistics import LEAST, LEVEL
+from foura.report.collect import Look, Sweep
+from foura.report.rounding import decimals, fixed, signed
+from foura.report.study import Measure, Study, in_words
+
+VERDICTS = ("better", "worse", "equivalent", "undecided")
+
+
+def answer(table: pd.DataFrame, measure: Measure, study: Study) -> list[str]:
+    """The comparisons of one measure as sentences, their total first."""
+    if table.empty:
+        return [
+            f"{measure.label}: there is nothing to compare with {study.baseline} yet: one adapter, or no condition that "
+            "two of them share."
+        ]
+    lines = [f"{measure.label}: {total(table, study.baseline)}"]
+    for row in table.to_dict("records"):
+        where = in_words(row, study.conditions)
+        lines.append(f"{row['adapter']}{f' at {where}' if where else ''}: {row['verdict']} ({reason(row)}).")
+    return lines
+
+
+def total(table: pd.DataFrame, baseline: str) -> str:
+    """The number of comparisons with each verdict."""
+    counts = table["verdict"].value_counts()
+    said = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if word in counts)
+    return f"of {len(table)} comparisons with {baseline}: {said}."
+
+
+def reason(row: Mapping[str, Any]) -> str:
+    """The numbers behind a verdict, in words."""
+    seeds = f"{row['seeds']} shared seed{'' if row['seeds'] == 1 else 's'}"
+    if row["unpaired"]:
+        seeds += f", without {row['unpaired']}, which one of both has"
+    if row["seeds"] < LEAST:
+        return f"{seeds}; {LEAST} are the least, 5 or more are better"
+    if math.isnan(row["low"]):
+        return f"{seeds}, all with the same difference, of a share of an unknown number of items"
+    places = places_of(row)
+    low, high = (row["inner_low"], row["inner_high"]) if row["verdict"] == "equivalent" else (row["low"], row["high"])
+    said = f"{signed(row['difference'], places)}, interval {signed(low, places)} to {signed(high, places)}"
+    margin = f"±{fixed(row['margin'], max(places, decimals(row['margin'])))}"
+    if row["verdict"] == "equivalent":
+        said += f", within {margin}"
+    elif row["verdict"] != "undecided" and max(abs(low), abs(high)) < row["margin"]:
+        said += f", but within {margin}, which counts as no difference"
+    if row["verdict"] == "undecided":
+        needed = row["needed"]
+        seeds += f"; about {needed:.0f} would decide" if needed <= MOST else f"; more than {MOST} would be needed"
+    return f"{said}; {seeds}"
+
+
+def places_of(row: Mapping[str, Any]) -> int:
+    """Decimal places of a difference and its interval: more where a bound that is not zero would be printed as zero."""
+    places = decimals((row["high"] - row["low"]) / 2, row["item"])
+    nearest = min(abs(row["low"]), abs(row["high"]))
+    if row["verdict"] in ("better", "worse") and round(nearest, places) == 0:
+        places = max(places, math.ceil(-math.log10(nearest)))
+    return places
+
+
+def more_seeds(table: pd.DataFrame, sweep: Sweep) -> tuple[str, str] | None:
+    """(sentence, command) for the seeds that decide half of the undecided comparisons; None if no number of seeds does."""
+    if table.empty:
+        return None
+    needs = sorted(need for need in table["needed"] if math.isfinite(need))
+    if not needs:
+        return None
+    count = math.ceil(statistics.median_high(needs))
+    undecided = int((table["verdict"] == "undecided").sum())
+    decided = sum(need <= count for need in needs)
+    have = sorted(sweep.runs["seed"].unique().tolist())
+    said = (
+        f"About {count} seeds (now {len(have)}) would decide {decided} of the {undecided} undecided in 4 of 5 cases, if "
+        "differences and spread stay as they are. The same sweep resumes with"
+    )
+    return said, with_seeds(sweep.command, sweep.name, have, count)
+
+
+def with_seeds(command: str, name: str, have: Sequence[int], count: int) -> str:
+    """The command of a sweep with `count` seeds, those that it has among them."""
+    if list(have) == list(range(len(have))):
+        seeds = f"'seed=range({count})'"
+    else:
+        new = (seed for seed in range(count + len(have)) if seed not in have)
+        seeds = "seed=" + ",".join(str(seed) for seed in [*have, *new][:count])
+    command = command or "python train.py -m …"
+    pattern = r"(?<!\S)seed=\S+"
+    command = re.sub(pattern, seeds, command) if re.search(pattern, command) else f"{command} {seeds}"
+    return command if re.search(r"(?<!\S)sweep=", command) else f"{command} sweep={name}"
+
+
+def margins(study: Study) -> str:
+    """The margins of the measures, and the measures without one."""
+    declared = []
+    for measure in study.answered:
+        if measure.margin is not None:
+            declared.append(f"±{measure.margin:g} in {measure.label}")
+        elif measure.margin_share is not None:
+            of = "" if measure.share_of == measure.column else f" {study.selection.label}"
+            declared.append(f"±{measure.margin_share * 100:g} % of {study.baseline}'s{of} in {measure.label}")
+    without = [measure.label for measure in study.answered if measure.margin is None and measure.margin_share is None]
+    text = f"Equivalent means within {', '.join(declared)}." if declared else ""
+    if without:
+        text += f" No margin is declared for {', '.join(without)}, so that nothing is equivalent there."
+    return text.strip()
+
+
+def coverage(study: Study) -> str:
+    """What varies between seeds, and so what an interval covers."""
+    keys = ["adapter", *study.conditions]
+    varies = "data_fingerprint" in study.finished and bool(
+        (study.finished.groupby(keys, dropna=False)["data_fingerprint"].nunique() > 1).any()
+    )
+    drawn = ", the order of the data and the draw of training items" if varies else " and the order of the data"
+    items = study.finished.get("test_items", pd.Series(dtype=float)).dropna().unique()
+    which = f"{items[0]:,.0f} test items" if len(items) == 1 else "test items"
+    text = (
+        f"Intervals cover what a seed changes: the start of the adapter{drawn}. They do not cover the choice of the {which}, "
+        "other data or other backbones."
+    )
+    if study.quality.split and len(items) == 0:
+        text += " The number of test items was not recorded, so that steps of one item cannot be allowed for."
+    return text
+
+
+def repeated_looks(looks: Sequence[Look]) -> str:
+    """How often the results were looked at, and what that does to the error rate."""
+    if len(looks) < 2:
+        return "This is the first report of these runs, so that the error rates hold as stated."
+    seen = ", ".join(str(look.finished) for look in looks)
+    text = (
+        f"The results were looked at {len(looks)} times (with {seen} finished runs). If runs were added because of what a "
+        f"look showed, and ended with the first verdict, a table without any difference has a verdict not in {LEVEL:.0%} but "
+        f"in up to {min(1.0, LEVEL * len(looks)):.0%} of sweeps."
+    )
+    if any(look.margins != looks[-1].margins for look in looks):
+        text += " The declared margins were other ones at an earlier look, so that they could have been chosen to fit."
+    return text

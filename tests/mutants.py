@@ -1,0 +1,182 @@
+"""Deliberate faults in the decisions that a result rests on, to show that the tests catch every one.
+
+    make test-mutants                              # all of them; about 15 minutes on two quiet cores
+    python -m tests.mutants -k gap                 # those whose fault mentions "gap"
+    python -m tests.mutants --whole                # what survives its own tests meets all fast tests
+
+A mutant is one line: the file, the text to replace, its replacement, and the tests that hold the decision. It is caught if
+those tests fail on a copy of the checkout that has this one fault. `tests/unit/test_mutants.py` holds every text to occur
+exactly once, so that the list follows the code.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("foura", "conf", "tests", "experiments", "docs", "train.py", "pyproject.toml", "README.md", "Makefile")
+FAILED = 1  # pytest's exit status where tests failed; others are errors of the run itself
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: `old` in `path` becomes `new`, which `tests` have to notice."""
+
+    path: str
+    old: str
+    new: str
+    tests: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.old.strip()}  ->  {self.new.strip()}"
+
+
+RUN, SPLITS, REPORT = "tests/unit/run/test_decisions.py", "tests/unit/data", "tests/unit/report/test_compare.py"
+STUDY, STATISTICS = "tests/unit/report/test_study.py", "tests/unit/analysis/test_statistics.py"
+EQUATION, METRICS = "tests/unit/test_adapter_equation.py", "tests/unit/test_metrics.py"
+MUTANTS = (
+    # which epoch is selected, by which split, and what is reported of it
+    Mutant("foura/run/recorder.py", 'name = f"val/{self.metric.key}"', 'name = f"train_eval/{self.metric.key}"', RUN),
+    Mutant("foura/run/recorder.py", "self.metric.sign * row[name] > self", "self.metric.sign * row[name] < self", RUN),
+    Mutant("foura/run/recorder.py", "sign * row[name] > self.metric", "sign * row[name] >= self.metric", RUN),
+    Mutant("foura/run/recorder.py", "self.metric.sign * row[name] > self.metric.sign * self.row[name]", "row[name] < self.row[name]", RUN),
+    Mutant("foura/run/recorder.py", "self.epoch is None or self", "True or self", RUN),
+    Mutant("foura/run/recorder.py", "    load_adapter_parameters(task.model, self.state)", "    pass", RUN),
+    Mutant("foura/run/recorder.py", "tensor.detach().cpu().clone()", "tensor.detach().cpu()", RUN),
+    Mutant("foura/run/run.py", "    recorder.restore(task)\n", "", RUN),
+    Mutant("foura/run/run.py", "        return recorder.row\n", "        return task.history[-1]\n", RUN),
+    Mutant("foura/run/run.py", "task, loaders.test(), verbose", "task, loaders.evaluation()[1], verbose", RUN),
+    Mutant("foura/run/run.py", "save_adapter(task, recorder.state, folder)\n\n\ndef _costs", "save_adapter(task, adapter_parameters(task.model), folder)\n\n\ndef _costs", RUN),
+    Mutant("foura/run/artifacts.py", "    final, curve = task.history[-1], ", "    best = task.history[-1]\n    final, curve = task.history[-1], ", RUN),
+    Mutant("foura/run/artifacts.py", "    final, curve = task.history[-1], ", "    final, curve = best, ", RUN),
+    Mutant("foura/run/artifacts.py", '{f"best/{name}": best[f"val/{name}"]}', '{f"best/{name}": final[f"val/{name}"]}', RUN),
+    Mutant("foura/run/artifacts.py", '{f"best/{name}": best[f"val/{name}"]}', '{f"best/{name}": best[f"train_eval/{name}"]}', RUN),
+    Mutant("foura/run/artifacts.py", 'best[f"train_eval/{curve}"]', 'final[f"train_eval/{curve}"]', RUN),
+    Mutant("foura/run/artifacts.py", 'f"final/gap_{name}": final[f"gap/{name}"]', 'f"final/gap_{name}": best[f"gap/{name}"]', RUN),
+    Mutant("foura/run/artifacts.py", '[row["val/loss"] for row', '[row["train_eval/loss"] for row', RUN),
+    Mutant("foura/analysis/overfitting.py", "epochs[min(range", "epochs[max(range", "tests/unit/analysis/test_overfitting.py"),
+    # evaluation: which data, and in which way
+    Mutant("foura/families/task.py", 'EVALUATIONS = ("train_eval", "val")', 'EVALUATIONS = ("val", "train_eval")', RUN),
+    Mutant("foura/families/task.py", 'gap(row[f"train_eval/{key}"], row[f"val/{key}"])', 'gap(row["train/loss"], row[f"val/{key}"])', RUN),
+    Mutant("foura/metrics.py", "return self.sign * (train - validation)", "return self.sign * (validation - train)", METRICS),
+    Mutant("foura/metrics.py", "return self.sign * (train - validation)", "return train - validation", METRICS),
+    Mutant("foura/metrics.py", "1.0 if self.greater_is_better else -1.0", "1.0", METRICS),
+    Mutant("foura/metrics.py", 'Metric("loss", "loss", False,', 'Metric("loss", "loss", True,', METRICS),
+    Mutant("foura/metrics.py", 'Metric("kernel", "kernel distance", False,', 'Metric("kernel", "kernel distance", True,', METRICS),
+    Mutant("foura/metrics.py", 'Metric("copy_distance", "copy distance", True,', 'Metric("copy_distance", "copy distance", False,', METRICS),
+    Mutant("foura/metrics.py", 'Metric("memorised/train", "memorised", False,', 'Metric("memorised/train", "memorised", True,', METRICS),
+    Mutant("foura/families/language/task.py", "_likeliest(-nats,", "_likeliest(nats,", "tests/unit/families/language"),
+    Mutant("foura/families/language/task.py", "loss = nats / tokens\n", "loss = nats / judged\n", "tests/unit/families/language"),
+    Mutant("foura/families/images/task.py", "argmax(1).cpu() == labels", "argmax(1).cpu() != labels", "tests/cli/test_measures.py tests/unit/families/images"),
+    # data: what is cut from what, by which seed, and what noise touches
+    Mutant("foura/data/splits.py", "order = np.random.default_rng(seed).permutation(total)", "order = np.arange(total)", SPLITS),
+    Mutant("foura/data/splits.py", "parts[name], order = order[:count], order[count:]", "parts[name] = order[:count]", SPLITS),
+    Mutant("foura/data/splits.py", "np.random.default_rng([seed, 0]).permutation", "np.random.default_rng([0, 0]).permutation", SPLITS),
+    Mutant("foura/families/images/data.py", "cut_by_class(train.labels, share / left, cfg", "cut_by_class(train.labels, share, cfg", "tests/unit/families/images"),
+    Mutant("foura/families/images/data.py", "train.subset(rest), train.subset(part)", "train.subset(rest), train.subset(rest)", "tests/unit/families/images"),
+    Mutant("foura/families/images/data.py", "draw_by_class(train.labels, cfg.limit, seed)", "draw_by_class(train.labels, cfg.limit, 0)", "tests/unit/families/images"),
+    Mutant("foura/data/labels.py", "generator.integers(1, classes, len(wrong))", "generator.integers(0, classes, len(wrong))", SPLITS),
+    Mutant("foura/data/labels.py", "np.random.default_rng([seed, 1])", "np.random.default_rng([0, 1])", SPLITS),
+    Mutant("foura/run/run.py", "    seed_everything(cfg.seed, verbose=False)  # the adapter starts alike", "    pass  # the adapter starts alike", "tests/unit/methods/test_equal_start.py " + RUN),
+    # the method: the equation that the comparison is about
+    Mutant("foura/methods/foura.py", "foura_alpha=cfg.alpha * cfg.rank", "foura_alpha=cfg.alpha", "tests/unit/methods"),
+    Mutant("foura/methods/lora.py", '"lora_alpha": cfg.alpha * cfg.rank', '"lora_alpha": cfg.alpha', "tests/unit/methods"),
+    Mutant("foura/methods/foura.py", "transform=adapter.transform,", 'transform="dct",', "tests/unit/methods"),
+    Mutant("foura/methods/attach.py", "if p.requires_grad)\n\n    def count_above", ")\n\n    def count_above", "tests/unit/methods/test_equal_parameters.py"),
+    # who is paired with whom, which runs count, and by which rate
+    Mutant("foura/analysis/statistics.py", "shared = sorted(set(candidate) & set(baseline))", "shared = sorted(candidate)[: len(baseline)]; baseline = dict(zip(shared, baseline.values()))", STATISTICS),
+    Mutant("foura/analysis/statistics.py", "    differences = own - base\n", "    differences = base - own\n", STATISTICS),
+    Mutant("foura/analysis/statistics.py", "level = 0.0 if math.isnan(item) else item, LEVEL / tests", "level = 0.0 if math.isnan(item) else item, LEVEL", STATISTICS),
+    Mutant("foura/analysis/statistics.py", "stats.t.ppf(1 - level / 2, seeds - 1) * spread", "stats.norm.ppf(1 - level / 2) * spread", STATISTICS),
+    Mutant("foura/analysis/statistics.py", "sample.std(-1, ddof=1)", "sample.std(-1)", STATISTICS),
+    Mutant("foura/analysis/statistics.py", "(mean > 0) == more_is_better else", "mean > 0 else", STATISTICS),
+    Mutant("foura/analysis/statistics.py", "return (high < 0) & (low > 0)", "return (high < 0) | (low > 0)", STATISTICS),
+    Mutant("foura/analysis/statistics.py", "    logs = np.log2(np.asarray(x, dtype=float))", "    logs = np.asarray(x, dtype=float)", STATISTICS),
+    Mutant("foura/analysis/tasks.py", "return (self.candidate - self.baseline) / self.unit", "return self.candidate - self.baseline", "tests/unit/analysis/test_tasks.py"),
+    Mutant("foura/report/study.py", "        more_is_better=False,\n        share_of=selection.column,", "        more_is_better=True,\n        share_of=selection.column,", REPORT),
+    Mutant("foura/report/study.py", 'f"final/gap_{curve.key}"', 'f"best/{curve.key}"', REPORT),
+    Mutant("foura/report/study.py", 'finished = runs[runs["state"] == "finished"].copy()', 'finished = runs[runs["state"] != "running"].copy()', STUDY),
+    Mutant("foura/report/study.py", 'f"best/{curve.key}", f"val', 'f"test/{curve.key}", f"val', STUDY),
+    Mutant("foura/report/study.py", "selection.label, selection.more_is_better)", "selection.label, not selection.more_is_better)", STUDY),
+    Mutant("foura/report/study.py", "tuned_keys, selection.column, selection.label", "tuned_keys, quality.column, selection.label", STUDY),
+    Mutant("foura/report/study.py", "metric.greater_is_better if more_is_better is None else more_is_better", "True", STUDY),
+    Mutant("foura/report/tuning.py", '["adapter", *conditions], sort=False', "conditions, sort=False", STUDY),
+    Mutant("foura/report/tuning.py", 'score["count"] == score["count"].max()', 'score["count"] > 0', STUDY),
+    Mutant("foura/report/tuning.py", 'done = part[part["state"] == "finished"]', "done = part", STUDY),
+    Mutant("foura/report/compare.py", 'done = part[part["state"] == "finished"]', "done = part", REPORT),
+    Mutant("foura/report/compare.py", "by_condition(study.finished, study.conditions)", "by_condition(study.finished, study.conditions[:1])", REPORT),
+    Mutant("foura/report/compare.py", '["adapter", *study.facets], sort=False', '["adapter"], sort=False', REPORT),
+    Mutant("foura/report/compare.py", "measure.more_is_better, len(pairs),", "True, len(pairs),", STUDY),
+    # what is done, and what is run again
+    Mutant("foura/tracking/status.py", 'DONE = ("finished", "diverged")', 'DONE = ("finished", "diverged", "failed")', "tests/unit/run tests/unit/tracking"),
+    Mutant("foura/run/resume.py", 'previous.get("key") == key and previous.get("state") in DONE', 'previous.get("state") in DONE', "tests/unit/run"),
+    Mutant("foura/run/resume.py", "    if force or not left:\n", "    if force:\n", "tests/unit/run"),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-k", default="", help="only mutants whose line has this text")
+    parser.add_argument("-n", type=int, default=2, help="at the same time")
+    parser.add_argument("--whole", action="store_true", help="run all fast tests on what survives")
+    args = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if args.k in str(mutant)]
+    with ThreadPoolExecutor(args.n) as pool:
+        verdicts = list(pool.map(lambda mutant: _report(mutant, args.whole), chosen))
+    survived = [mutant for mutant, caught in zip(chosen, verdicts, strict=True) if not caught]
+    print(f"{len(chosen) - len(survived)} of {len(chosen)} faults caught")
+    for mutant in survived:
+        print(f"survived: {mutant}")
+    sys.exit(1 if survived or not chosen else 0)
+
+
+def _report(mutant: Mutant, whole: bool) -> bool:
+    caught = caught_by(mutant, mutant.tests.split()) or (whole and caught_by(mutant, []))
+    print(f"{'caught  ' if caught else 'SURVIVED'}  {mutant}", flush=True)
+    return caught
+
+
+def caught_by(mutant: Mutant, tests: list[str]) -> bool:
+    """True if these tests (none: all fast ones) fail with the fault.
+
+    Raises:
+        RuntimeError: pytest ended in another way, as where a test file does not exist.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for part in COPIED:
+            source = ROOT / part
+            ignored = shutil.ignore_patterns("__pycache__")
+            if source.is_dir():
+                shutil.copytree(source, copy / part, ignore=ignored)
+            else:
+                shutil.copy(source, copy / part)
+        path = copy / mutant.path
+        path.write_text(mutated(path.read_text(encoding="utf-8"), mutant), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+        env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        ended = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, check=False)
+        if ended.returncode not in (0, FAILED):
+            raise RuntimeError(f"{mutant}: pytest ended with {ended.returncode}\n{ended.stdout[-2000:]}{ended.stderr}")
+        return ended.returncode == FAILED
+
+
+def mutated(text: str, mutant: Mutant) -> str:
+    """The text with the fault.
+
+    Raises:
+        ValueError: the text to replace does not occur exactly once.
+    """
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.path} has {text.count(mutant.old)} times {mutant.old!r}")
+    return text.replace(mutant.old, mutant.new)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Which runs a study compares, by which measures and in which direction, against tables made by hand."""
+
+import pandas as pd
+import pytest
+
+from foura.report import compare
+from foura.report.study import studies
+
+
+def runs(*rows) -> pd.DataFrame:
+    """Runs of the bundled ViT on digits. A row: adapter, seed, lr, state, and {metric: value}."""
+    common = {"backbone": "vit", "dataset": "digits", "rank": 4, "param:backbone.family": "vit"}
+    common["param:dataset.format"] = "None"
+    table = []
+    for number, (adapter, seed, lr, state, metrics) in enumerate(rows):
+        own = {"run_id": str(number), "adapter": adapter, "seed": seed, "param:adapter.lr": str(lr), "state": state}
+        table.append({**common, **own, **metrics})
+    return pd.DataFrame(table)
+
+
+def result(test: float, val: float, gap: float = 0.1, loss: float = 1.0) -> dict[str, float]:
+    """The metrics of a run, as accuracies; loss: on test data."""
+    values = {"test/acc": test, "test/loss": loss, "best/acc": val, "best/loss": 1 - val, "final/loss": 1 - val}
+    return {**values, "final/gap_acc": gap, "final/gap_loss": gap, "best/gap_acc": -gap}
+
+
+def test_a_tuned_rate_is_picked_on_validation_data_for_each_adapter() -> None:
+    """lora: 0.01 has the better test accuracy and 0.001 the better validation accuracy; foura: the other way round."""
+    table = runs(
+        *(("lora", seed, 0.001, "finished", result(test=0.5, val=0.9)) for seed in range(3)),
+        *(("lora", seed, 0.01, "finished", result(test=0.8, val=0.6)) for seed in range(3)),
+        *(("foura", seed, 0.001, "finished", result(test=0.9, val=0.2)) for seed in range(3)),
+        *(("foura", seed, 0.01, "finished", result(test=0.7, val=0.4)) for seed in range(3)),
+    )
+    (study,) = studies(table, ["adapter.lr"])
+    assert dict(zip(study.tuned["adapter"], study.tuned["adapter.lr"], strict=True)) == {"lora": 0.001, "foura": 0.01}
+    (row,) = compare.comparisons(study, study.quality).to_dict("records")
+    assert row["difference"] == pytest.approx(0.7 - 0.5)
+    assert len(study.finished) == 6
+
+
+def test_a_rate_that_some_seeds_diverged_at_cannot_win() -> None:
+    """0.01 has the best mean, of the one seed that finished; the diverged ones' numbers up to then count nowhere."""
+    table = runs(
+        *(("lora", seed, 0.001, "finished", result(test=0.5, val=0.6)) for seed in range(3)),
+        ("lora", 0, 0.01, "finished", result(test=0.9, val=0.9)),
+        ("lora", 1, 0.01, "diverged", result(test=0.9, val=0.9)),
+        ("lora", 2, 0.01, "diverged", result(test=0.9, val=0.9)),
+    )
+    (study,) = studies(table, ["adapter.lr"])
+    assert study.tuned["adapter.lr"].tolist() == [0.001] and study.tuned["did not finish"].tolist() == [2]
+
+
+def test_diverged_and_interrupted_runs_are_counted_and_compared_with_nothing() -> None:
+    rows = [("lora", seed, 0.001, "finished", result(0.5, 0.5)) for seed in range(4)]
+    rows += [("foura", seed, 0.001, "finished", result(0.6, 0.5)) for seed in range(2)]
+    rows += [("foura", 2, 0.001, "diverged", result(0.0, 0.0)), ("foura", 3, 0.001, "interrupted", result(0.0, 0.0))]
+    (study,) = studies(runs(*rows), [])
+    (row,) = compare.comparisons(study, study.quality).to_dict("records")
+    assert row["seeds"] == 2 and row["difference"] == pytest.approx(0.1) and row["unpaired"] == "2, 3"
+    means = compare.summary(study).set_index("adapter")
+    assert means.loc["foura", "test accuracy"] == pytest.approx(0.6) and means.loc["foura", "seeds"] == 2
+    assert means.loc["foura", "diverged"] == means.loc["foura", "interrupted"] == 1
+
+
+def test_pairs_are_of_one_seed() -> None:
+    """Levels of 0.1 to 0.9 by seed, foura always 0.02 better: sure by pairs, and lost in the levels without them."""
+    levels = {seed: 0.1 + 0.2 * seed for seed in range(5)}
+    rows = [("lora", seed, 0.001, "finished", result(level, 0.5)) for seed, level in levels.items()]
+    noise = [0.0001, -0.0001, 0.0, 0.0002, -0.0002]
+    rows += [("foura", 4 - at, 0.001, "finished", result(levels[4 - at] + 0.02 + noise[at], 0.5)) for at in range(5)]
+    (study,) = studies(runs(*rows).assign(test_items=100_000), [])
+    (row,) = compare.comparisons(study, study.quality).to_dict("records")
+    assert row["verdict"] == "better" and row["difference"] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(0.3, "worse"), (0.1, "better")])
+def test_a_larger_gap_is_worse(gap, verdict) -> None:
+    """At the last epoch, where a run overfits most, and not at the selected one (whose sign is turned here)."""
+    noise = [0.001, 0.0, -0.001, 0.002, -0.002]
+    rows = [("lora", seed, 0.001, "finished", result(0.5, 0.5, gap=0.2)) for seed in range(5)]
+    rows += [("foura", seed, 0.001, "finished", result(0.5, 0.5, gap=gap + noise[seed])) for seed in range(5)]
+    (study,) = studies(runs(*rows).assign(validation_items=100_000), [])
+    (row,) = compare.comparisons(study, study.gap).to_dict("records")
+    assert row["verdict"] == verdict and row["difference"] == pytest.approx(gap - 0.2)
+
+
+def test_a_smaller_loss_is_better() -> None:
+    noise = [0.001, 0.0, -0.001, 0.002, -0.002]
+    rows = [("lora", seed, 0.001, "finished", result(0.5, 0.5, loss=1.0)) for seed in range(5)]
+    rows += [("foura", seed, 0.001, "finished", result(0.5, 0.5, loss=0.8 + noise[seed])) for seed in range(5)]
+    (study,) = studies(runs(*rows), [])
+    (loss,) = (measure for measure in study.measures if measure.column == "test/loss")
+    (row,) = compare.comparisons(study, loss).to_dict("records")
+    assert row["verdict"] == "better" and row["difference"] == pytest.approx(-0.2)
+
+
+def test_lora_is_the_baseline_wherever_it_stands() -> None:
+    rows = [(name, seed, 0.001, "finished", result(0.5, 0.5)) for name in ("foura", "lora") for seed in range(3)]
+    (study,) = studies(runs(*rows), [])
+    assert study.baseline == "lora" and study.adapters == ["lora", "foura"]
