@@ -14,8 +14,8 @@ from torch import Tensor
 def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator: cache the tensors that `make` returns for its hashable arguments.
 
-    `make` runs on the CPU whatever the default device, without gradients. A compiled graph holds the values, not their
-    computation.
+    `make` runs on the CPU whatever the default device, without gradients. Compiled graphs do not get here: folding is one
+    operator for them.
     """
 
     @lru_cache(maxsize=64)
@@ -24,7 +24,4 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             return make(*arguments)
 
-    def look_up(*arguments: Any) -> Tensor:
-        return cached(*arguments)
-
-    return wraps(make)(torch.compiler.assume_constant_result(look_up))
+    return wraps(make)(cached)

@@ -7,30 +7,34 @@ same with the least memory traffic, and is what an eager training step runs.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from foura.adapter.gates import Gate
 from foura.adapter.transforms import Transform
 
-GateFunction = Callable[[Tensor], Tensor]  # real rank coordinates (..., r) -> gates that broadcast against them
+if TYPE_CHECKING:
+    from foura.adapter.kernels.gate import GateCall
 
 
-def plain_delta(x: Tensor, down: Tensor, up: Tensor, rank: int, gate: GateFunction | None = None) -> Tensor:
+def plain_delta(x: Tensor, down: Tensor, up: Tensor, rank: int, gate: Gate | None = None) -> Tensor:
     """up · (g ⊙ down x), shape (..., M), in the order of the equation."""
     return linear(gated(linear(x, down), rank, gate), up)
 
 
-def gated(z_q: Tensor, rank: int, gate: GateFunction | None) -> Tensor:
+def gated(z_q: Tensor, rank: int, gate: Gate | None) -> Tensor:
     """g(z) ⊙ z for z (..., q); z itself without a gate.
 
     Of several real parts per rank (DFT: real, imaginary) the gate sees the magnitude, and they share one gate.
     """
     if gate is None:
         return z_q
+    if (call := gate.kernel_call(z_q)) is not None:
+        return call(z_q)
     if z_q.shape[-1] == rank:
         return z_q * gate(z_q)
     parts = z_q.unflatten(-1, (-1, rank))  # (..., 2, r)
@@ -62,7 +66,7 @@ def adapted(
     down: Tensor,
     up: Tensor,
     rank: int,
-    gate: GateFunction | None = None,
+    gate: Gate | None = None,
     dropout: Callable[[Tensor], Tensor] | None = None,
     inplace: bool = False,
 ) -> Tensor:
@@ -82,12 +86,19 @@ def adapted(
     return _Leave.apply(base(x), gated(z_q, rank, gate), up, inplace)
 
 
-def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
-    """linear(x, weight, bias) + plain_delta(x, …) without a gate, as one operation in one dtype; W0 is not trained.
+def adapted_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, call: "GateCall | None" = None
+) -> Tensor:
+    """linear(x, weight, bias) + plain_delta(x, …) as one operation in one dtype; W0 is not trained.
 
-    Computed either through z, or, when there are many ranks, by one product with W0 + ΔW: a step of T tokens costs
-    4 T M N + 6 T q (M + N) multiply-adds the first way and 6 T M N the second.
+    Without a gate computed either through z, or, when there are many ranks, by one product with W0 + ΔW: a step of T tokens
+    costs 4 T M N + 6 T q (M + N) multiply-adds the first way and 6 T M N the second.
+
+    Args:
+        call: the gate, by kernels.
     """
+    if call is not None:
+        return _ThroughGate.apply(x, weight, bias, down, up, call, *call.weights)
     (q, N), M = down.shape, up.shape[0]
     # half precision would lose a small ΔW in W0; forming ΔW has to pay over the tokens
     by_z = 3 * q * (N + M) <= N * M or x.dtype not in (torch.float32, torch.float64) or x.numel() < N * N
@@ -164,6 +175,46 @@ class _ThroughZ(torch.autograd.Function):
             rows.sum(0) if wants_bias else None,
             grad_z.T @ x.reshape(-1, x.shape[-1]) if wants_down else None,
             (z.reshape(-1, z.shape[-1]).T @ rows).T if wants_up else None,
+        )
+
+
+class _ThroughGate(torch.autograd.Function):
+    """W0 x + b + up (g(z) ⊙ z): `_ThroughZ` with the gate's kernels between its products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        call: "GateCall",
+        *gate_weights: Tensor,
+    ) -> Tensor:
+        z = linear(x, down)
+        u, kept = call.forward(z)
+        ctx.save_for_backward(x, z, u)
+        ctx.fixed = weight, down, up, call, kept
+        return accumulated(linear(x, weight, bias), u, up, inplace=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, z, u = ctx.saved_tensors
+        weight, down, up, call, kept = ctx.fixed
+        wants_x, _, wants_bias, wants_down, wants_up, *_ = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_z, gate_grads = call.backward((rows @ up).view_as(z), z, kept)
+        grad_z = grad_z.view(-1, z.shape[-1])
+        return (
+            (rows @ weight).addmm_(grad_z, down).view_as(x) if wants_x else None,
+            None,
+            rows.sum(0) if wants_bias else None,
+            grad_z.T @ x.reshape(-1, x.shape[-1]) if wants_down else None,
+            (u.reshape(-1, u.shape[-1]).T @ rows).T if wants_up else None,
+            None,
+            *gate_grads,
         )
 
 

@@ -23,6 +23,8 @@ from torch.autograd.function import once_differentiable
 from foura.adapter.constants import constant
 from foura.adapter.transforms import Transform
 
+DOWN, UP = "down", "up"  # the sides
+
 
 @dataclass(frozen=True)
 class Part:
@@ -51,11 +53,11 @@ class Fold:
 
     def __call__(self, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The factors in `dtype`: down (q, N) for each A, or up (M, q) for each B, transposed views of (q, M)."""
-        stacked = torch.cat(tuple(sources), dim=0 if self.side == "down" else 1)
+        stacked = torch.cat(tuple(sources), dim=0 if self.side == DOWN else 1)
         self.stacked = stacked if stacked.device.type == "cpu" else None
         wide = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
         with _full_precision(wide):
-            if self.side == "down":
+            if self.side == DOWN:
                 return tuple(self._cut(self.transform.fold_down(wide)))
             rows = self.transform.fold_up(wide).T
             if (weights := _weights(self.parts, self.transform.parts, rows)) is not None:
@@ -66,7 +68,7 @@ class Fold:
         """Gradients of the A's or B's in `dtype`, from those of the factors; None where there is none."""
         used = [number for number, grad in enumerate(grads) if grad is not None]
         parts = tuple(self.parts[number] for number in used)
-        rows = [grad if self.side == "down" else grad.T for grad in grads if grad is not None]
+        rows = [grad if self.side == DOWN else grad.T for grad in grads if grad is not None]
         result: list[Tensor | None] = [None] * len(grads)
         for number, grad in zip(used, self._adjoint(rows, parts, dtype) if rows else (), strict=True):
             result[number] = grad
@@ -76,7 +78,7 @@ class Fold:
         rows = grads[0] if len(grads) == 1 else torch.cat(grads)
         rows = self._by_part(rows.to(torch.promote_types(rows.dtype, torch.float32)), parts)
         with _full_precision(rows):
-            if self.side == "down":
+            if self.side == DOWN:
                 found = self.transform.fold_down_adjoint(rows).to(dtype)
                 return (found,) if len(parts) == 1 else found.split([part.rank for part in parts])
             if (weights := _weights(parts, self.transform.parts, rows)) is not None:
@@ -88,7 +90,7 @@ class Fold:
         if self.stacked is None:
             return None
         start = sum(part.rank for part in self.parts[:number])
-        return self.stacked.narrow(0 if self.side == "down" else 1, start, self.parts[number].rank)
+        return self.stacked.narrow(0 if self.side == DOWN else 1, start, self.parts[number].rank)
 
     def _cut(self, rows: Tensor) -> Sequence[Tensor]:
         """Folded rows (q, ...), ordered by real part and then by rank, to one contiguous block per layer in `dtype`."""

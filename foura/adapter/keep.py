@@ -28,12 +28,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from foura.adapter import graph
 from foura.adapter.config import FouraConfig
-from foura.adapter.fold import Attached, Fold, Part, folded
+from foura.adapter.delta import masked
+from foura.adapter.fold import DOWN, UP, Attached, Fold, Part, folded
 from foura.adapter.layer import FouraLayer
 from foura.adapter.merging import Factors
 
-DOWN, UP = "down", "up"
 _folded: dict[int, "weakref.ref[Tensor]"] = {}  # parameters with kept factors, by id
 
 
@@ -153,6 +154,13 @@ class FoldingLayer(FouraLayer):
                 kept = self.kept(name, side, dtype, source) or self.folds.fold(self, name, side, dtype)
             return Attached.apply(self._alone(name, side, dtype), source, kept.factor)
         return (self.kept(name, side, dtype, source) or self.folds.fold(self, name, side, dtype)).factor
+
+    def traced_factors(self, name: str, dtype: torch.dtype) -> Factors:
+        """`factors` within torch.compile."""
+        transform, mask = self.transform_name[name], self.mask(name)
+        (down,) = graph.fold([self.foura_A[name]], DOWN, transform, [1.0], dtype)
+        (rows,) = graph.fold([self.foura_B[name]], UP, transform, [self.scaling[name]], dtype)
+        return down, rows.T if mask is None else masked(rows.T, mask, self.r[name])
 
     def _alone(self, name: str, side: str, dtype: torch.dtype) -> Fold:
         return Fold(side, self.transform[name], dtype, (self.part(name, side),))

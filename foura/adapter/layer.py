@@ -14,8 +14,10 @@ from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 
+from foura.adapter import graph
 from foura.adapter.config import FouraConfig
 from foura.adapter.delta import plain_fold
+from foura.adapter.fold import DOWN, UP
 from foura.adapter.gates import GATES, Gate
 from foura.adapter.merging import Factors, MergingLayer
 from foura.adapter.transforms import TRANSFORMS, Transform
@@ -35,6 +37,7 @@ class FouraLayer(nn.Module, MergingLayer):
         "scaling",
         "use_rslora",
         "transform",
+        "transform_name",
     )
 
     in_features: int
@@ -67,6 +70,7 @@ class FouraLayer(nn.Module, MergingLayer):
         self.scaling: dict[str, float] = {}
         self.use_rslora: dict[str, bool] = {}
         self.transform: dict[str, Transform] = {}
+        self.transform_name: dict[str, str] = {}  # as the operator of compiled graphs knows it
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
@@ -86,6 +90,7 @@ class FouraLayer(nn.Module, MergingLayer):
         if r > max(MOST_RANK, self.in_features, self.out_features):  # a damaged config would fill the memory
             raise ValueError(f"r={r} is far more than a layer of {self.in_features} -> {self.out_features} can hold")
         self.transform[adapter_name] = self._transform(config, splits)
+        self.transform_name[adapter_name] = graph.named(self.transform[adapter_name])
         self.r[adapter_name] = r
         self.foura_alpha[adapter_name] = alpha
         self.use_rslora[adapter_name] = config.use_rslora
@@ -153,7 +158,20 @@ class FouraLayer(nn.Module, MergingLayer):
 
     def fold(self, adapter_name: str) -> Factors:
         """(down (q, in), up (out, q)) of the adapter in float32 or better, before mask and scaling; see `delta`."""
-        return plain_fold(self.foura_A[adapter_name], self.foura_B[adapter_name], self.transform[adapter_name])
+        return self._fold_rows(adapter_name, self.foura_A[adapter_name], self.foura_B[adapter_name])
+
+    def _fold_rows(self, adapter_name: str, A: Tensor, B: Tensor) -> Factors:
+        """`fold` of A as rows of features."""
+        if not torch.compiler.is_compiling():
+            return plain_fold(A, B, self.transform[adapter_name])
+        transform, dtype = self.transform_name[adapter_name], torch.promote_types(A.dtype, torch.float32)
+        (down,), (up,) = (graph.fold([one], side, transform, [1.0], dtype) for one, side in ((A, DOWN), (B, UP)))
+        return down, up.T
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for transform in self.transform.values():  # in another process
+            graph.named(transform)
 
     # these are asked in every call; nn.Module's own look-up takes ten times as long
 

@@ -19,7 +19,7 @@ class Linear(FoldingLayer):
         torch.compile            the line itself; the compiler fuses it
         different dtypes         the same
         no gradients             accumulated in place
-        one adapter, no gate     `delta.adapted_linear`: one operation
+        one adapter              `delta.adapted_linear`: one operation, if its gate, if any, has a kernel
         otherwise                `delta.adapted`: accumulated in place
     """
 
@@ -41,7 +41,10 @@ class Linear(FoldingLayer):
         if not torch.is_grad_enabled():
             return self._accumulated(base(x, *args, **kwargs), x, names, factors, owns)
         if owns and len(names) == 1 and self._is_one_operation(names[0], x, base):
-            return adapted_linear(x, base.weight, base.bias, *factors[0])
+            gate = self.gate(names[0])
+            call = None if gate is None else gate.kernel_call(x)
+            if gate is None or call is not None:
+                return adapted_linear(x, base.weight, base.bias, *factors[0], call)
         wrapped: Any = partial(base, *args, **kwargs) if args or kwargs else base
         for name, (down, up) in zip(names, factors, strict=True):
             gate, dropout = self.gate(name), self.dropout(name)
@@ -60,13 +63,14 @@ class Linear(FoldingLayer):
 
     def delta(self, adapter_name: str, x: Tensor) -> Tensor:
         dtype = self.foura_A[adapter_name].dtype
-        x = self.foura_dropout[adapter_name](self._cast_input_dtype(x, dtype))
         if torch.compiler.is_compiling():
-            down, up = self.fold(adapter_name)
-            up = self.mask_up(adapter_name, up) * self.scaling[adapter_name]
+            device = x.device.type
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+            down, up = self.traced_factors(adapter_name, dtype)
         else:
             down, up = self.factors(adapter_name, dtype)
-        return plain_delta(x, down.to(dtype), up.to(dtype), self.r[adapter_name], self.gate(adapter_name))
+        x = self.foura_dropout[adapter_name](self._cast_input_dtype(x, dtype))
+        return plain_delta(x, down, up, self.r[adapter_name], self.gate(adapter_name))
 
     def _one_dtype(self, x: Tensor, names: list[str], base: Any, autocast: torch.dtype | None) -> bool:
         """True if input, base output and adapters share a dtype, so that products can be accumulated in place."""
@@ -79,12 +83,7 @@ class Linear(FoldingLayer):
     def _is_one_operation(self, name: str, x: Tensor, base: Any) -> bool:
         """True if `delta.adapted_linear` can compute the layer with this adapter."""
         weight = base.weight
-        return (
-            weight.dtype == x.dtype
-            and not weight.requires_grad
-            and self.gate(name) is None
-            and self.dropout(name) is None
-        )
+        return weight.dtype == x.dtype and not weight.requires_grad and self.dropout(name) is None
 
 
 def _owns_output(base: Any) -> bool:
