@@ -44,7 +44,7 @@ def _fold(sources: list[Tensor], side: str, transform: str, scalings: list[float
 
 
 @_fold.register_fake
-def _(sources, side, transform, scalings, dtype):  # type: ignore[no-untyped-def]
+def _(sources, side, transform, scalings, dtype):
     known = _transforms[transform]
     width = known.in_features if side == DOWN else known.out_features
     return [sources[0].new_empty(known.parts * rank, width, dtype=dtype) for rank in _ranks(sources, side)]
@@ -60,7 +60,7 @@ def _adjoint(grads: list[Tensor], side: str, transform: str, scalings: list[floa
 
 
 @_adjoint.register_fake
-def _(grads, side, transform, scalings, dtype):  # type: ignore[no-untyped-def]
+def _(grads, side, transform, scalings, dtype):
     known = _transforms[transform]
     shape = known.shape_A if side == DOWN else known.shape_B
     return [grad.new_empty(shape(grad.shape[0] // known.parts), dtype=dtype) for grad in grads]

@@ -105,7 +105,8 @@ class Folds:
 
     def layers(self) -> "list[FoldingLayer]":
         """The layers that live, in the order in which they joined."""
-        return [layer for reference in self._layers if (layer := reference()) is not None]
+        layers = [reference() for reference in self._layers]
+        return [layer for layer in layers if layer is not None]
 
     def fold(self, asking: "FoldingLayer", name: str, side: str, dtype: torch.dtype) -> Kept:
         """Fold A ("down") or B ("up") of the adapter `name` in `asking` and in every layer like it that is stale."""
@@ -130,6 +131,7 @@ class FoldingLayer(FouraLayer):
         self._kept: dict[str, dict[str, Kept]] = {}
         self._own: dict[str, dict[str, weakref.ref[Tensor]]] = {}
         self._factor_dtype: torch.dtype | None = None  # that of the last call
+        self.traced: dict[str, Factors] = {}  # while a compiled model runs
         self._in_graph = False  # the last call was part of an autograd graph
         super().__init__(*args, **kwargs)
         self.folds = Folds()
@@ -156,11 +158,21 @@ class FoldingLayer(FouraLayer):
         return (self.kept(name, side, dtype, source) or self.folds.fold(self, name, side, dtype)).factor
 
     def traced_factors(self, name: str, dtype: torch.dtype) -> Factors:
-        """`factors` within torch.compile."""
+        """`factors` within torch.compile: those that `prefold` has made, or this layer's alone."""
+        if name in self.traced and self.traced[name][0].dtype == dtype:
+            return self.traced[name]
         transform, mask = self.transform_name[name], self.mask(name)
         (down,) = graph.fold([self.foura_A[name]], DOWN, transform, [1.0], dtype)
         (rows,) = graph.fold([self.foura_B[name]], UP, transform, [self.scaling[name]], dtype)
         return down, rows.T if mask is None else masked(rows.T, mask, self.r[name])
+
+    def traced_key(self, name: str, side: str) -> tuple[Any, ...]:
+        """`fold_key` within torch.compile, side and dtype of the factors first."""
+        transform, source = self.transform[name], self.foura_A[name] if side == DOWN else self.foura_B[name]
+        device = source.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else source.dtype
+        widths = (transform.in_features,) if side == DOWN else (transform.out_features, transform.splits)
+        return side, dtype, type(transform).__name__, transform.seed, *widths, source.dtype, source.device
 
     def _alone(self, name: str, side: str, dtype: torch.dtype) -> Fold:
         return Fold(side, self.transform[name], dtype, (self.part(name, side),))
@@ -170,7 +182,8 @@ class FoldingLayer(FouraLayer):
     def own(self, name: str, side: str) -> Any:
         """A ("down") or B if it is the layer's own parameter, which may be folded with others and kept; else None."""
         module: Any = self._modules["foura_A" if side == DOWN else "foura_B"]
-        source, own = module._parameters.get(name), self._own.get(name)
+        own: Any = self._own.get(name)
+        source: Any = module._parameters.get(name)
         if (
             source is None
             or own is None
@@ -262,12 +275,46 @@ class FoldingLayer(FouraLayer):
         self.adopt()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}, "_own": {}}
+        return {**self.__dict__, "_kept": {}, "_own": {}, "traced": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.folds.join(self)
         self.adopt()
+
+
+# -- compiled models
+
+
+def prefold(folds: Folds, _model: nn.Module, args: Any) -> None:
+    """Hook before a model's forward: in a compiled graph, fold all layers with one operator per width and side."""
+    if not torch.compiler.is_compiling():
+        return
+    groups: dict[tuple[Any, ...], list[tuple[FoldingLayer, str]]] = {}
+    for layer in folds.layers():
+        if not (layer.merged or layer.disable_adapters):
+            for name in layer.names():
+                for side in (DOWN, UP):
+                    groups.setdefault(layer.traced_key(name, side), []).append((layer, name))
+    factors: dict[tuple[int, str, str], Tensor] = {}
+    for (side, dtype, *_), together in groups.items():
+        transform = together[0][0].transform_name[together[0][1]]
+        sources = [(layer.foura_A if side == DOWN else layer.foura_B)[name] for layer, name in together]
+        scalings = [1.0 if side == DOWN else layer.scaling[name] for layer, name in together]
+        for (layer, name), factor in zip(together, graph.fold(sources, side, transform, scalings, dtype), strict=True):
+            factors[id(layer), name, side] = factor
+    for layer in folds.layers():
+        for name in layer.names():
+            if (id(layer), name, DOWN) in factors:
+                down, up, mask = factors[id(layer), name, DOWN], factors[id(layer), name, UP].T, layer.mask(name)
+                layer.traced[name] = down, up if mask is None else masked(up, mask, layer.r[name])
+
+
+def forget_prefolded(folds: Folds, _model: nn.Module, _args: Any, _output: Any) -> None:
+    """Hook after a model's forward."""
+    if torch.compiler.is_compiling():
+        for layer in folds.layers():
+            layer.traced.clear()
 
 
 def _forget(number: int, _reference: Any) -> None:

@@ -23,7 +23,7 @@ from foura.adapter.config import FouraConfig
 from foura.adapter.conv import CONVOLUTIONS, Conv
 from foura.adapter.embedding import Embedding
 from foura.adapter.gates import Gate
-from foura.adapter.keep import FoldingLayer
+from foura.adapter.keep import FoldingLayer, forget_prefolded, prefold
 from foura.adapter.layer import FouraLayer
 from foura.adapter.linear import Linear
 
@@ -181,11 +181,18 @@ def attention_mask(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
 
 
 def fold_together(model: nn.Module) -> None:
-    """Let all layers of `model` fold with each other; see `keep`."""
+    """Let all layers of `model` fold with each other, and before its forward where it is compiled; see `keep`."""
     layers = [module for module in model.modules() if isinstance(module, FoldingLayer)]
+    if not layers:
+        return
+    folds = layers[0].folds
     for layer in layers:
-        layer.folds = layers[0].folds
-        layer.folds.join(layer)
+        layer.folds = folds
+        folds.join(layer)
+    hooks = model._forward_pre_hooks.values()
+    if not any(isinstance(hook, partial) and hook.func is prefold and hook.args == (folds,) for hook in hooks):
+        model.register_forward_pre_hook(partial(prefold, folds))
+        model.register_forward_hook(partial(forget_prefolded, folds), always_call=True)
 
 
 def layer_class(module: nn.Module) -> type[FouraLayer] | None:

@@ -92,7 +92,7 @@ def _gate(
 
 
 @_gate.register_fake
-def _(z, w_in, b_in, w_out, b_out, by_token, mask, log_counts):  # type: ignore[no-untyped-def]
+def _(z, w_in, b_in, w_out, b_out, by_token, mask, log_counts):
     kept = (0,) if by_token else (3, z.shape[0], w_in.shape[1])
     return torch.empty_like(z, memory_format=torch.contiguous_format), z.new_empty(kept, dtype=torch.float32)
 
@@ -113,7 +113,7 @@ def _gate_backward(
 
 
 @_gate_backward.register_fake
-def _(grad, z, kept, w_in, b_in, w_out, b_out, by_token, mask):  # type: ignore[no-untyped-def]
+def _(grad, z, kept, w_in, b_in, w_out, b_out, by_token, mask):
     length = w_in.numel() + b_in.numel() + w_out.numel() + b_out.numel()
     return torch.empty_like(z, memory_format=torch.contiguous_format), z.new_empty(length, dtype=torch.float32)
 
@@ -127,7 +127,7 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     z, kept, *weights, mask = ctx.saved_tensors
     grad_z, flat = _gate_backward(grad, z, kept, *weights, ctx.by_token, mask)
-    return grad_z, *_cut(flat, tuple(weights)), None, None, None  # type: ignore[arg-type]
+    return grad_z, *_cut(flat, tuple(weights)), None, None, None
 
 
 _gate.register_autograd(_backward, setup_context=_setup)
