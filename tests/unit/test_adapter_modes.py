@@ -90,6 +90,28 @@ def test_autocast_agrees_with_float32(variant) -> None:
     assert_alike(mixed, plain, 0.06)
 
 
+@pytest.mark.parametrize("scope", ["sequence", "token"])
+def test_autocast_that_computes_norms_in_float32(scope, monkeypatch) -> None:
+    """CUDA's does, the CPU's does not."""
+    norm = torch.linalg.vector_norm
+    monkeypatch.setattr(torch.linalg, "vector_norm", lambda *args, **kwargs: norm(*args, **kwargs).float())
+    fields = {"transform": "dft", "gate": "adaptive", "gate_scope": scope, "init_weights": False}
+    torch.manual_seed(0)
+    model = get_peft_model(Net(), FouraConfig(r=4, target_modules=["one", "two"], **fields))
+    x, y = data()
+    plain = trained(copy.deepcopy(model), x, y)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return model(x)
+
+    mixed = trained(model, x, y, run)
+    assert mixed[0].dtype == torch.bfloat16
+    assert_alike(mixed, plain, 0.06)
+    with torch.no_grad():
+        assert run(x).dtype == torch.bfloat16
+
+
 @every_variant
 @pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16])
 def test_bf16_agrees_with_float32(variant, adapter_dtype) -> None:
