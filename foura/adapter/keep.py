@@ -341,6 +341,8 @@ def _adopt_loaded(layer: FoldingLayer, _keys: Any) -> None:
 
 def _count_writes(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
     """After a step: move autograd's counter of folded parameters, which optimizers that write to `.data` do not move."""
+    if torch.compiler.is_compiling():
+        return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     written: list[Any] = [one for one in parameters if (known := _folded.get(id(one))) is not None and known() is one]
     if written:

@@ -82,6 +82,15 @@ class FouraModel(BaseTuner):
         else:
             super()._replace_module(parent, child_name, new_module, child)
 
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """PEFT's own; the bare model also loses our hooks, so that it can be pickled for whoever has no foura."""
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        for hooks in (self.model._forward_pre_hooks, self.model._forward_hooks):
+            for number in [key for key, hook in hooks.items() if _is_ours(hook)]:
+                del hooks[number]
+                self.model._forward_hooks_always_called.pop(number, None)
+        return model
+
     def add_weighted_adapter(
         self,
         adapters: list[str],
@@ -189,10 +198,13 @@ def fold_together(model: nn.Module) -> None:
     for layer in layers:
         layer.folds = folds
         folds.join(layer)
-    hooks = model._forward_pre_hooks.values()
-    if not any(isinstance(hook, partial) and hook.func is prefold and hook.args == (folds,) for hook in hooks):
+    if not any(map(_is_ours, model._forward_pre_hooks.values())):
         model.register_forward_pre_hook(partial(prefold, folds))
         model.register_forward_hook(partial(forget_prefolded, folds), always_call=True)
+
+
+def _is_ours(hook: Any) -> bool:
+    return isinstance(hook, partial) and hook.func in (prefold, forget_prefolded)
 
 
 def layer_class(module: nn.Module) -> type[FouraLayer] | None:

@@ -330,3 +330,10 @@ def test_threads_with_models_of_their_own_and_with_one(x) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_an_unloaded_model_has_nothing_of_ours_left(x) -> None:
+    model = adapted()
+    merged = model.merge_and_unload()
+    assert not merged._forward_pre_hooks and not merged._forward_hooks
+    assert b"foura" not in pickle.dumps(merged)
