@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
 # two processes; tests that share a trained run stay in one of them
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-gpu test-all test-mutants bench lint ui install
+.PHONY: help demo test test-gpu test-all test-oldest test-mutants bench lint ui install
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -34,6 +35,12 @@ test-all: $(STAMP)  ## everything: slow tests, PEFT's own test suite on our tune
 	$(PYTEST) --hypothesis-profile=all tests --ignore tests/peers --ignore tests/gpu
 	$(BIN)/python -m pytest tests/peers
 	$(BIN)/python -m tests.helpers.survives
+
+test-oldest:  ## the unit tests with the oldest versions that pyproject.toml allows, in a venv of their own
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[lab,quantised]' pytest hypothesis
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m 'not slow' tests/unit
 
 test-mutants: $(STAMP)  ## deliberate faults in what results rest on: the tests must catch every one (20 minutes)
 	$(BIN)/python -m tests.mutants

@@ -5,7 +5,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from foura.errors import Busy, Interrupted, UserError, exit_without_lab, first_line
+from foura.errors import Busy, Interrupted, UserError, exit_without_lab, first_line, print_traceback, traceback_of
+from foura.escape import names_credential
 
 try:
     import hydra
@@ -13,6 +14,8 @@ try:
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
+    from foura.atomic import write_text
+    from foura.children import again, protect_children, require_working_directory
     from foura.config import explain, register
     from foura.run.start import execute
     from foura.threads import spin_briefly
@@ -20,6 +23,8 @@ except ModuleNotFoundError as error:
     exit_without_lab(error)
 
 spin_briefly()
+require_working_directory()
+protect_children()
 register()
 
 
@@ -51,13 +56,19 @@ def run_of_sweep(cfg: DictConfig, folder: Path, sweep: str) -> bool:
     except UserError as error:
         print(f"error: {folder.name}: {error}", flush=True)
     except Exception as error:
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        write_text(folder / "error.txt", traceback_of(error))
         said = f"{type(error).__name__}: {first_line(error)} (traceback: {folder / 'error.txt'})"
         print(f"error: {folder.name}: {said}", flush=True)
     return True
 
 
 if __name__ == "__main__":
+    sys.excepthook = print_traceback
+    if any(names_credential(argument) for argument in sys.argv[1:]):
+        sys.exit(
+            "error: the command has a password or a token in it, which other users of this machine can read, and which the "
+            "run's folder would keep. Set it in the environment, such as MLFLOW_TRACKING_URI or HF_TOKEN."
+        )
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing, and `explain` says it
     try:
         main()
@@ -66,7 +77,7 @@ if __name__ == "__main__":
     except Exception as error:
         if type(error).__name__ == "TerminatedWorkerError":  # joblib's: one worker was killed and took the pool with it
             print("a worker of the sweep was killed, as when memory runs out; the sweep continues", flush=True)
-            os.execv(sys.executable, [sys.executable, *sys.argv])
+            again()
         if any(frame.f_code is execute.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise  # a bug, and not a mistake in the command line
-        sys.exit(f"error: {explain(error)}")
+        sys.exit(f"error: {UserError(explain(error))}")

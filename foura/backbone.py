@@ -1,7 +1,9 @@
 """A frozen model and the layers that adapters go on, for every family and every method."""
 
+import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from foura.errors import UserError
 
-MOST_LAYERS = 1000  # of any real model; a config.json with more of them would build without end
+NUMBERED = r"(^|\.)\d+\."  # in the name of a layer that is inside a member of a list of modules
 LINEAR = (nn.Linear, Conv1D)  # Conv1D is GPT-2's name for a linear layer with its weight transposed
 
 
@@ -33,26 +35,77 @@ class Backbone:
     body: str
 
 
-def choose_targets(model: nn.Module, wanted: list[str] | None, usual: tuple[str, ...], head: str) -> list[str]:
+def choose_targets(
+    model: nn.Module, wanted: list[str] | None, usual: tuple[str, ...], head: str, blocks: bool = False
+) -> list[str]:
     """The target modules: those wanted, else the usual ones that this model has, else all linear layers except the head.
+
+    Args:
+        head: name of the output layer.
+        blocks: every linear layer of the model's blocks is a target, under its usual name where it has one.
 
     Raises:
         UserError: a wanted target that matches no linear layer.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
-
-    def matches(target: str) -> bool:
-        return any(name == target or name.endswith(f".{target}") for name in linear)
-
     if wanted is not None:
-        unmatched = [target for target in wanted if not matches(target)]
+        unmatched = [target for target in wanted if not any(_ends_in(name, target) for name in linear)]
         if unmatched:
             raise UserError(
                 f"target_modules {', '.join(unmatched)} match no linear layer; the model has: "
                 f"{describe_linear_layers(model)}."
             )
         return list(wanted)
-    return [target for target in usual if matches(target)] or [name for name in linear if name != head]
+    inside = block_layers(model, head)
+    if blocks and inside:
+        return _named(model, inside, usual)
+    usual_here = [target for target in usual if any(_ends_in(name, target) for name in linear)]
+    return usual_here or [name for name in linear if name != head]
+
+
+def block_layers(model: nn.Module, head: str) -> list[str]:
+    """Names of the linear layers in the members of the model's lists of blocks, without those of the head."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, LINEAR) and re.search(NUMBERED, name) and not _within(name, head)
+    ]
+
+
+def _named(model: nn.Module, layers: list[str], usual: tuple[str, ...]) -> list[str]:
+    """Targets that match exactly these layers: the usual names, then the shortest ones that match nothing else.
+
+    PEFT adapts other kinds of layers too, so a name must not match a convolution either.
+    """
+    every, left, chosen = [name for name, _ in model.named_modules()], dict.fromkeys(layers), list[str]()
+
+    def take(target: str) -> bool:
+        hits = [name for name in every if _ends_in(name, target)]
+        if not hits or any(name not in wanted for name in hits):
+            return False
+        if any(name in left for name in hits):
+            chosen.append(target)
+            for name in hits:
+                left.pop(name, None)
+        return True
+
+    wanted = set(layers)
+    for target in usual:
+        take(target)
+    while left:
+        name = next(iter(left))
+        parts = name.split(".")
+        endings = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        next(target for target in endings if not target.isdecimal() and take(target))
+    return chosen
+
+
+def _ends_in(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
 
 
 def target_layers(model: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
@@ -60,7 +113,7 @@ def target_layers(model: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, LINEAR) and any(name == t or name.endswith(f".{t}") for t in targets)
+        if isinstance(module, LINEAR) and any(_ends_in(name, t) for t in targets)
     }
 
 
@@ -72,24 +125,65 @@ def layer_size(layer: nn.Module) -> tuple[int, int]:
     return layer.in_features, layer.out_features
 
 
+def fused_outputs(model: nn.Module, layers: Iterable[str]) -> dict[str, int]:
+    """{layer: number of projections that its output holds} of those that hold several in equal blocks one after another.
+
+    By structure: a module with two linear layers of which one takes a half (gate and up) or a third (query, key and value)
+    of what the other gives. Grouped queries (fewer keys and values, by the model's config) give as many blocks as
+    make keys and values whole. Layers named query_key_value hold the three head by head and count as one.
+    """
+    found = {}
+    for name in layers:
+        owner, _, own = name.rpartition(".")
+        siblings = [
+            (key, child) for key, child in model.get_submodule(owner).named_children() if isinstance(child, LINEAR)
+        ]
+        if len(siblings) != 2 or own == "query_key_value":
+            continue
+        (one,), (other,) = ([child for key, child in siblings if (key == own) is mine] for mine in (True, False))
+        count = _projections(layer_size(one)[1], layer_size(other)[0], model)
+        if count > 1:
+            found[name] = count
+    return found
+
+
+def _projections(given: int, taken: int, model: nn.Module) -> int:
+    config: Any = getattr(model, "config", None)
+    heads, groups = (getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
+    if getattr(config, "multi_query", False):  # all heads share one key and one value
+        groups = 1
+    if isinstance(heads, int) and isinstance(groups, int) and groups < heads:
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        if taken == heads * width and given == (heads + 2 * groups) * width:
+            return (heads + 2 * groups) // math.gcd(heads, groups)
+    return given // taken if given in (2 * taken, 3 * taken) else 1
+
+
+def describe_share(model: nn.Module, targets: list[str], head: str) -> str:
+    """The share of the linear weights that is adapted, in one line; the head and embeddings do not count.
+
+    Experts whose weights are held in one tensor are not linear layers, and count as not adapted.
+    """
+    linear = {
+        name: math.prod(layer_size(module))
+        for name, module in model.named_modules()
+        if isinstance(module, LINEAR) and not _within(name, head)
+    }
+    adapted = target_layers(model, targets).keys() & linear.keys()
+    experts = sum(
+        parameter.numel()
+        for name, module in model.named_modules()
+        for parameter in module.parameters(recurse=False)
+        if "expert" in name.lower() and parameter.ndim > 1 and not isinstance(module, LINEAR)
+    )
+    weights, every = sum(linear[name] for name in adapted), sum(linear.values()) + experts
+    share = f"{100 * weights / every:.4g} %" if every else "none"
+    bound = f"; {100 * experts / every:.2g} % are of experts in one tensor, which stay frozen" if experts else ""
+    return f"adapts {len(adapted)} of {len(linear)} linear layers, {share} of the linear weights{bound}"
+
+
 def describe_linear_layers(model: nn.Module) -> str:
     """The linear layers of a model in one line, with numbered blocks folded: "blocks.*.attn.qkv (4), …"."""
     names = [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
     patterns = Counter(re.sub(r"\b\d+\b", "*", name) for name in names)
     return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in patterns.items()) or "none"
-
-
-def check_layers(described: Any, name: str, key: str = "") -> None:
-    """Check the numbers of layers in a config.json, at any depth of it, before a model is built from it.
-
-    Raises:
-        UserError: more layers than any model has.
-    """
-    if isinstance(described, dict):
-        for inner, value in described.items():
-            check_layers(value, name, str(inner))
-    elif isinstance(described, list | tuple):
-        for value in described:
-            check_layers(value, name, key)
-    elif "layer" in key and isinstance(described, int) and described > MOST_LAYERS:
-        raise UserError(f"backbone.name={name}: its config.json says {key}={described}, more than any model has.")

@@ -14,19 +14,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from foura.errors import UserError, first_line
-from foura.families import family_of
+from foura.errors import UserError, first_line, reason
+from foura.escape import names_credential
+from foura.families import FAMILIES, family_of
+from foura.families.family import Family
+from foura.files import read_text
+from foura.methods import OPTIONAL as METHOD_KEYS
 from foura.methods import method_of
 from foura.metrics import with_margins
 from foura.schema import Config, defaults_since
+from foura.untrusted import CONFIG, Folder, is_name
 
 # Keys that name a run and say where it is kept, and cannot change its numbers.
 UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "margins", "force", "plan", "outputs")
 UNSCIENTIFIC += ("trainer.enable_progress_bar", "trainer.profiler", "dataset.num_workers")
+DEEPEST = 16  # levels of a config
+# words of other frameworks for the last part of a key
+SYNONYMS = {"learning_rate": "lr", "num_epochs": "epochs", "steps": "max_steps", "r": "rank"}
 # Hydra's launchers that are not installed with foura, and the extra that has each
 LAUNCHERS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 
@@ -39,6 +48,42 @@ def register() -> None:
     OmegaConf.register_new_resolver("foura.sweep", _sweep_name, use_cache=True, replace=True)
 
 
+def read(path: Path, folder: Folder) -> Any:
+    """The config that a run left, merged into the schema, which gives its values their types. It is untrusted, and only data.
+
+    Raises:
+        UserError: it is not YAML, is larger or deeper than any config, has tags, aliases or interpolations, or does not fit
+            the schema.
+    """
+    text = read_text(path, folder, CONFIG)
+    try:
+        _refuse_computed(text)
+        return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path} is not the config of a run: {explain(error)}") from None
+    except Exception as error:  # the parsers of YAML and OmegaConf raise many kinds
+        raise UserError(f"{path} is not the config of a run: {reason(error)}") from None
+
+
+def _refuse_computed(text: str) -> None:
+    """Refuse YAML that has more than values in it.
+
+    Raises:
+        ValueError: it could grow when it is read, or would be computed.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError("it is nested deeper than any config")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it refers to its own parts, which no run writes and which can grow without end")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"it has the tag {event.tag[:40]}, and a run writes values alone")
+        if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
+            raise ValueError(f"{event.value[:40]!r} would be computed, and a run writes values alone")
+
+
 def check(cfg: DictConfig) -> None:
     """Check every field of `Config` against its choices and range, and backbone, data and method against each other.
 
@@ -49,13 +94,40 @@ def check(cfg: DictConfig) -> None:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
+    with flag_override(cfg, "readonly", False):
+        _read_lists(cfg, Config, "")
     _check_node(cfg, Config, "")
     _check_family(cfg)
     method_of(cfg).check(cfg, causal=family_of(cfg).causal)
     _check_margins(cfg.margins)
     name = cfg.sweep
-    if name is not None and not re.fullmatch(r"[\w.+-]{1,100}", name):
+    if name is not None and not is_name(name):
         raise UserError(f"sweep={name!r} must be 1 to 100 letters, digits, '.', '_', '+' or '-': it names a folder.")
+
+
+def _read_lists(node: DictConfig, schema: type, prefix: str) -> None:
+    """Make every list of the schema one of its kind of items, those given as a text ('[" bad"," good"]') too."""
+    for spec in dataclasses.fields(schema):
+        if isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type):
+            _read_lists(node[spec.name], spec.type, f"{prefix}{spec.name}.")
+        elif "items" in spec.metadata and node[spec.name] is not None:
+            node[spec.name] = _listed(prefix + spec.name, node[spec.name], spec.metadata["items"])
+
+
+def _listed(key: str, value: Any, kind: type) -> list[Any]:
+    found = value
+    if isinstance(value, str):
+        try:
+            found = yaml.load(value, Loader=yaml.BaseLoader)  # scalars stay texts: "yes" is a word
+        except yaml.YAMLError:
+            found = None
+    items: Any = OmegaConf.to_container(found) if isinstance(found, ListConfig) else found
+    if not isinstance(items, list) or any(isinstance(item, dict | list) or item is None for item in items):
+        raise UserError(f"{key}={value} is not a list of {'numbers' if kind is float else 'texts'}: write [one,two].")
+    try:
+        return [kind(item) for item in items]
+    except ValueError:
+        raise UserError(f"{key}={value} is not a list of numbers: write [0.5,1.0].") from None
 
 
 def _check_family(cfg: DictConfig) -> None:
@@ -83,10 +155,45 @@ def _check_family(cfg: DictConfig) -> None:
         raise UserError(f"dataset.path is not set: dataset={data.name} needs dataset.path=… to say where the data is.")
 
 
+def check_used(cfg: DictConfig) -> None:
+    """Refuse a key that is set to something and has no effect in this run. (Configs of finished runs may have such keys.)
+
+    Raises:
+        UserError: the first one.
+    """
+    family, method = family_of(cfg), method_of(cfg)
+    optional = {key for other in FAMILIES.values() for keys in other.uses.values() for key in keys}
+    defaults = OmegaConf.structured(Config)
+    for key in sorted(optional - family.used(cfg)) if family.uses else ():
+        if OmegaConf.select(cfg, key) != OmegaConf.select(defaults, key):
+            raise UserError(
+                f"{key}={OmegaConf.select(cfg, key)} has no effect {_where_used(key, family)}; leave it out."
+            )
+    for name in METHOD_KEYS:
+        value, default = cfg.adapter[name], OmegaConf.select(defaults, f"adapter.{name}")
+        if name == "gate_scope":  # its default follows the backbone
+            default = cfg.backbone.gate_scope
+        if name not in method.used(cfg.adapter) and value != default:
+            raise UserError(
+                f"adapter.{name}={value} has no effect with adapter={cfg.adapter.name} (of adapter.method={method.name}); "
+                "leave it out."
+            )
+
+
+def _where_used(key: str, family: Family) -> str:
+    """In which runs a key has no effect, and in which it has: "with backbone=vit (it has with backbone=unet)"."""
+    own = [name for name, keys in family.uses.items() if key in keys]
+    if own:
+        return f"here: for backbone={family.name} it needs {' or '.join(own)}"
+    others = [other.name for other in FAMILIES.values() if any(key in keys for keys in other.uses.values())]
+    return f"with backbone={family.name}: it is for backbone={' and '.join(others)}"
+
+
 def _check_margins(margins: DictConfig) -> None:
     """Refuse a margin that no difference can be within."""
     for key, value in margins.items():
-        if value is not None and not 0 < value < math.inf:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
             raise UserError(f"margins.{key!s} must be a number above 0, got {value}.")
 
 
@@ -107,13 +214,21 @@ def _check_node(node: DictConfig, schema: type, prefix: str) -> None:
 
 def _check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
     """Check a value against the metadata of its field in the schema."""
+    if names_credential(str(value)):
+        raise UserError(f"{key} has a password or a token in it, which the run's folder would keep; take it out.")
     if "choices" in limits and value not in limits["choices"]():
         raise UserError(f"{key}={value} is not known. {_suggest(str(value), limits['choices']())}")
+    if "accepts" in limits and not limits["accepts"](value):
+        raise UserError(f"{key} must be {limits['told']}, got {value}.")
     if "at_least" in limits and value is not None:
         if value >= limits["at_least"] and limits["above"] < value < limits["below"]:
             return
         bounds = (("at least", limits["at_least"]), ("above", limits["above"]), ("below", limits["below"]))
-        wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
+        wanted = " and ".join(
+            f"{word} {bound if isinstance(bound, int) else format(bound, 'g')}"
+            for word, bound in bounds
+            if math.isfinite(bound)
+        )
         raise UserError(f"{key} must be {wanted}, got {value}.")
 
 
@@ -155,6 +270,12 @@ def explain(error: Exception) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown and not unknown.group(1).startswith("hydra"):
         return _unknown_key(unknown.group(1).split("@")[0])
+    if "hydra.cc/docs" in text and "grammar" in text:
+        told = text.partition("See https")[0].split("Error parsing override")[-1]
+        return (
+            f"the command cannot be read ({first_line(ValueError(told))}): a value with special characters, such as a "
+            """folder's name with '=' or ',' in it, needs two pairs of quotes: 'outputs="a=b"'."""
+        )
     missing = re.search(r"Could not find '([^']+)/([^/']+)'", text)
     if missing:
         return _unknown_choice(missing.group(1), missing.group(2), text)
@@ -188,7 +309,29 @@ def _unknown_key(key: str) -> str:
         if not (isinstance(nested, type) and dataclasses.is_dataclass(nested)):
             break
         schema = nested
-    return f"{key} is not a key{' of ' + where if where else ''}. {_suggest(part, types)}"
+    said, close = f"{key} is not a key{' of ' + where if where else ''}.", difflib.get_close_matches(part, types, n=1)
+    elsewhere = _elsewhere(parts[-1])
+    if elsewhere and not close:
+        return f"{said} Did you mean {', '.join(elsewhere)}?"
+    return f"{said} {_suggest(part, types)}"
+
+
+def _elsewhere(word: str) -> list[str]:
+    """Keys anywhere in the schema whose last part is this word, or ends in it: adapter.lr and optimizer.lr for lr."""
+    word = SYNONYMS.get(word, word)
+    exact = [key for key in _keys(Config) if key.rpartition(".")[2] == word]
+    ending = [key for key in _keys(Config) if key.rpartition(".")[2].endswith(f"_{word}")]
+    found = exact if len(exact) > 1 else exact + ending
+    return found or (_elsewhere(word.partition("_")[2]) if "_" in word else [])
+
+
+def _keys(schema: Any, prefix: str = "") -> list[str]:
+    """Every key of the schema, dotted."""
+    keys = []
+    for spec in dataclasses.fields(schema):
+        nested = isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type)
+        keys += _keys(spec.type, f"{prefix}{spec.name}.") if nested else [prefix + spec.name]
+    return keys
 
 
 def _suggest(word: str, choices: Any) -> str:

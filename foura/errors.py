@@ -1,8 +1,13 @@
 """Mistakes of a user, each said in one sentence. Any other exception that reaches the terminal is a bug of ours."""
 
 import errno
+import re
 import sys
+import traceback
+from types import TracebackType
 from typing import NoReturn
+
+from foura.escape import printable, redact
 
 # import names of the packages that the extra "lab" installs
 LAB: tuple[str, ...] = (
@@ -23,9 +28,14 @@ LONGEST = 1500  # characters of a message, which may quote a user's input of any
 
 
 class UserError(Exception):
-    """One sentence: what was found, and what to do about it. It ends a run with a non-zero exit and no traceback."""
+    """One sentence: what was found, and what to do about it. It ends a run with a non-zero exit and no traceback.
+
+    A DataLoader makes the error of a worker process anew, with the worker's traceback as its text: the sentence is its end.
+    """
 
     def __init__(self, said: str) -> None:
+        if said.startswith("Caught ") and "DataLoader worker process" in said:
+            said = (re.findall(rf"^{__name__}\.\w+: (.*)$", said, flags=re.MULTILINE) or [said])[-1]
         super().__init__(one_line(said))
 
 
@@ -82,10 +92,21 @@ def cannot_write(error: BaseException | None) -> bool:
     return False
 
 
+def shared_memory_full(error: BaseException | None) -> bool:
+    """True if this error, or one that caused it, is the shared memory that workers hand batches through (/dev/shm)."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        said = str(error)
+        if "shared memory" in said or "/dev/shm" in said or "</torch_" in said:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def one_line(said: str) -> str:
-    """The text on one line of bounded length that every terminal can print: it may quote any file's content."""
-    said = " ".join(line.strip() for line in said.split("\n") if line.strip())
-    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+    """The text on one line of bounded length that every terminal can print, without credentials: it may quote anything."""
+    said = printable(redact(" ".join(line.strip() for line in said.split("\n") if line.strip())))
     return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"
 
 
@@ -96,5 +117,15 @@ def reason(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 300 characters; its type where the message is empty."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip()[:300] if lines else type(error).__name__
+    lines = [line for line in redact(str(error)).splitlines() if line.strip()]
+    return printable(lines[0].strip())[:300] if lines else type(error).__name__
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an error without credentials: libraries quote URIs in their messages."""
+    return redact("".join(traceback.format_exception(error)))
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """`sys.excepthook` of the commands."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

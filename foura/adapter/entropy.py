@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from foura.adapter.tracing import traced
+
 REFERENCE_TOKENS = 16  # a sequence gate closes fully (-4) when a rank singles out one token of this many
 SEQUENCE_SLOPE = 8.0 / math.log(REFERENCE_TOKENS)
 TOKEN_SLOPE = 8.0 / math.log(2.0)
@@ -42,7 +44,7 @@ def entropy_gate(
         tokens: T, or (S, 1, 1) where samples differ; None for one gate per token.
         mask: (S, T), false for padding.
     """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not traced():
         return _EntropyGate.apply(u, w_in, b_in, w_out, b_out, tokens, mask)
     _, _, hidden = _hidden(u, w_in, b_in)
     score = linear(hidden, w_out, b_out)
@@ -76,6 +78,8 @@ def _sequence_gate(score: Tensor, tokens: int | Tensor, mask: Tensor | None) -> 
     if mask is not None:
         log_p = log_p.clamp(min=-1e4)  # 0 ln 0 = 0
     negative_entropy_S1r = (log_p.exp() * log_p).sum(1, keepdim=True)
+    if isinstance(tokens, torch.SymInt):  # a length that torch.export leaves open
+        tokens = torch.scalar_tensor(tokens, device=score.device)
     log_tokens = math.log(tokens) if isinstance(tokens, int) else tokens.to(score.dtype).log()
     return torch.sigmoid(4.0 - SEQUENCE_SLOPE * (log_tokens + negative_entropy_S1r)), log_p, negative_entropy_S1r
 

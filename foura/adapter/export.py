@@ -1,14 +1,14 @@
 """Exact export of a FouRA adapter to an ordinary LoRA, for software that does not know FouRA.
 
 Folding gives it in closed form, without an SVD: lora_A = A F, lora_B = s F⁻¹ B. The rank is r for real transforms and 2r
-for the DFT, whose r complex coordinates are 2r real ones; ranks closed by a frozen gate are left out.
+for the DFT, whose r complex coordinates are 2r real ones; ranks closed by a frozen gate are left out. Layers of fewer
+ranks than the largest are filled up with zeros: most programs read one rank and one alpha for the whole adapter.
 """
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,32 @@ from foura.adapter.config import FouraConfig
 from foura.adapter.embedding import Embedding
 from foura.adapter.freeze import foura_layers
 from foura.adapter.layer import FouraLayer
+from foura.adapter.naming import (
+    check_component,
+    diffusers_header,
+    diffusers_metadata,
+    diffusers_names,
+    has_second_encoder,
+    kohya_names,
+)
 
 NAMINGS = ("peft", "diffusers", "kohya")
-KOHYA_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's --max-lora-rank can have
 
 
-def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig, dict[str, Tensor]]:
+def to_lora(
+    model: nn.Module, adapter_name: str = "default", per_layer_ranks: bool = False
+) -> tuple[LoraConfig, dict[str, Tensor]]:
     """The adapter as (LoraConfig, state dict in PEFT's names); loads with plain PEFT, `foura` not imported.
 
     The LoRA's scaling is 1 in every layer: FouRA's is multiplied into lora_B. Other trained modules (modules_to_save,
     biases) come along unchanged.
+
+    Args:
+        per_layer_ranks: keep layers of fewer ranks as small as they are, with PEFT's rank_pattern and alpha_pattern.
+            llama.cpp reads one alpha and divides it by each layer's own rank, so it would scale such layers wrongly, and
+            SGLang refuses them. False: every layer is filled up with zeros to the largest rank.
 
     Raises:
         ValueError: no such FouRA adapter, its gate depends on the input (freeze it first), or it is on
@@ -52,11 +68,12 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
             "PEFT's LoRA adds the update of an nn.MultiheadAttention's out-projection twice (as of peft 0.21), so no "
             "LoRA checkpoint would do what this adapter does: use merge_and_unload instead."
         )
-    ranks: dict[str, int] = {}
-    for name, layer in layers.items():
-        lora_A, lora_B = lora_factors(layer, adapter_name)
-        ranks[name] = lora_A.shape[0]
-        if isinstance(layer, Embedding):
+    factors = {name: lora_factors(layer, adapter_name) for name, layer in layers.items()}
+    rank = max(len(down) for down, _ in factors.values())
+    ranks = {name: len(down) if per_layer_ranks else rank for name, (down, _) in factors.items()}
+    for name, (down, up) in factors.items():
+        lora_A, lora_B = _filled_up(down, up, ranks[name])
+        if isinstance(layers[name], Embedding):
             state[f"base_model.model.{name}.lora_embedding_A"] = lora_A
             state[f"base_model.model.{name}.lora_embedding_B"] = lora_B
         else:
@@ -64,6 +81,13 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
             state[f"base_model.model.{name}.lora_A.weight"] = lora_A
             state[f"base_model.model.{name}.lora_B.weight"] = lora_B[(..., *(None,) * kernel_dims)]
     return _lora_config(config, ranks, any(layer.fan_in_fan_out for layer in layers.values())), state
+
+
+def _filled_up(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """(down (rank, …), up (out, rank)) with rows and columns of zeros where there were fewer ranks."""
+    missing = rank - len(down)
+    rows, columns = down.new_zeros(missing, *down.shape[1:]), up.new_zeros(len(up), missing)
+    return torch.cat([down, rows]), torch.cat([up, columns], dim=1)
 
 
 def _lora_config(config: FouraConfig, ranks: dict[str, int], fan_in_fan_out: bool) -> LoraConfig:
@@ -104,43 +128,107 @@ def lora_factors(layer: FouraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
 
 
 def save_as_lora(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module],
     path: str | os.PathLike[str],
     adapter_name: str = "default",
     naming: str = "peft",
-    component: str = "unet",
-) -> None:
+    component: str | None = None,
+    per_layer_ranks: bool = False,
+) -> str:
     """Write `to_lora` into the folder `path`, in the naming that a given program reads.
 
     Files are written to a temporary folder and renamed, so that `path` never holds an incomplete adapter.
 
     Args:
+        model: the adapted model, or for one file of several parts of a pipeline a mapping {component: adapted model}.
         naming: "peft": adapter_config.json and adapter_model.safetensors, for PeftModel and servers of PEFT LoRAs.
             "diffusers": pytorch_lora_weights.safetensors, for `pipe.load_lora_weights(path)`.
             "kohya": the same file name with kohya's keys and an alpha per layer, for ComfyUI, A1111 and sd-scripts.
-        component: for the latter two, the part of the pipeline that `model` is: unet, text_encoder or text_encoder_2.
+        component: for the latter two, the part of the pipeline that `model` is: unet, transformer, text_encoder or
+            text_encoder_2. Left out, the class of a model of diffusers says it; a text encoder has to be named.
+        per_layer_ranks: as in `to_lora`.
+
+    Returns:
+        a sentence: the rank, and who reads the file.
 
     Raises:
-        ValueError: an unknown naming or component, or an adapter that `to_lora` refuses.
+        ValueError: an unknown naming or component, an adapter that `to_lora` refuses, or something trained that the
+            naming cannot hold.
     """
     if naming not in NAMINGS:
         raise ValueError(f"naming={naming!r} is not known; choose one of {', '.join(NAMINGS)}")
-    if naming != "peft" and component not in KOHYA_PREFIXES:
-        raise ValueError(f"component={component!r} is not known; choose one of {', '.join(KOHYA_PREFIXES)}")
-    lora, state = to_lora(model, adapter_name)
-    file, metadata = "pytorch_lora_weights.safetensors", {"format": "pt"}
     if naming == "peft":
-        file = "adapter_model.safetensors"
-    elif naming == "diffusers":
-        state = {f"{component}.{key.removeprefix('base_model.model.')}": value for key, value in state.items()}
-        metadata["lora_adapter_metadata"] = json.dumps(_diffusers_metadata(lora, component))
+        if isinstance(model, Mapping):
+            raise ValueError("naming='peft' is for one model; save the parts of a pipeline one by one.")
+        lora, state = to_lora(model, adapter_name, per_layer_ranks)
+        configs, file, header = [lora], "adapter_model.safetensors", {"format": "pt"}
     else:
-        state = _kohya(state, KOHYA_PREFIXES[component], float(lora.r))
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+        parts = model if isinstance(model, Mapping) else {check_component(model, component): model}
+        if not parts:
+            raise ValueError("no parts of a pipeline were named")
+        configs, state, header = _pipeline_file(parts, naming, adapter_name, per_layer_ranks)
+        file = DIFFUSERS_FILE
     with _complete_folder(Path(path)) as scratch:
         if naming == "peft":
-            lora.save_pretrained(str(scratch))
-        save_file(tensors, scratch / file, metadata=metadata)
+            configs[0].save_pretrained(str(scratch))
+        save_file(_unshared(state), scratch / file, metadata=header)
+    return _readers(naming, configs, state)
+
+
+def _pipeline_file(
+    parts: Mapping[str, nn.Module], naming: str, adapter_name: str, per_layer_ranks: bool
+) -> tuple[list[LoraConfig], dict[str, Tensor], dict[str, str]]:
+    """(LoRAs, tensors, header) of a file with the parts {component: adapted model} of a pipeline."""
+    configs: list[LoraConfig] = []
+    state: dict[str, Tensor] = {}
+    described: dict[str, object] = {}
+    two_encoders = has_second_encoder(parts)
+    for name, part in parts.items():
+        component = check_component(part, name)
+        lora, own = to_lora(part, adapter_name, per_layer_ranks)
+        configs.append(lora)
+        if naming == "diffusers":
+            state |= diffusers_names(own, part, component)
+            described |= diffusers_metadata(lora, component)
+        else:
+            state |= kohya_names(own, part, component, float(lora.r), two_encoders)
+    return configs, state, diffusers_header(described) if described else {"format": "pt"}
+
+
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each with memory of its own: safetensors stores no tied weights."""
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    seen: set[int] = set()
+    for key, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        tensors[key] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return tensors
+
+
+def _readers(naming: str, configs: list[LoraConfig], state: Mapping[str, Tensor]) -> str:
+    """A sentence: the rank of what was written, and the programs that read it."""
+    rank = max(config.r for config in configs)
+    mixed = any(config.rank_pattern for config in configs)
+    said = f"a LoRA of rank {rank}" + (" at most, fewer in some layers" if mixed else "")
+    if naming == "kohya":
+        return (
+            f"{said}, for ComfyUI, Forge, A1111, InvokeAI, sd-scripts and stable-diffusion.cpp; diffusers reads it too."
+        )
+    if naming == "diffusers":
+        return (
+            f"{said}, for diffusers (pipe.load_lora_weights). ComfyUI and the like read it for transformers, but only "
+            "half the layers of a UNet: write naming='kohya' for them."
+        )
+    # the frozen weight of an adapted embedding, which PEFT saves with it, is passed over by servers
+    others = sorted(key for key in state if ".lora_" not in key and not key.endswith(".base_layer.weight"))
+    if mixed:
+        return f"{said}, for PEFT and transformers; llama.cpp and SGLang need one rank in all layers."
+    if others:
+        return f"{said}, for PEFT and transformers; servers refuse what it trains beside the LoRA, such as {others[0]}."
+    served = next((allowed for allowed in SERVED_RANKS if allowed >= rank), None)
+    vllm = f"vLLM (--max-lora-rank {served})" if served else f"not for vLLM, whose ranks end at {SERVED_RANKS[-1]}"
+    return f"{said}, for PEFT, transformers, {vllm}, SGLang (--max-lora-rank {rank}) and llama.cpp (convert_lora_to_gguf.py)."
 
 
 @contextmanager
@@ -155,35 +243,3 @@ def _complete_folder(target: Path) -> Iterator[Path]:
             os.replace(written, target / written.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _diffusers_metadata(lora: LoraConfig, component: str) -> dict[str, object]:
-    """The config as diffusers stores it in the file; without it, it guesses ranks and strengths from the shapes."""
-    fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
-    values = {field: getattr(lora, field) for field in fields}
-    return {
-        f"{component}.{field}": sorted(value) if isinstance(value, set) else value for field, value in values.items()
-    }
-
-
-def _kohya(state: dict[str, Tensor], prefix: str, alpha: float) -> dict[str, Tensor]:
-    """PEFT's keys to kohya's: lora_unet_down_blocks_0_..._to_q.lora_down.weight, .lora_up.weight, .alpha.
-
-    A loader scales a layer by alpha / rank. `alpha` is the same in every layer, because diffusers loses alphas that
-    differ; each layer's rank / alpha is multiplied into its lora_up.
-
-    Raises:
-        ValueError: a layer that is neither linear nor a convolution, or another trained module.
-    """
-    result: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        name, _, kind = key.removeprefix("base_model.model.").rpartition(".lora_")
-        if kind not in ("A.weight", "B.weight"):
-            raise ValueError(f"kohya's format holds only linear and convolution layers, not {key}")
-        module = f"{prefix}_{name.replace('.', '_')}"
-        if kind == "A.weight":
-            result[f"{module}.lora_down.weight"] = tensor
-            result[f"{module}.alpha"] = torch.tensor(alpha)
-        else:
-            result[f"{module}.lora_up.weight"] = tensor * (tensor.shape[1] / alpha)
-    return result

@@ -1,5 +1,6 @@
 """Gates on data: how many ranks they open, and freezing them to a fixed mask (paper sec. 3.4, "frozen mask")."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,8 @@ def freeze_gates(model: nn.Module, batches: Iterable[Batch]) -> dict[str, int]:
     """Turn every active input-dependent gate into its calibrated mask, in place; the adapter can then merge and export.
 
     A rank stays open if its gate, averaged over all the data (and tokens), is above one half. The gate network is
-    dropped, and the adapter's config says gate="frozen" from then on.
+    dropped, and the model's config of the adapter says gate="frozen" from then on; the FouraConfig object that the model
+    was made with is left as it is.
 
     Args:
         batches: any iterable of model inputs. A mapping is passed as keywords; of a tuple or list only the first item is
@@ -44,11 +46,20 @@ def freeze_gates(model: nn.Module, batches: Iterable[Batch]) -> dict[str, int]:
             layer.foura_gate_mask[adapter] = mask.to(layer.foura_A[adapter].device)
             kept[name] = int(mask.sum())
             frozen.add(adapter)
-    for module in model.modules():
-        configs: Any = getattr(module, "peft_config", {})
-        for adapter in frozen & set(configs):
-            configs[adapter].gate = "frozen"
+    for adapter in frozen:
+        replace_config(model, adapter, gate="frozen")
     return kept
+
+
+def replace_config(model: nn.Module, adapter_name: str, **fields: Any) -> None:
+    """Give the model a copy of an adapter's config with other values: the object itself is its caller's."""
+    found = [getattr(module, "peft_config", {}) for module in model.modules()]
+    copies: dict[int, Any] = {}
+    for configs in {id(configs): configs for configs in found if adapter_name in configs}.values():
+        config = configs[adapter_name]
+        changed = copies.setdefault(id(config), copy.copy(config))
+        vars(changed).update(fields)
+        configs[adapter_name] = changed
 
 
 def effective_rank(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
@@ -89,7 +100,7 @@ def gate_statistics(model: nn.Module, batches: Iterable[Batch]) -> dict[str, dic
         ValueError: there is no data.
     """
     sums: dict[tuple[str, str], tuple[Tensor, Tensor, float, int]] = {}
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with _recording(model) as records:
@@ -106,7 +117,8 @@ def gate_statistics(model: nn.Module, batches: Iterable[Batch]) -> dict[str, dic
                     )
                 records.clear()
     finally:
-        model.train(training)
+        for module, training in modes.items():  # not model.train(): parts of it may be kept in evaluation
+            module.training = training
     if not sums:
         raise ValueError("no data: the batches were empty, or the model never reached a gated layer")
     result: dict[str, dict[str, dict[str, Tensor]]] = {}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from foura.adapter.entropy import entropy_gate
 from foura.adapter.kernels import takes
+from foura.adapter.tracing import exported
 
 if TYPE_CHECKING:
     from foura.adapter.kernels.gate import GateCall
@@ -27,7 +28,8 @@ OPEN = 0.5  # a rank counts as open where its gate is above this
 class GateSettings(Protocol):
     """The fields of FouraConfig that gates are made from."""
 
-    gate_scope: str
+    @property
+    def gate_scope(self) -> str: ...
 
 
 class GateKind(Protocol):
@@ -123,7 +125,7 @@ class EntropyGate(Gate):
                 return self.forward(u)
         if u.dtype not in (torch.float32, torch.float64):  # an entropy is a difference of logs: not in half precision
             return self.forward(u.float()).to(u.dtype)
-        tokens = u.shape[1:-1].numel()
+        tokens = math.prod(u.shape[1:-1])  # numel() would fix a length that an export leaves open
         weights = self._weights(u.dtype)
         if self.scope == "token" or tokens == 1:
             return entropy_gate(u, *weights)
@@ -135,7 +137,8 @@ class EntropyGate(Gate):
 
     def kernel_call(self, z: Tensor) -> "GateCall | None":
         """`forward` and the product with z in one kernel; not while hooks want to see the gates themselves."""
-        if self._forward_hooks or self._forward_pre_hooks or not takes(z, self.weight_in.shape[1]):
+        hooked = self._forward_hooks or self._forward_pre_hooks
+        if hooked or exported() or not takes(z, self.weight_in.shape[1]):
             return None
         from foura.adapter.kernels.gate import GateCall  # Triton is there
 

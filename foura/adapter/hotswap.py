@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from foura.adapter.config import FouraConfig
-from foura.adapter.freeze import foura_layers
+from foura.adapter.freeze import foura_layers, replace_config
 from foura.adapter.keep import FoldingLayer
 
 
@@ -52,4 +52,5 @@ def hotswap_adapter(model: nn.Module, path: str | os.PathLike[str], adapter_name
             layer.set_scale(adapter_name, 1.0)
             if isinstance(layer, FoldingLayer):
                 layer.forget_factors()
-    old.foura_alpha, old.alpha_pattern, old.use_rslora = new.foura_alpha, new.alpha_pattern, new.use_rslora
+    strengths = {field: getattr(new, field) for field in ("foura_alpha", "alpha_pattern", "use_rslora")}
+    replace_config(model, adapter_name, **strengths)

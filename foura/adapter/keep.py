@@ -34,6 +34,7 @@ from foura.adapter.delta import masked
 from foura.adapter.fold import DOWN, UP, Attached, Fold, Part, folded
 from foura.adapter.layer import FouraLayer
 from foura.adapter.merging import Factors
+from foura.adapter.tracing import exported
 
 _folded: dict[int, "weakref.ref[Tensor]"] = {}  # parameters with kept factors, by id
 
@@ -158,7 +159,10 @@ class FoldingLayer(FouraLayer):
         return (self.kept(name, side, dtype, source) or self.folds.fold(self, name, side, dtype)).factor
 
     def traced_factors(self, name: str, dtype: torch.dtype) -> Factors:
-        """`factors` within torch.compile: those that `prefold` has made, or this layer's alone."""
+        """`factors` in a graph: those that `prefold` has made, or this layer's alone."""
+        if exported():
+            down, up = self.fold(name)
+            return down.to(dtype), (self.mask_up(name, up) * self.scaling[name]).to(dtype)
         if name in self.traced and self.traced[name][0].dtype == dtype:
             return self.traced[name]
         transform, mask = self.transform_name[name], self.mask(name)
@@ -288,7 +292,7 @@ class FoldingLayer(FouraLayer):
 
 def prefold(folds: Folds, _model: nn.Module, args: Any) -> None:
     """Hook before a model's forward: in a compiled graph, fold all layers with one operator per width and side."""
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or exported():
         return
     groups: dict[tuple[Any, ...], list[tuple[FoldingLayer, str]]] = {}
     for layer in folds.layers():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import _get_in_out_features
-from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from peft.utils import quantization_extra_repr
 from torch import Tensor, nn
 
 from foura.adapter import graph
@@ -19,7 +19,8 @@ from foura.adapter.config import FouraConfig
 from foura.adapter.delta import plain_fold
 from foura.adapter.fold import DOWN, UP
 from foura.adapter.gates import GATES, Gate
-from foura.adapter.merging import Factors, MergingLayer
+from foura.adapter.merging import Factors, MergingLayer, quantization_backend
+from foura.adapter.tracing import exported
 from foura.adapter.transforms import TRANSFORMS, Transform
 
 MOST_RANK = 4096  # allowed in every layer, however small
@@ -58,7 +59,7 @@ class FouraLayer(nn.Module, MergingLayer):
         in_features, out_features = _get_in_out_features(self.get_base_layer())
         assert in_features is not None and out_features is not None
         self.in_features, self.out_features = in_features, out_features
-        self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
+        self.quantization_backend = quantization_backend(self.get_base_layer(), **quantization)
         self.fan_in_fan_out = False  # true if the base weight is stored as (in, out)
         self.foura_A = nn.ParameterDict()
         self.foura_B = nn.ParameterDict()
@@ -162,7 +163,7 @@ class FouraLayer(nn.Module, MergingLayer):
 
     def _fold_rows(self, adapter_name: str, A: Tensor, B: Tensor) -> Factors:
         """`fold` of A as rows of features."""
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() or exported():
             return plain_fold(A, B, self.transform[adapter_name])
         transform, dtype = self.transform_name[adapter_name], torch.promote_types(A.dtype, torch.float32)
         (down,), (up,) = (graph.fold([one], side, transform, [1.0], dtype) for one, side in ((A, DOWN), (B, UP)))

@@ -10,13 +10,14 @@ from transformers.pytorch_utils import Conv1D
 from foura.adapter.delta import accumulated, adapted, adapted_linear, gated, plain_delta
 from foura.adapter.keep import FoldingLayer
 from foura.adapter.merging import Factors
+from foura.adapter.tracing import traced
 
 
 class Linear(FoldingLayer):
     """y = W0 x + b + Σ eq. 5 over the active adapters; x is (..., in_features).
 
     One line of mathematics (`delta.plain_delta`) on folded factors (`keep`), computed in the cheapest way for the situation:
-        torch.compile            the line itself; the compiler fuses it
+        torch.compile, export    the line itself; the compiler fuses it
         different dtypes         the same
         no gradients             accumulated in place
         one adapter              `delta.adapted_linear`: one operation, if its gate, if any, has a kernel
@@ -32,7 +33,7 @@ class Linear(FoldingLayer):
         base: Any = self._modules["base_layer"]
         device = x.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        if torch.compiler.is_compiling() or not names or not self._one_dtype(x, names, base, compute):
+        if traced() or not names or not self._one_dtype(x, names, base, compute):
             return super()._forward(x, *args, **kwargs)
         if compute is not None:
             x = x.to(compute)
@@ -63,7 +64,7 @@ class Linear(FoldingLayer):
 
     def delta(self, adapter_name: str, x: Tensor) -> Tensor:
         dtype = self.foura_A[adapter_name].dtype
-        if torch.compiler.is_compiling():
+        if traced():
             device = x.device.type
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
             down, up = self.traced_factors(adapter_name, dtype)

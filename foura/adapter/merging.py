@@ -1,10 +1,13 @@
 """ΔW of an adapter as one matrix, and merging it into the base weight. Refused while a gate depends on the input."""
 
 import warnings
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import resolve_quantization_backend
+from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend
 from torch import Tensor, nn
 
 from foura.adapter.delta import masked
@@ -98,3 +101,45 @@ class MergingLayer(BaseTunerLayer):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return not self.depends_on_input(adapter_name)
+
+
+def quantization_backend(layer: nn.Module, **settings: Any) -> Any:
+    """PEFT's backend of a quantised layer, None for any other.
+
+    A model that torchao's quantize_() has quantised by itself does not say how, so that its merged weights could not be
+    quantised again: such a layer trains, and refuses to merge.
+    """
+    unknown = "get_apply_tensor_subclass" not in settings
+    backend = resolve_quantization_backend(layer, **{"get_apply_tensor_subclass": _unsaid, **settings})
+    if unknown and backend is not None and backend.backend_name == "torchao":
+        return ForwardOnlyQuantizationBackend("torchao")
+    return backend
+
+
+def _unsaid() -> None:
+    """In the place of torchao's settings; never called, because nothing is quantised again."""
+
+
+def untie(model: nn.Module) -> list[str]:
+    """Give every adapted layer whose weight another module holds too a weight of its own, so that merging changes it alone.
+
+    A language model's output layer often shares its weight with the input embeddings; merged in place, the update would
+    change both.
+
+    Returns:
+        names of the layers.
+    """
+    holders: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    untied = []
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            base: Any = module.get_base_layer()
+            weight = getattr(base, "weight", None)
+            if type(weight) is nn.Parameter and holders[id(weight)] > 1:
+                base.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+                holders[id(weight)] -= 1
+                untied.append(name)
+    return untied

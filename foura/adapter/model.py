@@ -1,5 +1,6 @@
 """The PEFT tuner: wraps the layers that a FouraConfig names, and passes adapters and padding masks to them per call."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -11,7 +12,6 @@ from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     AuxiliaryTrainingWrapper,
     get_quantization_kwargs,
-    resolve_quantization_backend,
 )
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
@@ -19,13 +19,14 @@ from transformers.pytorch_utils import Conv1D
 
 from foura.adapter.attention import MultiheadAttention
 from foura.adapter.combine import combine_layer, combined_config
-from foura.adapter.config import FouraConfig
+from foura.adapter.config import CAUSAL, LOOKS_AHEAD, FouraConfig, looks_ahead
 from foura.adapter.conv import CONVOLUTIONS, Conv
 from foura.adapter.embedding import Embedding
 from foura.adapter.gates import Gate
 from foura.adapter.keep import FoldingLayer, forget_prefolded, prefold
 from foura.adapter.layer import FouraLayer
 from foura.adapter.linear import Linear
+from foura.adapter.merging import quantization_backend, untie
 
 
 class FouraModel(BaseTuner):
@@ -38,6 +39,9 @@ class FouraModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's own; if no target is found, the error lists the linear layers of the model."""
+        config, generates = self.peft_config[adapter_name], getattr(model, "can_generate", bool)
+        if looks_ahead(config) and config.task_type != CAUSAL and generates():
+            warnings.warn(LOOKS_AHEAD, stacklevel=5)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:
@@ -82,14 +86,19 @@ class FouraModel(BaseTuner):
         else:
             super()._replace_module(parent, child_name, new_module, child)
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         """PEFT's own; the bare model also loses our hooks, so that it can be pickled for whoever has no foura."""
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
         for hooks in (self.model._forward_pre_hooks, self.model._forward_hooks):
             for number in [key for key, hook in hooks.items() if _is_ours(hook)]:
                 del hooks[number]
                 self.model._forward_hooks_always_called.pop(number, None)
         return model
+
+    def _check_merge_allowed(self) -> None:
+        """PEFT calls this before it merges."""
+        super()._check_merge_allowed()
+        untie(self.model)
 
     def add_weighted_adapter(
         self,
@@ -135,10 +144,7 @@ class FouraModel(BaseTuner):
         names = kwargs.pop("adapter_names", None)
         mask = kwargs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        gates = any(
-            isinstance(config, FouraConfig) and config.gate_depends_on_input and config.gate_scope == "sequence"
-            for config in self.peft_config.values()
-        )
+        gates = any(looks_ahead(config) for config in self.peft_config.values())
         handles = [] if names is None else self._route_rows(names, kwargs.get("num_beams") or 1)
         try:
             with attention_mask(self, mask) if gates else nullcontext():
@@ -217,7 +223,7 @@ def layer_class(module: nn.Module) -> type[FouraLayer] | None:
         return Conv
     if isinstance(module, nn.MultiheadAttention):
         return MultiheadAttention
-    backend = resolve_quantization_backend(module, get_apply_tensor_subclass=lambda: None)
+    backend = quantization_backend(module)
     return Linear if backend is not None and backend.layer_type == "linear" else None
 
 

@@ -9,6 +9,7 @@ onto the small factors: y = (F⁻¹B)(A F) x. A transform does both, and nothing
 To add a transform, subclass `Transform` with an orthonormal `basis` and register it: `TRANSFORMS["haar"] = Haar`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from foura.adapter.constants import constant
 from foura.adapter.dct import dct, dct_basis, inverse_dct
+from foura.adapter.tracing import exported
 
 # Above this length an FFT is cheaper than a product with the basis matrix, which would also take N² floats. On a GPU launches
 # count more than operations, and a product is one launch.
@@ -129,7 +131,7 @@ class DFT(Transform):
     """DFT by rfft and irfft (norm="ortho") with complex A and B, kept as real views with a last axis of 2 (sec. 3.3).
 
     A is (r, N//2+1, 2) and B (splits · (m//2+1), r, 2). z = A rfft(x) is complex, so the folded factors have q = 2r rows:
-    Re z, then Im z.
+    Re z, then Im z. Where a graph is exported, the factors are folded by cosines and sines: ONNX has no complex numbers.
     """
 
     parts: ClassVar[int] = 2
@@ -141,16 +143,25 @@ class DFT(Transform):
         return (self.splits * (self.block // 2 + 1), rank, 2)
 
     def fold_down(self, A: Tensor) -> Tensor:
+        if exported():
+            (cos_KN, sin_KN), (real_rK, imag_rK) = _waves(self.in_features, A.dtype, A.device).unbind(), A.unbind(-1)
+            return torch.cat([real_rK @ cos_KN + imag_rK @ sin_KN, imag_rK @ cos_KN - real_rK @ sin_KN])
         # sum_k A[k] exp(-2πikn/N) / sqrt(N): a forward FFT of the coefficients, the missing upper half being zero
         folded_rN = torch.fft.fft(torch.view_as_complex(A.contiguous()), n=self.in_features, norm="ortho")
         return torch.cat([folded_rN.real, folded_rN.imag])
 
     def fold_up(self, B: Tensor) -> Tensor:
-        spectrum_RK = torch.view_as_complex(B.contiguous()).T.reshape(-1, self.block // 2 + 1)  # R = r · s
+        weights_K = _bin_weights(self.block, B.dtype, B.device)
+        if exported():
+            cos_Km, sin_Km = _waves(self.block, B.dtype, B.device).unbind()
+            rows_RK2 = B.transpose(0, 1).reshape(-1, len(weights_K), 2)  # R = r · s
+            real_RK, imag_RK = (rows_RK2 * weights_K[:, None]).unbind(-1)
+            real_Rm, imag_Rm = real_RK @ cos_Km - imag_RK @ sin_Km, imag_RK @ cos_Km + real_RK @ sin_Km
+            return torch.cat([real_Rm, -imag_Rm]).reshape(-1, self.out_features).T
+        spectrum_RK = torch.view_as_complex(B.contiguous()).T.reshape(-1, len(weights_K))
         # irfft(c) = Re( sum_k w_k c_k exp(2πikn/M) ) / sqrt(M)
-        weighted = spectrum_RK * _bin_weights(self.block, B.dtype, B.device)
-        folded_Rm = torch.fft.ifft(weighted, n=self.block, norm="ortho")
-        return torch.cat([folded_Rm.real, -folded_Rm.imag]).view(-1, self.out_features).T
+        folded_Rm = torch.fft.ifft(spectrum_RK * weights_K, n=self.block, norm="ortho")
+        return torch.cat([folded_Rm.real, folded_Rm.imag.neg()]).reshape(-1, self.out_features).T
 
     def fold_down_adjoint(self, grad: Tensor) -> Tensor:
         real_rN, imag_rN = grad.chunk(2)
@@ -210,3 +221,11 @@ def _bin_weights(length: int, dtype: torch.dtype, device: torch.device) -> Tenso
     if length % 2 == 0:
         weights_K[-1] = 1.0
     return weights_K.to(device)
+
+
+@constant
+def _waves(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2, K, length): cosine and sine of 2πkn / length, divided by sqrt(length), for the K bins of the half spectrum."""
+    n = torch.arange(length, dtype=torch.float64)
+    angle_KN = n[: length // 2 + 1, None] * n % length * (2 * math.pi / length)
+    return (torch.stack([angle_KN.cos(), angle_KN.sin()]) / math.sqrt(length)).to(dtype=dtype, device=device)

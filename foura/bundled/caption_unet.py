@@ -46,6 +46,11 @@ def caption_bytes(captions: list[str]) -> Tensor:
     return torch.tensor([[256] * (CAPTION_BYTES - len(row)) + row for row in rows])
 
 
+def bytes_lost(caption: str) -> int:
+    """The number of bytes at a caption's beginning that `caption_bytes` leaves out."""
+    return max(0, len(caption.encode()) - CAPTION_BYTES)
+
+
 def fresh_unet() -> Denoiser:
     """The bundled model with random weights."""
     unet: Any = UNet2DConditionModel(**BUNDLED_UNET)

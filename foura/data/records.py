@@ -1,14 +1,19 @@
-"""Records with named fields, by split: JSON lines, or anything that `datasets.load_dataset` reads."""
+"""Records with named fields, by split: files of them, or anything that `datasets.load_dataset` reads."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig
 
 from foura.data.hub import read_hub, rows
 from foura.data.splits import existing, split_files, split_tables
+from foura.data.tables import RECORD_FILES, Named, read_records
+from foura.distributed import print_on_main
 from foura.errors import UserError
-from foura.files import json_lines
 
-Named = list[tuple[str, dict[str, Any]]]  # [(what a message calls the record, record), …]
+Made = TypeVar("Made")
+UNLABELLED = -1  # GLUE's label of its hidden test data
 
 
 @dataclass
@@ -19,30 +24,119 @@ class Records:
     class_names: dict[str, list[str]] = field(default_factory=dict)
 
 
-def json_records(path: str) -> Records:
-    """A file of JSON lines, or a folder with train.jsonl and perhaps validation.jsonl and test.jsonl.
+def open_records(cfg: DictConfig) -> Records:
+    """The records that `cfg` (the dataset group) names, of the source "jsonl" (files) or "hf" (`datasets.load_dataset`).
 
     Raises:
-        UserError: nothing is there, or a line is not a JSON object.
+        UserError: nothing is there, it cannot be read, or has no training split.
     """
-    return Records({split: json_lines(file) for split, file in split_files(existing(path), ".jsonl").items()})
+    return _files(cfg) if cfg.source == "jsonl" else _hub(cfg)
 
 
-def hub_records(path: str) -> Records:
-    """The splits of a hub id, a folder or a parquet file.
+def _files(cfg: DictConfig) -> Records:
+    records = Records({})
+    for split, paths in split_files(existing(cfg), cfg.splits, RECORD_FILES).items():
+        records.splits[split] = []
+        for path in paths:
+            named, classes = read_records(path, cfg.columns.label)
+            records.splits[split] += named
+            records.class_names |= classes
+    return records
 
-    Raises:
-        UserError: it cannot be read, or has no training split.
-    """
+
+def _hub(cfg: DictConfig) -> Records:
     import datasets
 
-    splits: dict[str, Named] = {}
-    classes: dict[str, list[str]] = {}
-    for split, (name, table) in split_tables(read_hub(path), path).items():
-        splits[split] = [(f"{name} item {number}", row) for number, row in enumerate(rows(table))]
-        features = table.features or {}
-        classes |= {key: list(kind.names) for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
-    return Records(splits, classes)
+    records = Records({})
+    for split, (name, table) in split_tables(read_hub(cfg), cfg.path, cfg.splits).items():
+        records.splits[split] = [(f"{name} item {number}", row) for number, row in enumerate(rows(table))]
+        kinds = (table.features or {}).items()
+        records.class_names |= {key: list(kind.names) for key, kind in kinds if isinstance(kind, datasets.ClassLabel)}
+    return records
+
+
+def labelled_splits(splits: dict[str, Named], column: str) -> dict[str, Named]:
+    """The splits without those of which no item has a label, as in GLUE's test data; which ones, is said.
+
+    Raises:
+        UserError: the training data is one of them.
+    """
+    without = [split for split, named in splits.items() if named and all(_unlabelled(row, column) for _, row in named)]
+    if "train" in without:
+        has = ", ".join(map(str, splits["train"][0][1]))
+        raise UserError(
+            f"the train split has no labels in the column {column!r} (dataset.columns.label={column}); it has: {has}."
+        )
+    say_unlabelled(without)
+    return {split: named for split, named in splits.items() if split not in without}
+
+
+def say_unlabelled(splits: list[str]) -> None:
+    """Say which splits are left out for want of labels."""
+    for split in splits:
+        print_on_main(
+            f"note: the {split} split has no labels: it is left out, and another is cut from the train split."
+        )
+
+
+def _unlabelled(row: dict[str, Any], column: str) -> bool:
+    return blank(row.get(column)) or row[column] == UNLABELLED
+
+
+def filled(
+    named: Iterable[tuple[str, dict[str, Any]]], columns: tuple[str | None, ...], split: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """The records in which none of these columns is blank; how many are left out, is said.
+
+    A column that a record lacks is not blank: `text_field` refuses it.
+
+    Raises:
+        UserError: all of them are.
+    """
+    given = list(named)
+    kept = [(name, row) for name, row in given if not any(column in row and blank(row[column]) for column in columns)]
+    say_left_out(len(given) - len(kept), len(given), split, "without text")
+    return kept
+
+
+def blank(value: Any) -> bool:
+    """True for an empty text, one of spaces alone, or a missing value."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def say_left_out(count: int, total: int, split: str, why: str) -> None:
+    """Say how many of a split's items are left out.
+
+    Raises:
+        UserError: all of them are.
+    """
+    if total and count == total:
+        raise UserError(f"the {split} split is empty: all of its {total} items are {why}.")
+    if count:
+        print_on_main(f"note: {count} of {total} items of the {split} split are {why} and left out.")
+
+
+def readable(items: Iterable[Made], read: Callable[[Made], object], split: str, wanted: str) -> list[Made]:
+    """The items that can be read.
+
+    Args:
+        read: raises UserError for an item that cannot be read.
+        wanted: `dataset.unreadable`: "refuse", or "drop" to leave them out and say how many.
+
+    Raises:
+        UserError: an item cannot be read and is refused, or none can.
+    """
+    given, kept, said = list(items), [], ""
+    for item in given:
+        try:
+            read(item)
+            kept.append(item)
+        except UserError as error:
+            if wanted == "refuse":
+                raise
+            said = said or f"unreadable ({error})"
+    say_left_out(len(given) - len(kept), len(given), split, said)
+    return kept
 
 
 def text_field(row: dict[str, Any], name: str, key: str, column: str | None) -> str:

@@ -29,6 +29,9 @@ _ALL = (
     Peer("peft"),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+OPTIONAL = tuple(
+    dict.fromkeys(key for method in _ALL for key in method.uses)
+)  # keys of `adapter` that some have no use for
 
 
 def method_of(cfg: DictConfig) -> Method:

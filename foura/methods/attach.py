@@ -3,6 +3,8 @@
 import bisect
 import copy
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from omegaconf import DictConfig
 from peft import get_peft_model
 from torch import Tensor, nn
 
-from foura.backbone import Backbone, describe_linear_layers, layer_size, target_layers
+from foura.backbone import NUMBERED, Backbone, describe_linear_layers, fused_outputs, layer_size, target_layers
 from foura.errors import UserError, reason
 from foura.methods import method_of
 from foura.methods.method import Layers, Method
@@ -45,6 +47,7 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
             f"adapter={cfg.adapter.name} goes on linear layers and found none to adapt; the model has: "
             f"{describe_linear_layers(model)}. adapter=full and adapter=head need none."
         )
+    cfg = _with_splits(cfg, fused_outputs(model, layers))
     if cfg.iso_parameters:
         cfg = _equal_parameters(cfg, method, model, layers, list(backbone.targets), steps)
     if method.ranked:
@@ -55,6 +58,25 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
     adapted, config = _wrapped(model, cfg, method, layers, steps, common)
     config.base_model_name_or_path = cfg.backbone.name  # after wrapping: PEFT overwrites it with what it finds
     return adapted
+
+
+def _with_splits(cfg: DictConfig, fused: Mapping[str, int]) -> DictConfig:
+    """The config with output_splits for the fused layers, where the user names none for them."""
+    named = cfg.backbone.output_splits
+    found = {}
+    for layer, count in fused.items():
+        if not any(re.fullmatch(rf"(.*\.)?({pattern})", layer) for pattern in named):
+            found[_in_every_block(layer)] = count
+    if not found:
+        return cfg
+    changed = copy.deepcopy(cfg)
+    changed.backbone.output_splits = {**named, **found}
+    return changed
+
+
+def _in_every_block(layer: str) -> str:
+    """The name of a layer within its block: "attn.c_attn" of "transformer.h.0.attn.c_attn"."""
+    return re.split(NUMBERED, layer)[-1]
 
 
 def unfreeze(backbone: Backbone, trained: str) -> nn.Module:

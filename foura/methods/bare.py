@@ -15,6 +15,8 @@ class Bare(Method):
         trained: "body", with the head, or "head".
     """
 
+    uses = ()
+
     def __init__(self, name: str, trained: str) -> None:
         super().__init__(name)
         self.trained = trained

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import nn
 
+UNSEEDED = ("dct", "dft", "identity")  # transforms in which nothing is random
+
 
 class Foura(Method):
     """Every transform and gate of the library. `adapter.gate=frozen` trains with the adaptive gate, then freezes it."""
 
     ranked = True
     exports = True
+    uses = (*Method.uses, "transform", "transform_seed", "gate", "gate_scope", "gate_lr")
     # the library's documented errors, so that a bug is not reported as a user's mistake; KeyError: PEFT, for a saved
     # module that the model lacks
     refusals = (ValueError, TypeError, RuntimeError, KeyError)
@@ -36,6 +39,12 @@ class Foura(Method):
                 f"trainer=fsdp splits weights over processes, and adapter={cfg.adapter.name} freezes its gate after "
                 "training, which needs them whole: use trainer=ddp, or freeze later with foura export --freeze."
             )
+
+    def used(self, adapter: DictConfig) -> tuple[str, ...]:
+        unused = set() if adapter.gate != "none" else {"gate_scope", "gate_lr"}
+        if adapter.transform in UNSEEDED:
+            unused.add("transform_seed")
+        return tuple(key for key in self.uses if key not in unused)
 
     def peft_type(self, adapter: DictConfig) -> str:
         return "FOURA"

@@ -36,6 +36,7 @@ class Method:
         shards: works where each process holds a part of every weight (trainer=fsdp).
         exports: its update can be written as an ordinary LoRA.
         trained: the part of the backbone whose own weights are trained, "body" or "head"; None for an adapter of PEFT.
+        uses: keys of the group `adapter` that have an effect, of those that not every method has a use for.
         refusals: exceptions with which its tuner refuses a model or a file; PEFT's own raise many kinds.
     """
 
@@ -43,6 +44,7 @@ class Method:
     shards = True
     exports = False
     trained: str | None = None
+    uses: tuple[str, ...] = ("dropout", "use_rslora", "options")
     refusals: tuple[type[Exception], ...] = (Exception,)
 
     def __init__(self, name: str) -> None:
@@ -58,6 +60,10 @@ class Method:
         Raises:
             UserError: the config asks for something that the method does not have.
         """
+
+    def used(self, adapter: DictConfig) -> tuple[str, ...]:
+        """The keys in `uses` that have an effect with this config group."""
+        return self.uses
 
     def peft_type(self, adapter: DictConfig) -> str:
         """PEFT's name of the method, as adapter_config.json holds it."""
@@ -131,6 +137,12 @@ class Method:
             state: the `adapter_parameters` of the epoch to save.
         """
         return state
+
+    def load_saved(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        """Load what was `saved`, under the names of PEFT's files, into a fresh adapter to train on from; in place."""
+        import peft
+
+        peft.set_peft_model_state_dict(model, state)
 
     def open_ranks(self, layer: Any) -> float | None:
         """Number of ranks that a trained layer uses; None for a method without ranks."""

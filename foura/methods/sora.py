@@ -24,6 +24,7 @@ class Sora(Lora):
     """LoRA with `RankGates` on A; it is saved with the gates multiplied into A, as an ordinary LoRA."""
 
     shards = False
+    uses = (*Lora.uses, "sparsity")
     starts = (True, "gaussian")  # the gates are random at the start, so B has to be zero
 
     def prepare(self, model: nn.Module) -> None:
@@ -47,6 +48,18 @@ class Sora(Lora):
                 layer = name.removesuffix(TRAINED)
                 folded[f"{layer}.weight"] = state[layer + GATE].unsqueeze(-1) * tensor
         return folded
+
+    def load_saved(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        """The saved diag(g) A becomes A, and every gate one."""
+        import torch
+
+        super().load_saved(model, {name: tensor for name, tensor in state.items() if ".lora_A." not in name})
+        unfolded: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            if ".lora_A." in name:
+                layer = name.removesuffix(".weight") + ".default"
+                unfolded |= {layer + TRAINED: tensor, layer + GATE: torch.ones(len(tensor))}
+        model.load_state_dict(unfolded, strict=False)
 
     def open_ranks(self, layer: Any) -> float | None:
         closed = sum(int((gate == 0).sum()) for gate in _gates(layer))

@@ -1,23 +1,27 @@
 """Read a sweep from the tracking store, as tables. Nothing else is read: a report needs no run folders."""
 
-import contextlib
+from __future__ import annotations
+
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from mlflow.entities import Run
-from mlflow.tracking import MlflowClient
 
 from foura.errors import UserError
+from foura.escape import printable, redact
 from foura.schema import Config, defaults_since
-from foura.tracking.store import open_store
+from foura.tracking.artifacts import Artifacts
+from foura.tracking.store import NOTE, artifacts_of, open_store
+from foura.tracking.ui import base_address, set_view
 
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one bar per small file
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
 ITEMS = ("train_items", "validation_items", "test_items")  # sizes of the splits; runs of older versions lack them
 TAGS = (
     "state",
@@ -31,6 +35,7 @@ TAGS = (
     "seed",
     "data_fingerprint",
     "key",
+    "about",
     *ITEMS,
 )
 KEPT_LOOKS = 50  # as many as a tag of MLflow holds
@@ -55,10 +60,12 @@ class Sweep:
         command: the command that started the sweep; "" if unknown.
         margins: {key of the config's `margins`: value} as declared with the sweep.
         looks: earlier reports that saw other numbers of finished runs.
+        ui: the address of MLflow's UI.
     """
 
     name: str
     client: MlflowClient
+    artifacts: Artifacts
     parent_id: str
     experiment_id: str
     runs: pd.DataFrame
@@ -66,6 +73,7 @@ class Sweep:
     command: str
     margins: dict[str, float]
     looks: list[Look]
+    ui: str
 
     def history(self, run_id: str, metric: str) -> pd.Series:
         """The values of a metric by epoch (from 1)."""
@@ -74,9 +82,7 @@ class Sweep:
 
     def artifact(self, run_id: str, name: str, into: Path) -> Path | None:
         """Download an artifact of a run; None if the run has none of that name."""
-        with contextlib.suppress(Exception):  # each kind of store has its own exception for a missing file
-            return Path(self.client.download_artifacts(run_id, name, str(into)))
-        return None
+        return self.artifacts.get(run_id, name, into)
 
     def tables(self, run_ids: Sequence[str], name: str) -> pd.DataFrame:
         """A CSV artifact of several runs, concatenated, with a column run_id."""
@@ -89,6 +95,12 @@ class Sweep:
                 if path is not None:
                     parts.append(pd.read_csv(path).assign(run_id=run_id))
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def describe(self, lines: Sequence[str]) -> None:
+        """Make the verdicts and the command the description of the parent run, and give the sweep a view in the UI."""
+        set_view(self.client, self.experiment_id, self.name)
+        verdict = "\n".join(f"- {line.strip()}" for line in lines)
+        self.client.set_tag(self.parent_id, NOTE, f"{verdict}\n\n`{self.command}`"[:5000])
 
     def look(self) -> list[Look]:
         """Record this report on the parent run, unless no run has finished since the last one; returns all looks."""
@@ -120,13 +132,15 @@ def load_sweep(outputs: Path, name: str) -> Sweep:
     return Sweep(
         name=name,
         client=client,
+        artifacts=artifacts_of(outputs, client),
         parent_id=named[0].info.run_id,
         experiment_id=experiment_id,
         runs=runs.sort_values(order, ignore_index=True),
         tune=[key for key in tags.get("tune", "").split(",") if key],
-        command=tags.get("command", ""),
+        command=_shown(tags.get("command", "")),
         margins=json.loads(tags.get("margins") or "{}"),
         looks=[Look(**look) for look in json.loads(tags.get("looks") or "[]")],
+        ui=base_address(outputs),
     )
 
 
@@ -141,17 +155,22 @@ def _search(client: MlflowClient, experiment_id: str, query: str) -> list[Run]:
             return found
 
 
+def _shown(text: str) -> str:
+    """Text of the store for a page: anybody who writes to the store can have chosen it."""
+    return printable(redact(text))
+
+
 def _row(run: Run) -> dict[str, Any]:
     """A run as a row of the table; missing ranks and seeds are 0."""
-    tags = run.data.tags
-    row: dict[str, Any] = {"run_id": run.info.run_id, "name": run.info.run_name}
+    tags = {key: _shown(value) for key, value in run.data.tags.items()}
+    row: dict[str, Any] = {"run_id": run.info.run_id, "name": _shown(run.info.run_name)}
     row |= {tag: tags[tag] for tag in TAGS if tag in tags}
     row["state"] = tags.get("state") or STATES.get(run.info.status, run.info.status.lower())
     row["commit"] = tags.get("mlflow.source.git.commit", "")
     row["versions"] = tags.get("versions", "")
     # a run of before a key was added had what is now its default
     row |= {f"param:{key}": str(value) for key, value in defaults_since(Config).items()}
-    row |= {f"param:{key}": value for key, value in run.data.params.items()}
+    row |= {f"param:{key}": _shown(value) for key, value in run.data.params.items()}
     row |= run.data.metrics
     for number in ("rank", "seed"):
         row[number] = int(row.get(number, 0))

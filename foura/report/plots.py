@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
+from foura.escape import in_figure
 from foura.metrics import COST, METRICS, shown
 from foura.report.compare import intervals
 from foura.report.study import Measure, Study, by_condition, in_words, name_of
@@ -120,7 +121,7 @@ def _against_x(study: Study, measure: Measure, table: pd.DataFrame, runs: pd.Dat
         shift = (number - (len(study.adapters) - 1) / 2) * min(0.05, 0.3 / len(study.adapters))
         style = style_of(study, adapter)
         places = [_shifted(value, shift, values, log) for value in own[x]]
-        axis.plot(places, own["mean"], label=adapter, markersize=4.5, linewidth=1.2, **style)
+        axis.plot(places, own["mean"], label=in_figure(adapter), markersize=4.5, linewidth=1.2, **style)
         axis.vlines(places, own["low"], own["high"], color=style["color"], linewidth=1)
         at = [_shifted(value, shift, values, log) for value in dots[x]]
         axis.scatter(at, dots[measure.column], s=6, alpha=0.4, color=style["color"], linewidths=0)
@@ -165,14 +166,22 @@ def _pareto(study: Study, rows: pd.DataFrame, cost: str, facet: str) -> Panel:
     for adapter in study.adapters:
         own = rows[rows["adapter"] == adapter]
         if not own.empty:
-            axis.plot(own[cost], own[quality], label=adapter, linestyle="", markersize=5, **style_of(study, adapter))
+            axis.plot(
+                own[cost],
+                own[quality],
+                label=in_figure(adapter),
+                linestyle="",
+                markersize=5,
+                **style_of(study, adapter),
+            )
     best = front(rows, cost, quality, study.quality.more_is_better)
     axis.plot(*zip(*best, strict=True), color=QUIET, linewidth=0.9, zorder=0)
     if rows[cost].min() > 0 and rows[cost].max() / rows[cost].min() > 20:
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     else:
         axis.xaxis.set_major_locator(MaxNLocator(4))
-    if rows[cost].max() > 1000:
+    if rows[cost].max() > 1000 or axis.get_xscale() == "log":  # the formatter of logarithms writes mathematics
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set_xlabel(cost)
     title = _titled(quality, facet)
@@ -183,7 +192,7 @@ def _pareto(study: Study, rows: pd.DataFrame, cost: str, facet: str) -> Panel:
 def _line(axis: Any, x: Any, y: Any, study: Study, adapter: str) -> None:
     """A curve with some of its points marked, so that it is told apart without colour."""
     marks = max(1, len(y) // 6)
-    axis.plot(x, y, label=adapter, linewidth=1.3, markersize=4, markevery=marks, **style_of(study, adapter))
+    axis.plot(x, y, label=in_figure(adapter), linewidth=1.3, markersize=4, markevery=marks, **style_of(study, adapter))
 
 
 def _by_epoch(fig: Any, axis: Any, title: str, note: str = "") -> Panel:

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.ticker import ScalarFormatter
 
+from foura.figures import plt
 from foura.report.study import Study
 
 WIDTH = 4.0  # inches, 384 CSS pixels: a phone's width, so that type is never scaled down by much

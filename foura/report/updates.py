@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from foura.escape import in_figure
 from foura.report.plots import some
 from foura.report.study import Study, by_condition, in_words
 from foura.report.style import Panel, finish, numbered, panel, style_of
@@ -27,7 +28,9 @@ def spectra(study: Study, values: pd.DataFrame) -> list[Panel]:
             if not own.empty:
                 every = max(1, len(own) // 6)
                 style = style_of(study, adapter)
-                axis.plot(own.index, own, label=adapter, linewidth=1.3, markersize=4, markevery=every, **style)
+                axis.plot(
+                    own.index, own, label=in_figure(adapter), linewidth=1.3, markersize=4, markevery=every, **style
+                )
         axis.set_xlabel("index (largest singular value = 1)")
         axis.set_ylim(0, 1.05)
         where = in_words(facet, study.conditions)
@@ -86,7 +89,7 @@ def by_strength(study: Study, rows: pd.DataFrame) -> list[Panel]:
                 if own.empty:
                     continue
                 style = style_of(study, adapter)
-                axis.plot(own.index, own["mean"], label=adapter, markersize=4, linewidth=1.3, **style)
+                axis.plot(own.index, own["mean"], label=in_figure(adapter), markersize=4, linewidth=1.3, **style)
                 axis.fill_between(own.index, own["min"], own["max"], color=style["color"], alpha=0.15, linewidth=0)
             where = in_words(facet, study.conditions)
             title = f"{measure.replace('_', ' ')}{f' ({where})' if where else ''}"

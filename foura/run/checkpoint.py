@@ -1,6 +1,5 @@
 """Checkpointing: after every epoch, every ten minutes within one, and on SIGINT or SIGTERM."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 
 from foura import distributed
+from foura.atomic import put
 from foura.run.signals import Signals
 
 SAVE_EVERY = 600.0  # seconds between checkpoints within an epoch
@@ -35,8 +35,8 @@ class Checkpoint(Callback):
         self.signals.catch()
 
     def on_train_batch_end(self, trainer: Trainer, task: Any, out: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self.step or trainer.is_last_batch:
-            return  # within a step of accumulated gradients, or just before the end of the epoch
+        if trainer.global_step == self.step or trainer.is_last_batch or trainer.should_stop:
+            return  # within a step of accumulated gradients, or just before the end of the epoch or of the training
         self.step = trainer.global_step
         due = distributed.is_main() and time.monotonic() - self.saved > SAVE_EVERY
         stop, save = distributed.all_reduce_sum(self.signals.asked is not None, due)
@@ -62,7 +62,7 @@ class Checkpoint(Callback):
         scratch = self.path.with_suffix(".writing")
         trainer.save_checkpoint(scratch)
         if distributed.is_main():
-            os.replace(scratch, self.path)
+            put(scratch, self.path)
         self.saved = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:

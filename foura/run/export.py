@@ -1,37 +1,55 @@
 """`foura export`: a finished run's adapter in a form that another library loads."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from foura.adapter import freeze_gates
-from foura.adapter.freeze import foura_layers
+from foura.adapter.gates import GATES
+from foura.adapter.merging import untie
+from foura.atomic import new_folder
+from foura.backbone import Backbone
 from foura.errors import UserError, reason
 from foura.families import build, family_of
+from foura.families.family import Parts
+from foura.files import read_json
 from foura.logs import quiet
 from foura.methods import method_of
-from foura.run.load import check_adapter, load_adapter, load_bare, read_config
+from foura.run.load import check_adapter, load_adapter, load_bare, read_config, rebuild
 from foura.run.loop import Loaders
+from foura.untrusted import WEIGHTS, Folder
 
 KEPT = ("adapter_config.json", "adapter_model.safetensors", "model.safetensors", "README.md")  # of an adapter's folder
+# Largest difference of merged and unmerged outputs, as a share of the largest output. Half precision rounds W + ΔW, and a
+# quantised weight is quantised again, so there the difference is said and judged by the reader.
+AGREES = 1e-3
 
 
-def export(run: Path, to: str, out: Path, freeze: bool = False) -> None:
-    """Write the adapter of a run's folder to `out`.
+def export(run: Path, to: str, out: Path, freeze: bool = False, per_layer_ranks: bool = False) -> str:
+    """Write the adapter of a run's folder to `out`. It needs the model, and the run's data only to freeze a gate.
 
     Args:
         to: "peft": as it was saved. "merged": the whole model with the update in its weights. Otherwise a form of the
             family's `save_as_lora`: "lora", an ordinary LoRA that computes the same, or for a UNet "kohya", with kohya's names.
         freeze: calibrate an adaptive gate to a fixed mask first, on the run's own training data.
+        per_layer_ranks: of a LoRA, do not fill up layers of fewer ranks with zeros.
+
+    Returns:
+        a sentence: what was written, and who reads it.
 
     Raises:
         UserError: this adapter does not have the form; the sentence names those that it has.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already; name a folder that does not.")
+    with new_folder(out) as scratch:
+        return _export(run, to, scratch, freeze, per_layer_ranks)
+
+
+def _export(run: Path, to: str, out: Path, freeze: bool, per_layer_ranks: bool) -> str:
     quiet()
     cfg = read_config(run)
     family, method = family_of(cfg), method_of(cfg)
@@ -41,43 +59,101 @@ def export(run: Path, to: str, out: Path, freeze: bool = False) -> None:
             f"--to {to} is not a form of adapters of backbone={family.name}; choose one of {', '.join(forms)}."
         )
     if to == "peft":
-        _copy(run, cfg, out)
-        return
+        return _copy(run, cfg, out)
     if to != "merged" and not method.exports:
         raise UserError(f"adapter={cfg.adapter.name} is saved in its own form already: use --to peft or --to merged.")
-    parts = build(cfg)
+    gated = method.trained is None and _is_gated(run)
+    if gated and not freeze:
+        raise UserError("this adapter's gate depends on the input, so it is not a single update: add --freeze.")
+    parts = _with_data(cfg) if gated else None
+    backbone = rebuild(run, cfg) if parts is None else parts.backbone
     if method.trained is not None:
-        family.save_merged(parts, load_bare(run, parts, cfg), cfg, out)
-        return
-    model: Any = load_adapter(parts.backbone.model, run, cfg)
-    if depends_on_input(model):
-        if not freeze:
-            raise UserError("this adapter's gate depends on the input, so it is not a single update: add --freeze.")
+        return _save_merged(backbone, load_bare(run, backbone, cfg), cfg, out)
+    model: Any = load_adapter(backbone.model, run, cfg)
+    if parts is not None:
         freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
     if to == "merged":
-        try:
-            merged = model.merge_and_unload()
-        except (
-            NotImplementedError,
-            ValueError,
-        ) as error:  # PEFT's answers for an update that is not one of the weights
-            raise UserError(
-                f"adapter={cfg.adapter.name} cannot be merged into the weights ({reason(error)}): use --to peft."
-            ) from error
-        family.save_merged(parts, merged, cfg, out)
-    else:
-        family.save_as_lora[to](model, out)
+        return _save_merged(backbone, model, cfg, out)
+    try:
+        return family.save_as_lora[to](model, out, per_layer_ranks)
+    except ValueError as error:  # the library's answers for something trained that the form cannot hold
+        raise UserError(f"--to {to}: {reason(error)}") from error
 
 
-def depends_on_input(model: nn.Module) -> bool:
-    """True for an adapted model with a FouRA gate that depends on the input, so that it cannot be merged."""
-    return any(layer.foura_gate for layer in foura_layers(model).values())
+def _is_gated(run: Path) -> bool:
+    gate = read_json(run / "adapter" / "adapter_config.json").get("gate")
+    return isinstance(gate, str) and gate in GATES and GATES[gate].depends_on_input
 
 
-def _copy(run: Path, cfg: DictConfig, out: Path) -> None:
+def _with_data(cfg: DictConfig) -> Parts:
+    try:
+        return build(cfg)
+    except UserError as error:
+        raise UserError(f"--freeze calibrates the gate on the run's training data: {error}") from error
+
+
+def _save_merged(backbone: Backbone, model: Any, cfg: DictConfig, out: Path) -> str:
+    """Merge and write a model, load what was written, and compare it with the adapted model on a small input."""
+    family = family_of(cfg)
+    inputs = None if family.example is None else family.example(backbone)
+    expected = None if inputs is None else _outputs(model, inputs)
+    merged = model if method_of(cfg).trained is not None else _merged(model, cfg)
+    scratch = out.with_name(f".{out.name}-writing")
+    shutil.rmtree(scratch, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        family.save_merged(backbone, merged, cfg, scratch)
+        if inputs is None or expected is None or family.load_merged is None:
+            said = "the whole model; it was not compared with the adapted one, because its family has no example input."
+        else:
+            found = _outputs(family.load_merged(backbone, cfg, scratch), inputs)
+            said = f"the whole model; {_agreement(found, expected, cfg)}"
+        os.replace(scratch, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return said
+
+
+def _merged(model: Any, cfg: DictConfig) -> nn.Module:
+    untie(model)  # a merged output layer must not change the embeddings that it shares its weight with
+    try:
+        merged: nn.Module = model.merge_and_unload()
+    except (NotImplementedError, ValueError) as error:  # PEFT's answers for an update that is not one of the weights
+        raise UserError(
+            f"adapter={cfg.adapter.name} cannot be merged into the weights ({reason(error)}): use --to peft."
+        ) from error
+    return merged
+
+
+@torch.no_grad()
+def _outputs(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    found = model.eval()(**inputs)
+    tensor: Tensor = found if isinstance(found, Tensor) else found.logits
+    return tensor.double()
+
+
+def _agreement(found: Tensor, expected: Tensor, cfg: DictConfig) -> str:
+    """A sentence: by how much the written model's outputs differ from the adapted model's.
+
+    Raises:
+        UserError: by so much that it is another model.
+    """
+    error, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    rounds = cfg.backbone.load_in is not None or cfg.backbone.torch_dtype not in (None, "float32", "float64")
+    if not rounds and not error <= AGREES * largest:  # NaN fails this too
+        raise UserError(
+            f"the merged model, loaded again, differs from the adapted one by {error:.1g} in outputs of up to {largest:.3g}, "
+            "so nothing was kept: use --to peft or --to lora."
+        )
+    return f"its outputs agree with the adapted model's to {error:.0e} (they are up to {largest:.3g})."
+
+
+def _copy(run: Path, cfg: DictConfig, out: Path) -> str:
     if method_of(cfg).trained is None:
         check_adapter(run / "adapter", cfg)
     out.mkdir(parents=True)
+    adapter = Folder(run / "adapter")
     for name in KEPT:
-        if (run / "adapter" / name).is_file():
-            shutil.copyfile(run / "adapter" / name, out / name)
+        if adapter.has(name):
+            shutil.copyfile(adapter.file(name, WEIGHTS), out / name)
+    return "the adapter as it was saved, for PEFT (after `import foura` where its peft_type is FOURA)."

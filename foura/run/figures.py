@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foura.escape import in_figure
 from foura.figures import GREY, TRAIN, VALIDATION, plt, save_figure
 from foura.metrics import METRICS
 
@@ -25,7 +26,7 @@ def draw_curves(history: list[dict[str, float]], metrics: Sequence[str], selecte
         axis.axvline(selected + 1, color=GREY, linestyle=":", linewidth=1)
         axis.set_xlabel("epoch")
         axis.spines[["top", "right"]].set_visible(False)
-    fig.suptitle(f"{title} · dotted: selected epoch", fontsize=10)
+    fig.suptitle(f"{in_figure(title)} · dotted: selected epoch", fontsize=10)
     save_figure(fig, path)
 
 
@@ -48,5 +49,5 @@ def draw_layers(table: list[dict[str, Any]], title: str, path: Path) -> None:
         axis.set_yticks(places, names if index == 0 else [""] * len(names), fontsize=8)
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.spines[["top", "right"]].set_visible(False)
-    fig.suptitle(title, fontsize=10)
+    fig.suptitle(in_figure(title), fontsize=10)
     save_figure(fig, path)

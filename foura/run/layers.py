@@ -1,7 +1,6 @@
 """A trained adapter layer by layer: the size and spectrum of its update, its open ranks, the variation of its gates."""
 
 import copy
-import csv
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ from foura.analysis.spectrum import (
     stable_rank,
 )
 from foura.backbone import layer_size
+from foura.files import write_csv
 from foura.methods.method import Method
 from foura.methods.peer import has_rank
 from foura.methods.state import whole_layer
@@ -87,19 +87,17 @@ def total_delta_norm(table: list[dict[str, Any]]) -> float | None:
 
 def write_table(table: list[dict[str, Any]], path: Path) -> None:
     """Write the table as CSV, with empty cells for None."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(table, path, COLUMNS)
 
 
 def write_spectra(table: list[dict[str, Any]], path: Path) -> None:
     """Write the leading singular values of every layer's ΔW as CSV: layer, index from 1, value."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("layer", "index", "value"))
-        for row in table:
-            writer.writerows((row["layer"], n, f"{value:.6g}") for n, value in enumerate(row["singular_values"], 1))
+    rows = [
+        {"layer": row["layer"], "index": number, "value": f"{value:.6g}"}
+        for row in table
+        for number, value in enumerate(row["singular_values"], 1)
+    ]
+    write_csv(rows, path, ("layer", "index", "value"))
 
 
 @torch.no_grad()

@@ -11,16 +11,20 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision
 from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from torchmetrics.aggregation import BaseAggregator
 
 from foura import distributed
-from foura.errors import UserError
+from foura.errors import UserError, reason
 from foura.families.task import Task
 from foura.methods import method_of
 from foura.run.processes import process_count
+from foura.run.steps import check_limits, optimizer_steps
+
+BATCHES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
 
 
 class Batches:
@@ -99,9 +103,9 @@ class Loaders:
 
     def steps(self) -> int:
         """The number of optimizer steps that the run will make."""
-        batches = len(self.train)
-        epochs = self.cfg.trainer.max_epochs or 1
-        return max(1, epochs * batches // self.cfg.trainer.accumulate_grad_batches)
+        evaluated = min(len(loader) for loader in self.evaluation())
+        check_limits(self.cfg.trainer, {"train": len(self.train), "val": evaluated, "test": len(self.test())})
+        return optimizer_steps(self.cfg.trainer, len(self.train))
 
     def _fixed(self, dataset: Any) -> DataLoader:
         return DataLoader(dataset, self.cfg.dataset.eval_batch_size, **self.options)
@@ -136,6 +140,23 @@ class FullyShard(ModelParallelStrategy):
             if isinstance(module, FSDPModule):
                 module.reshard()
         return {}  # nothing is gathered here: `Task.on_save_checkpoint` adds what is trained
+
+
+class EvaluatedEnd(Callback):
+    """Evaluates after the last step of training, also in the middle of an epoch and between two evaluations."""
+
+    def on_train_epoch_start(self, trainer: Trainer, task: Any) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            self._every_epoch(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, task: Any, out: Any, batch: Any, batch_idx: int) -> None:
+        if 0 < trainer.max_steps <= trainer.global_step:
+            self._every_epoch(trainer)
+            trainer.should_stop = True  # Lightning evaluates then, and not where it only counts steps
+
+    def _every_epoch(self, trainer: Trainer) -> None:
+        if trainer.check_val_every_n_epoch is not None:
+            trainer.check_val_every_n_epoch = 1
 
 
 class TruePrecision(Callback):
@@ -192,9 +213,16 @@ def check_devices(cfg: DictConfig) -> None:
 
 
 def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
-    """Lightning's Trainer with the arguments in `cfg.trainer`."""
+    """Lightning's Trainer with the arguments in `cfg.trainer`.
+
+    Raises:
+        UserError: it refuses them.
+    """
     arguments: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     arguments["enable_progress_bar"] = False  # run/progress.py shows the whole run with its ETA
+    for key in BATCHES:  # 3.0 batches are 3: Lightning would take all of them for overfit_batches
+        if isinstance(arguments[key], float) and arguments[key] > 1:
+            arguments[key] = int(arguments[key])
     processes = process_count(cfg)
     if arguments["strategy"] == "fully_shard":
         arguments["strategy"] = FullyShard(processes)
@@ -207,4 +235,13 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # our samplers share the batches of one process
     }
-    return Trainer(**arguments, **ours, callbacks=[*callbacks, TruePrecision()], default_root_dir=str(folder))
+    handlers = [EvaluatedEnd(), *callbacks, TruePrecision()]
+    try:
+        return Trainer(**arguments, **ours, callbacks=handlers, default_root_dir=str(folder))
+    except (
+        MisconfigurationException,
+        ModuleNotFoundError,
+        ValueError,
+        TypeError,
+    ) as error:  # what this machine lacks, say
+        raise UserError(f"the arguments in trainer do not work here: {reason(error)}") from error

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, flag_override
 
-from foura.config import check, folder_name, run_key
+from foura.config import check, check_used, folder_name, run_key
 from foura.errors import UserError
 from foura.run import resume
 from foura.tracking.status import held, read_json
@@ -27,6 +27,16 @@ def job_overrides(config: DictConfig) -> list[list[str]]:
     parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *config.hydra.overrides.task])
     (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return batch
+
+
+def varied_keys(jobs: list[list[str]]) -> list[str]:
+    """The keys whose values differ between the jobs of a sweep, in their order."""
+    values: dict[str, set[str]] = {}
+    for overrides in jobs:
+        for text in overrides:
+            key, _, value = text.lstrip("+").partition("=")
+            values.setdefault(key, set()).add(value)
+    return [key for key, found in values.items() if len(found) > 1]
 
 
 def job_folders(config: DictConfig) -> list[Path]:
@@ -105,6 +115,7 @@ def _compose(config: DictConfig, overrides: list[str], folder: Path) -> DictConf
         cfg.pop("hydra")
     try:
         check(cfg)
+        check_used(cfg)
     except UserError as error:
         raise UserError(f"{folder.name}: {error}") from None
     return cfg
@@ -153,8 +164,3 @@ def sweep_folder(outputs: Path, sweep: str) -> Path:
         names = sorted(path.name for path in (outputs / "sweeps").glob("*") if path.is_dir())
         raise UserError(f"there is no sweep {sweep} in {outputs}. Sweeps there: {', '.join(names) or 'none'}.")
     return folder
-
-
-def sweep_status(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(name, `run_status`) of every run started in a sweep's folder."""
-    return [(path.parent.name, run_status(path.parent)) for path in sorted(folder.glob("*/status.json"))]

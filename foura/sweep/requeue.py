@@ -10,6 +10,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from foura.sweep.callback import ends_the_program
+
 
 class RequeueCallback(Callback):
     """Hydra callback of jobs that hydra/launcher=submitit_slurm started.
@@ -19,6 +21,7 @@ class RequeueCallback(Callback):
     requeue) is left alone.
     """
 
+    @ends_the_program
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         first = os.environ.get("SLURM_PROCID", "0") == "0" and threading.current_thread() is threading.main_thread()
         if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and first:

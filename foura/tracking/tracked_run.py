@@ -4,25 +4,33 @@ A store that does not answer stops no run: what it does not take now waits in th
 """
 
 import functools
+import hashlib
 import importlib.metadata
 import platform
+import posixpath
+import re
 import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.tracking import MlflowClient
 
+from foura.escape import redact
 from foura.tracking import journal
-from foura.tracking.store import code_tags, open_store, parent_run
+from foura.tracking.store import GONE, UNKNOWN, artifacts_of, code_tags, open_store, parent_run
+from foura.untrusted import Folder
 
 PARENT_TAG = "mlflow.parentRunId"
-UNKNOWN = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)  # of a run that the store does not have
-GONE = (UNKNOWN, ErrorCode.Name(INVALID_PARAMETER_VALUE))  # … or that is hidden in it
+AT_ONCE = 100  # params that MLflow takes in a call
+METRICS_AT_ONCE = 1000  # and values of metrics
+KEY = 250  # characters of a param's key that it takes
+VALUES = (6000, 500, 250)  # characters of a value: now, and on servers of earlier versions
+TAG = 5000  # characters of a tag
 ENDS = {"finished": "FINISHED", "interrupted": "KILLED"}  # MLflow's status by our state; FAILED for the others
 
 
@@ -48,7 +56,7 @@ class TrackedRun:
         return self.outbox.error
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics in one call: a call costs as much as a small training step."""
+        """Log metrics, all in one call."""
         self.outbox.send({"metrics": dict(metrics), "step": step, "time": int(time.time() * 1000)})
 
     def log_artifact(self, path: Path, under: str | None = None) -> None:
@@ -89,17 +97,25 @@ class TrackedRun:
             return "lost"
         return "there" if stage == "active" else "hidden"
 
-    def _deliver(self, run_id: str | None, item: dict[str, Any]) -> str:
+    def _deliver(self, run_id: str | None, items: list[dict[str, Any]]) -> str:
         client, experiment_id = open_store(self.outputs)
+        item = items[0]
         if run_id is None:
             return self._create(client, experiment_id, item["create"])
-        if "metrics" in item:
-            points = [Metric(key, value, item["time"], item["step"]) for key, value in item["metrics"].items()]
-            client.log_batch(run_id, metrics=points)
+        if "params" in item:
+            _log_params(client, run_id, item["params"])
+        elif "dataset" in item:
+            _log_dataset(client, run_id, item["dataset"])
+        elif "metrics" in item:
+            points = [
+                Metric(key, value, one["time"], one["step"]) for one in items for key, value in one["metrics"].items()
+            ]
+            for start in range(0, len(points), METRICS_AT_ONCE):
+                client.log_batch(run_id, metrics=points[start : start + METRICS_AT_ONCE])
         elif "artifact" in item:
-            path = self.folder / item["artifact"]
-            if path.exists():  # else a user has deleted it since
-                client.log_artifact(run_id, str(path), item["under"])
+            path = Folder(self.folder).whole(item["artifact"])
+            if path is not None:  # else a user has deleted it since
+                artifacts_of(self.outputs, client).log(run_id, path, item["under"])
         elif "reopen" in item:
             client.update_run(run_id, status="RUNNING")
         elif "end" in item:
@@ -113,13 +129,28 @@ class TrackedRun:
         query = f"tags.uid = '{tags['uid']}'"
         found = client.search_runs([experiment_id], filter_string=query, max_results=1)
         if found:
-            return found[0].info.run_id
-        if sweep is not None:
-            _hide(client, experiment_id, sweep, tags["key"], run["replaces"])
-            tags[PARENT_TAG] = parent_run(self.outputs, sweep)
-        made = client.create_run(experiment_id, run_name=run["name"], tags=tags, start_time=run["time"])
-        client.log_batch(made.info.run_id, params=[Param(key, value) for key, value in run["params"].items()])
-        return made.info.run_id
+            run_id = found[0].info.run_id
+        else:
+            if sweep is not None:
+                _hide(client, experiment_id, sweep, tags["key"], run["replaces"])
+                tags[PARENT_TAG] = parent_run(self.outputs, sweep)
+            made = client.create_run(experiment_id, run_name=run["name"], tags=tags, start_time=run["time"])
+            run_id = made.info.run_id
+        _log_params(client, run_id, run.get("params", {}))  # journals of 0.1.0 have them here
+        return run_id
+
+    def mend_artifacts(self) -> bool:
+        """Log again what the store had and no longer has, because its folder was moved; true if there was any."""
+        if self.run_id is None:
+            return False
+        client, _ = open_store(self.outputs)
+        artifacts, mended = artifacts_of(self.outputs, client), False
+        for item in self.outbox.items[: self.outbox.delivered]:
+            path = Folder(self.folder).whole(item["artifact"]) if "artifact" in item else None
+            if path is not None and artifacts.lacks(self.run_id, path, item["under"]):
+                artifacts.log(self.run_id, path, item["under"])
+                mended = True
+        return mended
 
 
 class Untracked(TrackedRun):
@@ -152,6 +183,7 @@ def start_run(
     tags: Mapping[str, Any],
     sweep: str | None,
     replaces: str | None = None,
+    dataset: Mapping[str, str] | None = None,
 ) -> TrackedRun:
     """A new MLflow run with its params and tags; in a sweep under the sweep's parent run.
 
@@ -159,6 +191,7 @@ def start_run(
         tags: with the run's "key".
         replaces: in a sweep: the id of the run that this folder had before. It is hidden, as are others with the same key, so
             that no result counts twice; `mlflow runs restore` brings a hidden run back.
+        dataset: name, digest, source and profile of the data.
 
     Raises:
         UserError: outside a sweep, the store does not answer. (A sweep checks that when it starts.)
@@ -169,15 +202,59 @@ def start_run(
     run.outbox.begin()
     told = {**tags, "role": "run", "uid": uuid.uuid4().hex, "versions": versions(), **code_tags()}
     described = {
-        "name": name,
-        "params": {key: str(value)[:6000] for key, value in params.items()},
-        "tags": {key: str(value) for key, value in told.items()},
+        "name": redact(name),
+        "tags": {key: redact(str(value))[:TAG] for key, value in told.items()},
         "sweep": sweep,
         "replaces": replaces,
         "time": int(time.time() * 1000),
     }
     run.outbox.send({"create": described})
+    run.outbox.send({"params": {key: redact(str(value)) for key, value in params.items()}})
+    if dataset is not None:
+        run.outbox.send({"dataset": {key: redact(str(value)) for key, value in dataset.items()}})
     return run
+
+
+def _log_dataset(client: MlflowClient, run_id: str, told: Mapping[str, str]) -> None:
+    """List the data among the run's inputs; servers from before MLflow 2.4 have no place for it."""
+    dataset = Dataset(told["name"][:500], told["digest"], "local", told["source"], profile=told["profile"])
+    try:
+        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(ENDPOINT_NOT_FOUND):
+            raise
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+    """Log params, as often as it is asked for; their keys are made legal, and values too long for the store are cut."""
+    for longest in VALUES:
+        made = [Param(legal_key(key), _cut(value, longest)) for key, value in params.items()]
+        try:
+            for start in range(0, len(made), AT_ONCE):
+                client.log_batch(run_id, params=made[start : start + AT_ONCE])
+            return
+        except MlflowException as error:
+            shorter = error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE) and "length" in str(error)
+            if not shorter or longest == VALUES[-1]:
+                raise
+
+
+def legal_key(key: str) -> str:
+    """A param's key that MLflow takes: its characters are letters, digits and "_-. :/", and it is a path in its simplest form.
+
+    A key that is not gets others in their place, and a hash that keeps it apart from the keys that would become the same.
+    """
+    legal = posixpath.normpath(re.sub(r"[^\w\-. :/]", "_", key)).lstrip("/")
+    if legal == key and len(key) <= KEY and key != "." and not key.startswith(".."):
+        return key
+    return f"{legal.replace('..', '_')[: KEY - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def _cut(value: str, longest: int) -> str:
+    """The value, or its beginning with a hash of the whole: values that differ in what is cut off stay different."""
+    if len(value) <= longest:
+        return value
+    return f"{value[: longest - 20]} … {hashlib.sha256(value.encode()).hexdigest()[:16]}"
 
 
 def _hide(client: MlflowClient, experiment_id: str, sweep: str, key: str, run_id: str | None) -> None:

@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 
 import foura.metrics
@@ -20,7 +22,7 @@ from foura.adapter.transforms import TRANSFORMS
 from foura.families import language
 from foura.families.language.formats import FORMATS
 from foura.methods import METHODS
-from tests.helpers.tiny_models import tiny_llama, tiny_unet
+from tests.helpers.tiny_models import tiny_clip, tiny_llama, tiny_unet
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,6 +73,7 @@ def ids(rows: int) -> dict[str, torch.Tensor]:
 def test_every_block_is_run_here() -> None:
     assert set(PYTHON) == {
         ("README.md", "The library"),
+        ("library.md", "Which file for which program"),
         ("library.md", "With diffusers"),
         ("library.md", "Several adapters in one model"),
         ("extending.md", "A transform"),
@@ -87,6 +90,16 @@ def test_the_library(base, tmp_path) -> None:
     exec(PYTHON["README.md", "The library"], names)
     assert type(names["merged"]) is type(base)
     assert (tmp_path / "as_lora" / "adapter_model.safetensors").exists()
+
+
+def test_which_file_for_which_program(tmp_path) -> None:
+    parts = {"unet": tiny_unet(), "text_encoder": tiny_clip(), "text_encoder_2": tiny_clip(projection=True)}
+    for name, part in parts.items():
+        part.add_adapter(FouraConfig(r=4, target_modules=["to_q" if name == "unet" else "q_proj"]), "default")
+    exec(PYTHON["library.md", "Which file for which program"], {"pipe": SimpleNamespace(**parts)})
+    names = load_file(tmp_path / "for_comfy" / "pytorch_lora_weights.safetensors")
+    assert {name.partition("_text_model_")[0] for name in names if "text" in name} == {"lora_te1", "lora_te2"}
+    assert (tmp_path / "for_diffusers" / "pytorch_lora_weights.safetensors").exists()
 
 
 def test_with_diffusers(tmp_path) -> None:

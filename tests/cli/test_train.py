@@ -154,3 +154,22 @@ def test_soras_gates_close_and_become_part_of_an_ordinary_lora(train) -> None:
     rows = [p.abs().sum(1) for name, p in model.named_parameters() if "lora_A" in name]
     open_ranks = sum(int((row > 0).sum()) for row in rows) / len(rows)
     assert open_ranks == pytest.approx(metrics["adapter/effective_rank"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "epochs"),
+    [
+        ("trainer.max_steps=1", [0]),  # of two in an epoch
+        ("trainer.max_steps=3", [0, 1]),
+        ("trainer.max_steps=2 trainer.check_val_every_n_epoch=5", [0]),
+        ("trainer.check_val_every_n_epoch=2", [1, 2]),
+    ],
+)
+def test_the_last_step_is_evaluated_wherever_it_is(train, keys, epochs) -> None:
+    ended = train("rank=4", "dataset.limit=40", "trainer.max_epochs=3", *keys.split())
+    assert ended.code == 0, ended.out
+    run = client(ended.outputs).get_run(status(ended)["run_id"])
+    history = client(ended.outputs).get_metric_history(run.info.run_id, "val/loss")
+    assert [entry.step for entry in history] == epochs
+    assert (ended.folder() / "adapter" / "adapter_model.safetensors").is_file()
+    assert "adapts 16 of 16 linear layers, 100 % of the linear weights" in " ".join(ended.out.split())

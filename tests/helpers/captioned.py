@@ -14,8 +14,10 @@ def config(**fields):
     return OmegaConf.structured(DatasetConfig(name="test", source=fields.pop("source", "imagefolder"), **fields))
 
 
-def prepared(cfg, size=16, seed=0):
-    return prepare_captioned(open_captioned(cfg), cfg, seed, size, caption_bytes, lambda pixels: pixels * 2 - 1)
+def prepared(cfg, size=16, seed=0, **options):
+    return prepare_captioned(
+        open_captioned(cfg), cfg, seed, size, caption_bytes, lambda pixels: pixels * 2 - 1, **options
+    )
 
 
 def write_captions(place, which) -> None:

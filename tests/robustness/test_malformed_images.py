@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 
-from foura.data.images import image_files, open_image
+from foura.data.images import SMALLEST, open_image
+from foura.data.listing import data_files
 from foura.families.diffusion.data import prepare_captioned as prepare_pictures
 from foura.families.diffusion.sources import open_captioned
 from foura.families.images.data import prepare
@@ -93,8 +94,8 @@ def tensor(image: Image.Image) -> torch.Tensor:
 
 def both_ways(content: bytes | str) -> None:
     """As a classifier's picture and as one to draw."""
-    for mode, upright in (("L", False), ("RGB", False), ("RGB", True)):
-        refused(lambda mode=mode, upright=upright: open_image(content, "picture", mode, upright))
+    for mode, smallest in (("L", 1), ("RGB", 1), ("RGB", SMALLEST)):
+        refused(lambda mode=mode, smallest=smallest: open_image(content, "picture", mode, smallest=smallest))
 
 
 def test_any_damaged_picture_is_read_or_refused() -> None:
@@ -139,9 +140,13 @@ def test_links_that_lead_back_are_followed_once(tmp_path) -> None:
     (tmp_path / "elsewhere").mkdir()
     Image.new("L", (16, 16)).save(tmp_path / "elsewhere" / "x.png")
     (folder / "dark" / "linked").symlink_to(tmp_path / "elsewhere")
-    assert not refused(lambda: read_classes(folder))
-    assert len(image_files(folder / "dark", (".png",))) == 7
-    assert not refused(lambda: read_pictures(folder))
+    for read in (read_classes, read_pictures):
+        assert refused(lambda read=read: read(folder))  # one of them leads out of the folder
+        assert not refused(lambda read=read: read(folder, links=True))
+    assert len(data_files(folder / "dark", (".png",))) == 7
+    (folder / "dark" / "linked").unlink()
+    for read in (read_classes, read_pictures):
+        assert not refused(lambda read=read: read(folder))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "dangling", "loop", "folder"])

@@ -66,13 +66,14 @@ class Letters:
     """The least of a tokenizer: a token a character. It says no to what has no bytes, as real ones do."""
 
     pad_token_id = eos_token_id = bos_token_id = 0
+    all_special_ids = (0,)
 
     def __call__(self, text, **_):
         text.encode()
         return {"input_ids": [ord(letter) % 250 for letter in text]}
 
-    def batch_decode(self, rows):
-        return ["".join(chr(int(token)) for token in row) for row in rows]
+    def convert_ids_to_tokens(self, ids):
+        return [chr(token) for token in ids]
 
 
 def encoded(text: str) -> bytes:

@@ -61,7 +61,7 @@ def test_what_a_run_left_is_taken(adapter, tmp_path, parts) -> None:
     run = run_folder(tmp_path / "run", adapter)
     cfg = read_config(run)
     if adapter in ("full", "head"):
-        load_bare(run, build(cfg), cfg)
+        load_bare(run, build(cfg).backbone, cfg)
     else:
         load_adapter(fresh(parts), run, cfg)
     export(run, "peft", tmp_path / "out")

@@ -85,6 +85,37 @@ def test_an_experiment_has_the_key_that_it_had_in_0_1_0(overrides) -> None:
     assert config.run_key(composed(*overrides.split())) == KEYS[overrides]
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("""dataset.verbalizer=[" bad"," good"]""", [" bad", " good"]),
+        ("""dataset.verbalizer='[" bad"," good"]'""", [" bad", " good"]),
+        ("""dataset.verbalizer="[' bad', ' good']" """.strip(), [" bad", " good"]),
+        ("dataset.verbalizer='[no,yes]'", ["no", "yes"]),
+        ("dataset.verbalizer=[0,1]", ["0", "1"]),
+        ("dataset.classes='[3, b]'", ["3", "b"]),
+        ("evaluation.strengths='[1,0.5]'", [1.0, 0.5]),
+        ("backbone.target_modules='[qkv]'", ["qkv"]),
+    ],
+)
+def test_a_list_can_be_given_as_a_quoted_text(given, wanted) -> None:
+    cfg = composed(given)
+    config.check(cfg)
+    found = OmegaConf.select(cfg, given.partition("=")[0])
+    assert list(found) == wanted and [type(item) for item in found] == [type(item) for item in wanted]
+    plain = composed(f"{given.partition('=')[0]}={[*wanted]}")
+    config.check(plain)
+    assert config.run_key(cfg) == config.run_key(plain)
+
+
+@pytest.mark.parametrize(
+    "given", ["dataset.verbalizer=bad", "dataset.classes=5", "dataset.classes='[[a]]'", "evaluation.strengths=[a]"]
+)
+def test_what_is_not_a_list_is_said_in_a_sentence(given) -> None:
+    with pytest.raises(UserError, match=given.partition("=")[0].replace(".", r"\.") + "=.* is not a list of"):
+        config.check(composed(given))
+
+
 @dataclasses.dataclass
 class Section:
     old: int = 1
@@ -121,6 +152,14 @@ def test_a_key_that_was_added_later_enters_where_it_is_not_at_its_default(monkey
         ("dataset.colums.text", "dataset.colums.text is not a key of dataset. Did you mean columns?"),
         ("trainer.max_epoch", "trainer.max_epoch is not a key of trainer. Did you mean max_epochs?"),
         ("rnak", "rnak is not a key. Did you mean rank?"),
+        ("lr", "lr is not a key. Did you mean adapter.lr, optimizer.lr?"),
+        ("learning_rate", "learning_rate is not a key. Did you mean adapter.lr, optimizer.lr?"),
+        ("trainer.lr", "trainer.lr is not a key of trainer. Did you mean adapter.lr, optimizer.lr?"),
+        ("epochs", "epochs is not a key. Did you mean dataset.epochs, trainer.max_epochs, trainer.min_epochs?"),
+        ("max_epochs", "max_epochs is not a key. Did you mean trainer.max_epochs?"),
+        ("num_epochs", "num_epochs is not a key. Did you mean dataset.epochs, trainer.max_epochs"),
+        ("batch_size", "batch_size is not a key. Did you mean dataset.batch_size, dataset.eval_batch_size?"),
+        ("gate", "gate is not a key. Did you mean"),
     ],
 )
 def test_a_key_that_hydra_does_not_find_is_answered_with_those_there_are(key, said) -> None:
@@ -192,3 +231,27 @@ def test_scientific_is_flat_and_resolved() -> None:
     flat = config.scientific(composed("adapter=lora"))
     assert flat["optimizer.lr"] == flat["adapter.lr"] == 1e-3
     assert not any(OmegaConf.is_config(value) for value in flat.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "works"),
+    [
+        ("dataset=hf dataset.path=x dataset.config=a", True),
+        ("dataset=imagefolder dataset.path=x dataset.config=a", False),
+        ("dataset=imagefolder dataset.path=x dataset.background=black dataset.unreadable=drop", True),
+        ("dataset.background=black", False),
+        ("dataset=imagefolder dataset.path=x +dataset.splits={train:a}", True),
+        ("backbone=llama_small dataset.too_long=drop", False),  # running text is cut into blocks anyway
+        ("backbone=llama_small dataset=jsonl dataset.path=x dataset.format=completion dataset.too_long=drop", True),
+        ("backbone=bert dataset.too_long=drop dataset.duplicates=drop", True),
+        ("backbone=llama_small dataset=jsonl dataset.path=x dataset.unreadable=drop", False),
+    ],
+)
+def test_keys_of_the_data_are_refused_where_they_have_no_effect(given, works) -> None:
+    cfg = composed(*given.split())
+    config.check(cfg)
+    if works:
+        config.check_used(cfg)
+    else:
+        with pytest.raises(UserError, match="has no effect"):
+            config.check_used(cfg)

@@ -22,7 +22,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("foura.tracking", "foura.bundled"),
     ("foura.data", "foura.analysis", "foura.backbone"),
     ("foura.metrics", "foura.figures", "foura.files", "foura.distributed", "foura.logs", "foura.threads"),
+    ("foura.untrusted", "foura.atomic", "foura.children"),
     ("foura.errors",),
+    ("foura.escape",),
 )
 # Importable from every floor. The adapter is the library: it imports nothing of the project, nor what only "lab" installs.
 ADAPTER, PACKAGE = "foura.adapter", "foura"
@@ -149,6 +151,12 @@ def test_pure_rooms_import_no_more_than_errors(pure) -> None:
     assert inside
     for module in inside:
         assert {name for name in GRAPH[module] if room(name) != pure} <= {"foura.errors"}, module
+
+
+def test_one_room_imports_mlflow() -> None:
+    """Its `__init__` makes the settings that MLflow reads when it is imported."""
+    users = {module for module, names in IMPORTS.items() if any(name.partition(".")[0] == "mlflow" for name in names)}
+    assert users and {room(module) for module in users} == {"foura.tracking"}
 
 
 def test_no_family_imports_another() -> None:

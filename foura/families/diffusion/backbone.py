@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from foura.backbone import Backbone, choose_targets
-from foura.bundled.caption_unet import Denoiser, caption_bytes, fresh_unet
+from foura.bundled.caption_unet import Denoiser, bytes_lost, caption_bytes, fresh_unet
 from foura.bundled.unet import BUNDLED_NOISE, BUNDLED_UNET, FOLDER
 from foura.errors import UserError
 from foura.families.diffusion.pipeline import load_pipeline
@@ -32,12 +32,14 @@ class DiffusionBackbone(Backbone):
         vae: between pixels and latents; None where the UNet works on pixels.
         size: side of an image, pixels.
         tokenize: captions -> tokens (S, T).
+        lost: the number of a caption's tokens that `tokenize` leaves out, because it is too long.
     """
 
     scheduler: Any
     vae: Any
     size: int
     tokenize: Callable[[list[str]], Tensor]
+    lost: Callable[[str], int]
 
     @property
     def latent_size(self) -> int:
@@ -106,4 +108,4 @@ def _bundled(pretrained: bool) -> tuple[Denoiser, dict[str, Any]]:
         model.load_state_dict(state)
     scheduler = DDPMScheduler(**BUNDLED_NOISE)
     size = BUNDLED_UNET["sample_size"]
-    return model, {"scheduler": scheduler, "vae": None, "size": size, "tokenize": caption_bytes}
+    return model, {"scheduler": scheduler, "vae": None, "size": size, "tokenize": caption_bytes, "lost": bytes_lost}

@@ -10,9 +10,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from foura.data.duplicates import kept_items
 from foura.data.labels import wrong_labels
+from foura.data.lengths import fitting_items
 from foura.data.run_data import RunData
 from foura.data.splits import cut_at_random, cut_by_class, draw_at_random, draw_by_class, missing_shares
+from foura.data.text_tokens import added, ends_once
 from foura.errors import UserError
 from foura.families.encoder.sources import Labelled, LabelledSource
 
@@ -24,11 +27,9 @@ class SequenceData(RunData):
     """Items are (token ids, label).
 
     Attributes:
-        classes: names of the classes; None for regression.
         noisy: the training items that dataset.label_noise gave a wrong label.
     """
 
-    classes: list[str] | None
     noisy: list[Item] = field(default_factory=list)
 
 
@@ -45,7 +46,10 @@ def prepare_labelled(
     """
     if cfg.block_size > max_tokens:
         raise UserError(f"dataset.block_size={cfg.block_size} is more than the model's context of {max_tokens} tokens.")
-    splits = _split(source, cfg)
+    splits = _without_copies(_split(source, cfg), cfg)
+    encode = partial(_encode, tokenizer=tokenizer)
+    if cfg.too_long == "drop":  # before any are drawn, so that as many are left as are wanted
+        splits = _fitting(splits, encode, cfg)
     splits["train"] = _draw(splits["train"], cfg.limit, seed, source.classes)
     for name in ("validation", "test"):
         splits[name] = _draw(splits[name], cfg.eval_limit, cfg.split_seed, source.classes)
@@ -58,7 +62,8 @@ def prepare_labelled(
         wrong = wrong_labels(clean, cfg.label_noise, len(source.classes), seed)
         splits["train"] = replace(splits["train"], labels=wrong)
     _check_classes(splits, source.classes)
-    items = {name: _encode(part, tokenizer, cfg.block_size) for name, part in splits.items()}
+    _fitting(splits, encode, cfg)
+    items = {name: encode(part, longest=cfg.block_size) for name, part in splits.items()}
     noisy = np.flatnonzero(splits["train"].labels != clean)
     return SequenceData(
         train=items["train"],
@@ -119,9 +124,39 @@ def _check_classes(splits: dict[str, Labelled], classes: list[str] | None) -> No
             raise UserError(f"the {name} split has one class among {len(part)} items; a classifier needs at least 2.")
 
 
-def _encode(part: Labelled, tokenizer: Any, longest: int) -> list[Item]:
-    pairs = {} if part.pairs is None else {"text_pair": part.pairs}
-    ids = tokenizer(part.texts, truncation=True, max_length=longest, **pairs)["input_ids"]
+def _without_copies(splits: dict[str, Labelled], cfg: DictConfig) -> dict[str, Labelled]:
+    """The splits without texts (or pairs) of one in another, whatever their labels."""
+    contents = {split: list(zip(part.texts, part.pairs or part.texts, strict=True)) for split, part in splits.items()}
+    names = {split: [repr(text[:40]) for text in part.texts] for split, part in splits.items()}
+    kept = kept_items(contents, names, cfg.duplicates)
+    return {
+        split: part if len(kept[split]) == len(part) else part.subset(kept[split]) for split, part in splits.items()
+    }
+
+
+def _fitting(splits: dict[str, Labelled], encode: Any, cfg: DictConfig) -> dict[str, Labelled]:
+    lost = {
+        split: [max(0, len(ids) - cfg.block_size) for ids, _ in encode(part, longest=None)]
+        for split, part in splits.items()
+    }
+    kept = fitting_items(lost, cfg.too_long, f"dataset.block_size={cfg.block_size} tokens", "the end of texts")
+    return {
+        split: part if len(kept[split]) == len(part) else part.subset(kept[split]) for split, part in splits.items()
+    }
+
+
+def _encode(part: Labelled, tokenizer: Any, longest: int | None) -> list[Item]:
+    """The items, each cut to `longest` tokens, with the tokenizer's special tokens once at both ends."""
+    cut = {} if longest is None else {"truncation": True, "max_length": longest}
+    if part.pairs is None:
+        found = tokenizer(part.texts, **cut)
+    elif any(added(tokenizer)):
+        found = tokenizer(part.texts, text_pair=part.pairs, **cut)
+    else:  # nothing would stand between the two texts of a pair
+        between = tokenizer.sep_token or tokenizer.eos_token or "\n"
+        found = tokenizer([f"{text}{between}{pair}" for text, pair in zip(part.texts, part.pairs, strict=True)], **cut)
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
+    ids = [ends_once(one, special) for one in found["input_ids"]]
     return list(zip(ids, part.labels.tolist(), strict=True))
 
 

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from foura.data.records import Records, hub_records, json_records, text_field
+from foura.data.records import Records, filled, labelled_splits, open_records, text_field
 from foura.errors import UserError
-
-UNLABELLED = -1  # GLUE's label of its hidden test data
 
 
 @dataclass
@@ -65,10 +63,11 @@ def open_labelled(cfg: DictConfig, format: str) -> LabelledSource:
         if format != "classification":
             raise UserError(f"dataset=docstrings is for classification, not for dataset.format={format}.")
         return _docstrings()
-    records = json_records(cfg.path) if cfg.source == "jsonl" else hub_records(cfg.path)
-    splits = {name: named for name, named in records.splits.items() if not _unlabelled(named, cfg.columns.label)}
-    if "train" not in splits:
-        raise UserError(f"dataset.path={cfg.path}: the train split has no labels in the column {cfg.columns.label!r}.")
+    records = open_records(cfg)
+    columns = (cfg.columns.text, cfg.columns.text_pair) if cfg.columns.text_pair else (cfg.columns.text,)
+    splits = {
+        name: filled(named, columns, name) for name, named in labelled_splits(records.splits, cfg.columns.label).items()
+    }
     return _numbers(splits, cfg) if format == "regression" else _classes(splits, cfg, records)
 
 
@@ -80,11 +79,6 @@ def _docstrings() -> LabelledSource:
     return LabelledSource(
         {"train": Labelled(list(found.texts), None, labels, list(found.groups))}, list(found.class_names)
     )
-
-
-def _unlabelled(named: Sequence[tuple[str, dict[str, Any]]], column: str) -> bool:
-    """True for a split without labels, as GLUE's test data is: it is left out."""
-    return bool(named) and all(row.get(column) in (None, UNLABELLED) for _, row in named)
 
 
 def _numbers(splits: Any, cfg: DictConfig) -> LabelledSource:

@@ -1,9 +1,13 @@
 """From labelled images to the data of a run: cut once, decoded once, never mixed."""
 
 import hashlib
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from foura.data.images import open_image
+from foura.data.duplicates import image_contents, kept_items
+from foura.data.images import background_colour, open_image
 from foura.data.labels import wrong_labels
+from foura.data.records import readable
 from foura.data.run_data import RunData
 from foura.data.splits import cut_by_class, draw_by_class, missing_shares
 from foura.errors import UserError
@@ -21,6 +27,7 @@ from foura.families.images.sources import Labelled, Source
 from foura.files import regular
 
 IN_MEMORY_BYTES = 2**30  # decoded images up to this size are kept; larger data is decoded whenever it is read
+Opener = Callable[[Any, str], Image.Image]  # (image, its name in messages) -> the decoded image
 
 
 @dataclass(kw_only=True)
@@ -28,11 +35,9 @@ class ImageData(RunData):
     """Items are (image (C, H, W) float32, class index).
 
     Attributes:
-        classes: their names.
         noisy: the training items that dataset.label_noise gave a wrong label; None without label noise.
     """
 
-    classes: list[str]
     noisy: Dataset | None = None
 
 
@@ -48,7 +53,9 @@ def prepare(
     Raises:
         UserError: too few items or classes to cut, or an image that cannot be read.
     """
-    splits = _cut(source.splits, cfg)
+    background_colour(cfg.background)
+    opener = partial(open_image, mode=image_mode, background=cfg.background, any_size=cfg.any_size)
+    splits = _without_copies(_cut(_readable(source.splits, opener, cfg), cfg), cfg)
     train = splits["train"]
     if cfg.limit is not None and cfg.limit < len(train):
         train = train.subset(draw_by_class(train.labels, cfg.limit, seed))
@@ -57,7 +64,7 @@ def prepare(
     splits["train"] = Labelled(train.images, labels, train.names)
     for name, items in splits.items():
         _check_classes(name, items)
-    decoded = {name: _decode(items, image_mode, preprocess) for name, items in splits.items()}
+    decoded = {name: _decode(items, opener, preprocess) for name, items in splits.items()}
     return ImageData(
         train=decoded["train"],
         train_eval=Subset(decoded["train"], range(min(cfg.train_eval_limit, len(train)))),
@@ -81,6 +88,28 @@ def _cut(found: dict[str, Labelled], cfg: DictConfig) -> dict[str, Labelled]:
     return {**splits, "train": train}
 
 
+def _readable(found: dict[str, Labelled], opener: Opener, cfg: DictConfig) -> dict[str, Labelled]:
+    """The splits without the images that cannot be read, for dataset.unreadable=drop; else they are checked when chosen."""
+    if cfg.unreadable == "refuse":
+        return found
+    kept = {}
+    for split, items in found.items():
+
+        def read(index: int, items: Labelled = items) -> Image.Image:
+            return opener(items.images[index], items.names[index])
+
+        kept[split] = items.subset(readable(range(len(items)), read, split, "drop"))
+    return kept
+
+
+def _without_copies(splits: dict[str, Labelled], cfg: DictConfig) -> dict[str, Labelled]:
+    contents = image_contents({split: items.images for split, items in splits.items()})
+    kept = kept_items(contents, {split: items.names for split, items in splits.items()}, cfg.duplicates)
+    return {
+        split: items if len(kept[split]) == len(items) else items.subset(kept[split]) for split, items in splits.items()
+    }
+
+
 def _check_classes(name: str, items: Labelled) -> None:
     present = len(set(items.labels.tolist()))
     if present < 2:
@@ -93,24 +122,34 @@ def _check_classes(name: str, items: Labelled) -> None:
 class _LazyImages(Dataset):
     """Decodes an image whenever it is read."""
 
-    def __init__(self, items: Labelled, mode: str, preprocess: Callable[[Image.Image], Tensor]) -> None:
-        self.items, self.mode, self.preprocess = items, mode, preprocess
+    def __init__(self, items: Labelled, opener: Opener, preprocess: Callable[[Image.Image], Tensor]) -> None:
+        self.items, self.opener, self.preprocess = items, opener, preprocess
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = open_image(self.items.images[index], self.items.names[index], self.mode)
-        return self.preprocess(image), int(self.items.labels[index])
+        return self.preprocess(self.open(index)), int(self.items.labels[index])
+
+    def open(self, index: int) -> Image.Image:
+        return self.opener(self.items.images[index], self.items.names[index])
 
 
-def _decode(items: Labelled, mode: str, preprocess: Callable[[Image.Image], Tensor]) -> Dataset:
-    lazy = _LazyImages(items, mode, preprocess)
+def _decode(items: Labelled, opener: Opener, preprocess: Callable[[Image.Image], Tensor]) -> Dataset:
+    lazy = _LazyImages(items, opener, preprocess)
     first, _ = lazy[0]
     if first.numel() * first.element_size() * len(lazy) > IN_MEMORY_BYTES:
+        _read_once(lazy)
         return lazy
     images = torch.stack([lazy[index][0] for index in range(len(lazy))])
     return TensorDataset(images, torch.from_numpy(items.labels))
+
+
+def _read_once(lazy: _LazyImages) -> None:
+    """Decode every image, so that one that cannot be read is found before the training and not after hours of it."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda index: lazy.open(index) and None, range(len(lazy))):
+            pass
 
 
 def _fingerprint(splits: dict[str, Labelled], classes: list[str]) -> str:

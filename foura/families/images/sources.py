@@ -3,7 +3,7 @@
 A source gives `Labelled` splits with the images still encoded; `data.prepare` cuts and decodes them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,18 @@ import numpy as np
 from omegaconf import DictConfig
 
 from foura.data.hub import encoded, image_records, read_hub, rows
-from foura.data.images import image_files
-from foura.data.splits import check_column, existing, split_folders, split_tables
-from foura.errors import UserError, reason
+from foura.data.images import IMAGE_FILES
+from foura.data.listing import data_files, data_folders
+from foura.data.records import UNLABELLED, blank, say_unlabelled
+from foura.data.splits import check_column, existing, refuse_splits_within, split_folders, split_tables
+from foura.errors import UserError
 
 EXPECTED = "Expected FOLDER/<class>/<image files>, or FOLDER/train/<class>/…."
 
 
 @dataclass
 class Labelled:
-    """Images and their class indices; an image is a uint8 array (H, W), a path, the bytes of a file, or a Pillow image."""
+    """Images and their class indices; an image is a uint8 array (H, W), a path, or the bytes of a file."""
 
     images: Sequence[Any]
     labels: np.ndarray  # int64 (items,)
@@ -63,30 +65,27 @@ def _digits(cfg: DictConfig) -> Source:
 
 
 def _folders(cfg: DictConfig) -> Source:
-    from torchvision.datasets.folder import find_classes
-
-    root = existing(cfg.path)
+    root = existing(cfg)
     if not root.is_dir():
         raise UserError(f"dataset.path={cfg.path} is not a folder.")
-    folders = split_folders(root)
-    try:
-        classes, _ = find_classes(str(folders["train"]))
-        return Source({split: _folder(folder, split, classes) for split, folder in folders.items()}, classes)
-    except OSError as error:
-        raise UserError(f"dataset.path={cfg.path}: {reason(error)} {EXPECTED}") from None
+    folders = split_folders(root, cfg.splits, IMAGE_FILES)
+    classes = [folder.name for folder in data_folders(folders["train"])]
+    if not classes:
+        raise UserError(f"dataset.path={cfg.path}: {folders['train']} has no folders of classes. {EXPECTED}")
+    return Source({split: _folder(folder, split, classes) for split, folder in folders.items()}, classes)
 
 
 def _folder(folder: Path, split: str, classes: list[str]) -> Labelled:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
-
-    extra = set(find_classes(str(folder))[0]) - set(classes)
+    extra = {inner.name for inner in data_folders(folder)} - set(classes)
     if extra:
         raise UserError(f"{folder} has classes that the training folder lacks: {', '.join(sorted(extra))}.")
-    files = {name: image_files(folder / name, IMG_EXTENSIONS) for name in classes}
-    if split == "train" and not all(files.values()):
-        without = ", ".join(name for name in classes if not files[name])
-        raise UserError(f"{folder}: no images for {without} ({', '.join(IMG_EXTENSIONS)}). {EXPECTED}")
-    found = sorted((str(path), index) for index, name in enumerate(classes) for path in files[name])
+    files = {name: data_files(folder / name, IMAGE_FILES) for name in classes if (folder / name).is_dir()}
+    without = [name for name in classes if not files.get(name)]
+    if split == "train" and without:
+        raise UserError(f"{folder}: no images for {', '.join(without)} ({', '.join(IMAGE_FILES)}). {EXPECTED}")
+    for name in files:
+        refuse_splits_within(folder / name)
+    found = sorted((str(path), classes.index(name)) for name, paths in files.items() for path in paths)
     paths = [path for path, _ in found]
     return Labelled(paths, np.array([label for _, label in found], dtype=np.int64), paths)
 
@@ -94,10 +93,26 @@ def _folder(folder: Path, split: str, classes: list[str]) -> Labelled:
 def _hub(cfg: DictConfig) -> Source:
     splits: dict[str, Labelled] = {}
     classes: list[str] | None = None
-    for split, (_, table) in split_tables(read_hub(cfg.path), cfg.path).items():
+    for split, (_, table) in _labelled(split_tables(read_hub(cfg), cfg.path, cfg.splits), cfg.columns.label).items():
         splits[split], classes = _table(table, cfg, classes)
     assert classes is not None
     return Source(splits, classes)
+
+
+def _labelled(tables: Mapping[str, tuple[str, Any]], column: str) -> dict[str, tuple[str, Any]]:
+    """The tables without those, other than train, in which no item has a label; which ones, is said."""
+    without = [
+        split
+        for split, (_, table) in tables.items()
+        if split != "train" and (column not in table.column_names or _unlabelled(table, column))
+    ]
+    say_unlabelled(without)
+    return {split: named for split, named in tables.items() if split not in without}
+
+
+def _unlabelled(table: Any, column: str) -> bool:
+    values = rows(table, column)
+    return bool(values) and all(blank(value) or value == UNLABELLED for value in values)
 
 
 def _table(table: Any, cfg: DictConfig, classes: list[str] | None) -> tuple[Labelled, list[str]]:
@@ -106,14 +121,14 @@ def _table(table: Any, cfg: DictConfig, classes: list[str] | None) -> tuple[Labe
     check_column("dataset.columns.label", cfg.columns.label, table.column_names)
     labels, names = _labels(table, cfg.columns.label, classes)
     called = [f"item {index} ({(record or {}).get('path') or 'no file name'})" for index, record in enumerate(records)]
-    return Labelled(encoded(records), labels, called), names
+    return Labelled(encoded(records, cfg), labels, called), names
 
 
 def _labels(table: Any, column: str, classes: list[str] | None) -> tuple[np.ndarray, list[str]]:
     """(class indices int64 (items,), class names): as the column declares them, else its distinct values in order."""
     import datasets
 
-    feature, values = table.features[column], rows(table.select_columns([column])[column])
+    feature, values = table.features[column], rows(table, column)
     unlabelled = [value for value in values if not isinstance(value, str | int | float) or value != value]
     if unlabelled or not values:
         what = f"an item without a label ({unlabelled[0]!r})" if values else "no items"

@@ -22,9 +22,8 @@ from foura.families.transformers_models import (
 )
 from foura.files import verify_checksum
 
-# the paper names no layers for language; these are all of a LLaMA block, then other families' names for them
+# the paper names no layers for language; these are all of a LLaMA block, and other models' are found by structure
 TARGETS: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TARGETS += ("c_attn", "c_fc", "query_key_value", "dense_h_to_4h", "dense_4h_to_h", "fc1", "fc2", "out_proj")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def build_llama(cfg: DictConfig) -> LanguageBackbone:
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     return LanguageBackbone(
         model=model,
-        targets=choose_targets(model, cfg.target_modules, TARGETS, head),
+        targets=choose_targets(model, cfg.target_modules, TARGETS, head, blocks=True),
         head=head,
         new=(),
         body="",
@@ -73,7 +72,7 @@ def build_llama(cfg: DictConfig) -> LanguageBackbone:
 
 
 def _model(place: str, cfg: DictConfig) -> nn.Module:
-    options, shape = model_options(cfg), load_shape(place, cfg)
+    options, shape = model_options(cfg), load_shape(place, cfg, AutoModelForCausalLM)
     if cfg.pretrained is False:
         return load_part("model", lambda _, **kw: AutoModelForCausalLM.from_config(shape, **kw), place, cfg, **options)
     model, found = load_part(

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from foura.data.duplicates import kept_items
+from foura.data.lengths import fitting_items
 from foura.data.run_data import RunData
 from foura.data.splits import cut_at_random, draw_at_random, missing_shares
+from foura.data.text_tokens import TextEncoder
 from foura.errors import UserError
 from foura.families.language.formats import Example
 from foura.families.language.sources import TextSource
-from foura.families.language.tokens import Question, Tokens, blocks, collate, question, sequence
+from foura.families.language.tokens import Question, Tokens, blocks, collate, lost_tokens, question, sequence
 
 Encoder = Callable[[Any], Tokens | Question]
 FEW = 10  # documents: fewer are each cut into consecutive parts
@@ -46,24 +49,25 @@ def prepare_text(source: TextSource, cfg: DictConfig, seed: int, tokenizer: Any,
     """
     if cfg.block_size > max_tokens:
         raise UserError(f"dataset.block_size={cfg.block_size} is more than the model's context of {max_tokens} tokens.")
-    examples, packed = cut(source, cfg), source.format == "text"
+    examples, packed = _without_copies(cut(source, cfg), cfg), source.format == "text"
     judged = bool(examples["train"][0].choices)
     if cfg.label_noise and not judged:
         raise UserError(
             f"dataset.label_noise replaces right answers by wrong ones, which dataset.format={source.format} does not have; "
             "leave it out."
         )
+    texts = TextEncoder(tokenizer)
+    if cfg.too_long == "drop" and not packed:  # before any are drawn, so that as many are left as are wanted
+        examples = _fitting(examples, texts, cfg)
     items: dict[str, list[Any]] = {
-        name: blocks(name, part, cfg.block_size, tokenizer) if packed else part for name, part in examples.items()
+        name: blocks(name, part, cfg.block_size, texts) if packed else part for name, part in examples.items()
     }
-    items["train"] = [items["train"][index] for index in draw_at_random(len(items["train"]), cfg.limit, seed)]
-    generator = np.random.default_rng(cfg.split_seed)
-    for name in ("validation", "test"):
-        chosen = np.sort(generator.permutation(len(items[name]))[: cfg.eval_limit])
-        items[name] = [items[name][index] for index in chosen]
+    items = _drawn(items, cfg, seed)
+    if not packed:
+        _fitting(items, texts, cfg)
     if cfg.label_noise:
         items["train"] = mislabel(items["train"], cfg.label_noise, seed)
-    to_learn, to_judge = _encoders(packed, judged, tokenizer, cfg.block_size)
+    to_learn, to_judge = _encoders(packed, judged, texts, cfg.block_size)
     return LanguageData(
         train=[to_learn(item) for item in items["train"]],
         train_eval=[to_judge(item) for item in items["train"][: cfg.train_eval_limit]],
@@ -77,12 +81,41 @@ def prepare_text(source: TextSource, cfg: DictConfig, seed: int, tokenizer: Any,
     )
 
 
-def _encoders(packed: bool, judged: bool, tokenizer: Any, size: int) -> tuple[Encoder, Encoder]:
+def _without_copies(examples: dict[str, list[Example]], cfg: DictConfig) -> dict[str, list[Example]]:
+    """The splits without items of one in another; of questions the prompt counts, of others the prompt and the text."""
+    contents = {
+        split: [(item.prompt, "" if item.choices else item.text) for item in part] for split, part in examples.items()
+    }
+    names = {split: [item.name for item in part] for split, part in examples.items()}
+    kept = kept_items(contents, names, cfg.duplicates)
+    return {split: [part[index] for index in kept[split]] for split, part in examples.items()}
+
+
+def _fitting(examples: dict[str, list[Example]], texts: TextEncoder, cfg: DictConfig) -> dict[str, list[Example]]:
+    lost = {split: [lost_tokens(item, texts, cfg.block_size) for item in part] for split, part in examples.items()}
+    limit = f"dataset.block_size={cfg.block_size} tokens"
+    kept = fitting_items(
+        lost, cfg.too_long, limit, "the beginning of prompts and, if that is not enough, the end of texts"
+    )
+    return {split: [part[index] for index in kept[split]] for split, part in examples.items()}
+
+
+def _drawn(items: dict[str, list[Any]], cfg: DictConfig, seed: int) -> dict[str, list[Any]]:
+    """The `cfg.limit` training items that the run's seed draws, and the `cfg.eval_limit` others, the same for every run."""
+    drawn = {"train": [items["train"][index] for index in draw_at_random(len(items["train"]), cfg.limit, seed)]}
+    generator = np.random.default_rng(cfg.split_seed)
+    for name in ("validation", "test"):
+        chosen = np.sort(generator.permutation(len(items[name]))[: cfg.eval_limit])
+        drawn[name] = [items[name][index] for index in chosen]
+    return drawn
+
+
+def _encoders(packed: bool, judged: bool, texts: TextEncoder, size: int) -> tuple[Encoder, Encoder]:
     """(from an item to one that is trained on, from an item to one that is evaluated)."""
     if packed:
         return _unchanged, _unchanged
-    learn = partial(sequence, tokenizer=tokenizer, size=size)
-    return learn, partial(question, tokenizer=tokenizer, size=size) if judged else learn
+    learn = partial(sequence, texts=texts, size=size)
+    return learn, partial(question, texts=texts, size=size) if judged else learn
 
 
 def _unchanged(block: Tokens) -> Tokens:

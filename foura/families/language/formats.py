@@ -97,6 +97,15 @@ FORMATS: dict[str, Callable[[dict[str, Any], str, DictConfig], Example]] = {
 }
 
 
+# {format: the columns (keys of dataset.columns) without whose text there is nothing to learn}
+NEEDED: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "completion": ("completion",),
+    "commonsense": (),
+    "verbalizer": (),
+}
+
+
 def _filled(row: dict[str, Any], name: str, key: str, column: str | None) -> str:
     text = text_field(row, name, key, column)
     if not text.strip():

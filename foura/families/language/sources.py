@@ -7,14 +7,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from foura.data.records import hub_records, json_records
-from foura.data.splits import existing, split_folders
+from foura.data.listing import data_files
+from foura.data.records import filled, labelled_splits, open_records, readable, say_left_out
+from foura.data.splits import CHOOSE, chosen, existing, inside, split_files, split_folders, split_of, stem
 from foura.errors import UserError
-from foura.families.language.formats import FORMATS, Example
-from foura.files import read_text
+from foura.families.language.formats import FORMATS, NEEDED, Example
+from foura.files import read_any_text, read_text
 
 TEXT_FILES: tuple[str, ...] = (".txt", ".md", ".rst", ".py", ".text", ".tex", ".csv", ".tsv", ".html", ".xml")
 TEXT_FILES += (".c", ".h", ".js", ".java")
+TEXT_FILES += tuple(f"{ending}.gz" for ending in TEXT_FILES)
+ABOUT = ("readme", "license", "licence", "copying", "changelog", "notice")  # files about the data, beside its splits
 # modules of the standard library that most programmers have met, by many authors
 STDLIB: tuple[str, ...] = ("argparse", "ast", "bisect", "calendar", "cmd", "code", "contextlib", "copy", "csv")
 STDLIB += ("dataclasses", "datetime", "difflib", "enum", "fnmatch", "fractions", "functools", "getopt", "glob", "gzip")
@@ -47,11 +50,14 @@ def open_text(cfg: DictConfig, format: str) -> TextSource:
                 f"dataset.format={format} needs records with fields: use dataset=jsonl or dataset=hf, not "
                 f"dataset={cfg.name}."
             )
-        return TextSource({"train": list(_stdlib())} if cfg.source == "stdlib" else _files(existing(cfg.path)), format)
-    records = json_records(cfg.path) if cfg.source == "jsonl" else hub_records(cfg.path)
+        return TextSource({"train": list(_stdlib())} if cfg.source == "stdlib" else _files(cfg), format)
+    found = open_records(cfg).splits
+    if format == "verbalizer":
+        found = labelled_splits(found, cfg.columns.label)
     splits = {}
-    for split, named in records.splits.items():
-        splits[split] = [FORMATS[format](row, name, cfg) for name, row in named]
+    for split, named in found.items():
+        kept = filled(named, tuple(cfg.columns[column] for column in NEEDED[format]), split)
+        splits[split] = [FORMATS[format](row, name, cfg) for name, row in kept]
         if not splits[split]:
             raise UserError(f"dataset.path={cfg.path}: the {split} split is empty.")
     return TextSource(splits, format)
@@ -65,14 +71,52 @@ def _stdlib() -> Iterator[Example]:
             yield Example(f"{module}.py", read_text(path))
 
 
-def _files(path: Path) -> dict[str, list[Example]]:
-    """One file or a folder of them, with the folders train, validation and test where the user has them."""
-    if path.is_file():
-        return {"train": [Example(path.name, read_text(path))]}
+def _files(cfg: DictConfig) -> dict[str, list[Example]]:
+    """One file or a folder of them, with the folders or files train, validation and test where the user has them."""
     splits = {}
-    for split, folder in split_folders(path).items():
-        found = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix.lower() in TEXT_FILES)
-        if not found:
+    for split, (folder, files) in _text_files(existing(cfg), cfg).items():
+        if not files:
             raise UserError(f"{folder} has no text files ({', '.join(TEXT_FILES)}).")
-        splits[split] = [Example(str(file.relative_to(folder)), read_text(file)) for file in found]
+        texts: dict[Path, str] = {}
+
+        def read(file: Path, texts: dict[Path, str] = texts) -> None:
+            texts[file] = read_any_text(file)
+
+        readable(files, read, split, cfg.unreadable)
+        kept = {file: text for file, text in texts.items() if text.strip()}
+        say_left_out(len(texts) - len(kept), len(texts), split, "empty")
+        splits[split] = [Example(str(file.relative_to(folder)), text) for file, text in kept.items()]
     return splits
+
+
+def _text_files(path: Path, cfg: DictConfig) -> dict[str, tuple[Path, list[Path]]]:
+    """{split: (folder, files in it)}."""
+    if path.is_file():
+        return {"train": (path.parent, [path])}
+    if cfg.splits:
+        places = {split: inside(path, name) for split, name in chosen(cfg.splits).items()}
+        return {
+            split: (place, data_files(place, TEXT_FILES)) if place.is_dir() else (place.parent, [place])
+            for split, place in places.items()
+        }
+    folders = split_folders(path, {}, TEXT_FILES)
+    if list(folders.values()) != [path]:
+        return {split: (folder, data_files(folder, TEXT_FILES)) for split, folder in folders.items()}
+    return _by_name(path)
+
+
+def _by_name(folder: Path) -> dict[str, tuple[Path, list[Path]]]:
+    """The files of a folder without split folders: train.txt and test.txt are splits, other names are documents."""
+    files = [file for file in data_files(folder, TEXT_FILES) if not file.name.lower().startswith(ABOUT)]
+    meant = {split_of(stem(file.name, TEXT_FILES)) for file in files if file.parent == folder} - {None}
+    if "train" not in meant or len(meant) == 1:
+        return {"train": (folder, data_files(folder, TEXT_FILES))}
+    splits = split_files(folder, {}, TEXT_FILES)
+    others = [file for file in files if not any(file in found for found in splits.values())]
+    if others:
+        names = ", ".join(file.name for found in splits.values() for file in found)
+        raise UserError(
+            f"{folder} has files that are named like splits ({names}) and others (such as {others[0].name}): {CHOOSE}; "
+            "+dataset.splits={train: .} takes all of it as training data."
+        )
+    return {split: (folder, found) for split, found in splits.items()}

@@ -176,7 +176,7 @@ def test_a_frozen_gate_exports_fewer_ranks_to_diffusers(tmp_path) -> None:
     out = unet(x, 7, text).sample.detach()
     save_file({"x": x, "text": text, "out": out}, tmp_path / "io.safetensors")
     for naming in ("diffusers", "kohya"):
-        foura.save_as_lora(unet, tmp_path / naming, naming=naming)
+        foura.save_as_lora(unet, tmp_path / naming, naming=naming, per_layer_ranks=True)
     full = sum(layer.foura_A["default"].shape[0] for layer in layers)
     state = load_file(tmp_path / "diffusers/pytorch_lora_weights.safetensors")
     assert sum(value.shape[0] for key, value in state.items() if "lora_A" in key) == sum(kept.values()) < full

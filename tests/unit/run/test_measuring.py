@@ -45,7 +45,7 @@ def test_a_run_is_measured_in_the_precision_of_its_training(family, precision, t
     assert found["cost/step_gflops"] == pytest.approx(
         exact["cost/step_gflops"], rel=0.05 if "mixed" in precision else 0
     )
-    assert found["test/loss"] == pytest.approx(exact["test/loss"], rel=0.01)
+    assert found["test/loss"] == pytest.approx(exact["test/loss"], rel=0.03)
     assert found["adapter/delta_norm"] == pytest.approx(exact["adapter/delta_norm"], rel=0.1)
 
 

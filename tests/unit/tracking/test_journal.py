@@ -1,6 +1,7 @@
 """The journal of a run: everything arrives in order, whatever the store and the process do."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,23 +14,26 @@ class Store:
 
     def __init__(self) -> None:
         self.items: list[dict] = []
+        self.calls: list[int] = []  # items of each
         self.down = False
 
-    def __call__(self, run_id: str | None, item: dict) -> str:
+    def __call__(self, run_id: str | None, items: list[dict]) -> str:
         if self.down:
             raise ConnectionError("the store is down\nwith a traceback")
-        self.items.append(item)
+        self.items += items
+        self.calls.append(len(items))
         return run_id or "r1"
 
 
 @pytest.fixture
 def store(monkeypatch) -> Store:
     monkeypatch.setattr(journal, "RETRY", 0.0)
-    monkeypatch.setattr(journal, "SLOWEST", 1e9)
+    monkeypatch.setattr(journal, "SHARE", 1e9)
     return Store()
 
 
-ITEMS = [{"create": {}}, {"metrics": {"a": 1.0}, "step": 0}, {"end": "finished"}]
+CREATE = {"name": "lora r4", "params": {"rank": "4"}, "tags": {"uid": "u", "key": "k"}, "sweep": None, "time": 1}
+ITEMS = [{"create": CREATE}, {"metrics": {"a": 1.0}, "step": 0, "time": 2}, {"end": "finished"}]
 
 
 def test_what_a_store_refuses_arrives_later_and_in_order(store, tmp_path) -> None:
@@ -41,6 +45,39 @@ def test_what_a_store_refuses_arrives_later_and_in_order(store, tmp_path) -> Non
     store.down = False
     outbox.send(ITEMS[2])
     assert store.items == ITEMS and outbox.run_id == "r1" and outbox.error == ""
+
+
+def test_metrics_that_wait_are_delivered_in_one_call(store, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(journal, "AT_ONCE", 3)
+    outbox = Outbox(store, tmp_path)
+    metrics = [{"metrics": {"a": float(step)}, "step": step} for step in range(5)]
+    store.down = True
+    for item in ({"create": {}}, *metrics, {"end": "finished"}):
+        outbox.send(item)
+    store.down = False
+    assert outbox.deliver()
+    assert store.calls == [1, 3, 2, 1] and store.items == outbox.items and outbox.delivered == 7
+
+
+def test_a_slow_store_takes_a_small_share_of_the_time(store, tmp_path, monkeypatch) -> None:
+    """A call takes 2 s, and may take a twentieth of the time: 40 s pass until the next. The end of a run waits for nothing."""
+    now = [100.0]
+
+    def slow(run_id: str | None, items: list[dict]) -> str:
+        now[0] += 2.0
+        return store(run_id, items)
+
+    monkeypatch.setattr(journal, "SHARE", 0.05)
+    monkeypatch.setattr(journal, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    outbox = Outbox(slow, tmp_path)
+    delivered = []
+    for seconds, item in ((0, ITEMS[0]), (20, ITEMS[1]), (19, ITEMS[1]), (2, ITEMS[1]), (1, ITEMS[1])):
+        now[0] += seconds
+        outbox.send(item)
+        delivered.append(outbox.delivered)
+    assert delivered == [1, 1, 1, 4, 4] and store.calls == [1, 3]
+    outbox.send(ITEMS[2])  # no metrics: at once
+    assert outbox.delivered == 6 == len(outbox.items)
 
 
 def test_another_process_delivers_what_is_left(store, tmp_path) -> None:

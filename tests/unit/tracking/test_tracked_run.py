@@ -1,16 +1,23 @@
 """Runs in a store: created once, reopened, hidden where another replaces them, made again where a store was lost."""
 
+import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.tracking import MlflowClient
 
 from foura.errors import UserError
 from foura.tracking.store import open_store, parent_run
 from foura.tracking.sync import sync
-from foura.tracking.tracked_run import TrackedRun, start_run
+from foura.tracking.tracked_run import TrackedRun, legal_key, start_run
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +86,107 @@ def test_a_run_that_was_created_but_not_written_down_is_found(outputs) -> None:
     )  # killed before the line that says how many are delivered
     again = TrackedRun(outputs, run.folder)
     assert again.outbox.deliver() and again.run_id == run.run_id
+
+
+@pytest.mark.parametrize("at", ["create_run", "log_batch"])
+def test_params_arrive_though_the_line_drops_between_run_and_params(at, outputs, monkeypatch) -> None:
+    real, calls = getattr(MlflowClient, at), []
+
+    def drops(self, *arguments, **named):
+        made = real(self, *arguments, **named) if at == "create_run" else None
+        if not calls:
+            calls.append(1)
+            raise ConnectionError("the line dropped")
+        return made if made is not None else real(self, *arguments, **named)
+
+    with monkeypatch.context() as line:
+        line.setattr(MlflowClient, at, drops)
+        run = started(outputs, f"dropped {at}")
+    assert run.error == "the line dropped" and len(run.outbox.items) > run.outbox.delivered
+    assert TrackedRun(outputs, run.folder).outbox.deliver()  # as `foura sync` does in another process
+    run_id = TrackedRun(outputs, run.folder).run_id
+    assert run_id and client(outputs).get_run(run_id).data.params == {"rank": "4"}
+    uid = run.outbox.items[0]["create"]["tags"]["uid"]
+    found = client(outputs).search_runs(["0", "1", "2"], filter_string=f"tags.uid = '{uid}'")
+    assert [one.info.run_id for one in found] == [run_id]  # made once
+
+
+def test_params_of_a_journal_of_0_1_0_arrive(outputs) -> None:
+    run = started(outputs, "old journal")
+    first, *_ = run.outbox.items
+    (run.folder / "tracking.jsonl").write_text(
+        json.dumps(
+            {"create": {**first["create"], "params": {"rank": "8"}, "tags": {**first["create"]["tags"], "uid": "u"}}}
+        )
+    )
+    again = TrackedRun(outputs, run.folder)
+    assert again.outbox.deliver() and client(outputs).get_run(again.run_id).data.params == {"rank": "8"}
+
+
+def test_params_of_any_key_and_length_arrive(outputs, monkeypatch) -> None:
+    keys = [
+        "adapter.options.rank_pattern..*qkv",
+        "a*b",
+        "a?b",
+        "/x",
+        "x/../y",
+        "..",
+        ".",
+        "x" * 300,
+        "é",
+        "a b:c/d",
+        "",
+    ]
+    params = {
+        **{key: n for n, key in enumerate(keys)},
+        "long": "v" * 7000,
+        "other": "v" * 6999,
+        **{f"k{n}": n for n in range(150)},
+    }
+    folder = outputs / "runs" / "odd"
+    folder.mkdir(parents=True)
+    run = start_run(outputs, folder, "odd", params, {"key": "k", "sweep": ""}, None)
+    assert run.error == ""
+    found = client(outputs).get_run(run.run_id).data.params
+    assert len(found) == len(params)  # a*b and a?b are two keys still
+    assert found["é"] == "8" and found["a b:c/d"] == "9" and found[legal_key("a*b")] == "1"
+    assert legal_key("a*b").startswith("a_b-") and legal_key("adapter.lr") == "adapter.lr"
+    assert found["long"].startswith("v" * 5900) and len(found["long"]) <= 6000 and found["long"] != found["other"]
+
+
+def test_a_server_of_an_earlier_version_gets_shorter_values(outputs, monkeypatch) -> None:
+    real = MlflowClient.log_batch
+
+    def old(self, run_id, metrics=(), params=(), tags=()):
+        if any(len(param.value) > 500 for param in params):
+            raise MlflowException(
+                "Param value had length 900, which exceeded length limit of 500", INVALID_PARAMETER_VALUE
+            )
+        return real(self, run_id, metrics=metrics, params=params)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", old)
+    folder = outputs / "runs" / "short"
+    folder.mkdir(parents=True)
+    run = start_run(outputs, folder, "short", {"a": "v" * 900, "b": 1}, {"key": "k", "sweep": ""}, None)
+    found = client(outputs).get_run(run.run_id).data.params
+    assert run.error == "" and found["b"] == "1" and 400 < len(found["a"]) <= 500
+
+
+def test_a_deleted_experiment_is_said_with_the_command_that_restores_it(empty_store, tmp_path) -> None:
+    shutil.copy(empty_store, tmp_path)
+    _, experiment = open_store(tmp_path)
+    client(tmp_path).delete_experiment(experiment)
+    for call in (lambda: open_store(tmp_path), lambda: sync(tmp_path), lambda: parent_run(tmp_path, "s", "x")):
+        with pytest.raises(UserError, match="the experiment foura was deleted") as refused:
+            call()
+    said = str(refused.value).rpartition("restored: ")[2]
+    env = dict(os.environ)
+    for word in shlex.split(said):
+        if word.startswith("MLFLOW_TRACKING_URI="):
+            env["MLFLOW_TRACKING_URI"] = word.partition("=")[2]
+    command = [sys.executable, "-m", *shlex.split(said)[1:]]
+    assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == 0
+    assert open_store(tmp_path)[1] == experiment
 
 
 def test_sync_makes_a_lost_store_again_and_leaves_deleted_runs_deleted(outputs, tmp_path) -> None:

@@ -73,3 +73,78 @@ def test_bad_images_end_in_a_sentence(folder, tmp_path) -> None:
     (tmp_path / "none").mkdir()
     refused("has no images", path=str(tmp_path / "none"))
     refused("nothing at that place", path=str(tmp_path / "nowhere"))
+
+
+def captions_of(folder, **fields) -> dict[str, str]:
+    from pathlib import Path
+
+    from foura.families.diffusion.sources import open_captioned
+
+    found = open_captioned(config(path=str(folder), **fields))
+    return {
+        Path(image).name: text
+        for items in found.values()
+        for image, text in zip(items.images, items.captions, strict=True)
+    }
+
+
+WANTED = {f"{index:02d}.png": f"shade {index}" for index in range(12)}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "txt", "caption", "nested"])
+def test_captions_in_every_form(kind, folder) -> None:
+    import pandas
+
+    (folder / "metadata.jsonl").unlink()
+    frame = pandas.DataFrame({"file_name": list(WANTED), "text": list(WANTED.values())})
+    if kind == "csv":
+        frame.to_csv(folder / "metadata.csv", index=False)
+    elif kind == "parquet":
+        frame.to_parquet(folder / "metadata.parquet")
+    elif kind == "nested":  # names from the folder above, as Windows writes them
+        (folder / "train").mkdir()
+        for name in WANTED:
+            (folder / name).rename(folder / "train" / name)
+        frame["file_name"] = [f"train\\{name}" for name in WANTED]
+        frame.to_csv(folder / "metadata.csv", index=False)
+    else:
+        for name, text in WANTED.items():
+            (folder / name).with_suffix(f".{kind}").write_text(f"{text}\n")
+    assert captions_of(folder) == WANTED
+
+
+def test_captions_of_images_that_are_not_there_are_said(folder, capsys) -> None:
+    (folder / "03.png").unlink()
+    (folder / ".ipynb_checkpoints").mkdir()
+    Image.new("RGB", (20, 20)).save(folder / ".ipynb_checkpoints" / "03-checkpoint.png")
+    assert captions_of(folder) == {name: text for name, text in WANTED.items() if name != "03.png"}
+    assert "1 captions are of images that are not there" in capsys.readouterr().out
+
+
+def test_an_image_has_a_caption_beside_it_where_the_metadata_has_none(folder) -> None:
+    write_captions(folder, range(11))
+    (folder / "11.txt").write_text("beside")
+    assert captions_of(folder) == {**WANTED, "11.png": "beside"}
+
+
+def test_captions_that_are_too_long_are_counted(folder, capsys) -> None:
+    from foura.bundled.caption_unet import CAPTION_BYTES, bytes_lost
+
+    (folder / "metadata.jsonl").unlink()
+    for index, name in enumerate(WANTED):
+        (folder / name).with_suffix(".txt").write_text("x" * (CAPTION_BYTES + 5 if index == 0 else 3))
+    assert bytes_lost("x" * (CAPTION_BYTES + 5)) == 5
+    prepared(config(path=str(folder)), lost=bytes_lost)
+    said = capsys.readouterr().out
+    assert "1 of 12 train items are longer than the text encoder takes: 5 tokens are cut off" in said
+    assert sum(prepared(config(path=str(folder), too_long="drop"), lost=bytes_lost).sizes.values()) == 11
+
+
+def test_copies_and_unreadable_images_can_be_left_out(folder, capsys) -> None:
+    import shutil
+
+    shutil.copy(folder / "00.png", folder / "zero again.png")
+    (folder / "bad.png").write_bytes(b"no image")
+    data = prepared(config(path=str(folder), prompt="x", unreadable="drop", val_fraction=0.4, test_fraction=0.4))
+    assert sum(data.sizes.values()) == 13
+    assert "1 of 14 items of the train split are unreadable" in capsys.readouterr().out

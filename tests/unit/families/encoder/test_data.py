@@ -12,6 +12,7 @@ from foura.errors import UserError
 from foura.families.encoder.data import prepare_labelled
 from foura.families.encoder.sources import Labelled, LabelledSource, open_labelled
 from foura.schema import ColumnsConfig, DatasetConfig
+from tests.helpers.tokenizers import byte_level
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,6 @@ def test_labels_of_the_wrong_kind_are_refused(label, format, said, lines) -> Non
     [
         ({"text": "a", "label": 0}, {"text_pair": "other"}, r"no field 'other' \(dataset.columns.text_pair=other\)"),
         ({"text": 3, "label": 0}, {}, "the field 'text' holds int, not text"),
-        ({"text": " ", "label": 0}, {}, "the field 'text' is empty"),
         ({"text": "\ud800", "label": 0}, {}, "holds half a character"),
         ({"sentence": "a", "label": 0}, {}, r"no field 'text' \(dataset.columns.text=text\); it has: sentence, label"),
     ],
@@ -144,3 +144,58 @@ def test_label_noise_replaces_classes_and_is_refused_for_numbers(tokenizer) -> N
     assert len(data.noisy) == round(0.25 * len(data.train))
     with pytest.raises(UserError, match="label_noise replaces classes by others, which regression does not have"):
         prepare_labelled(LabelledSource({"train": items}, None), cfg, 0, tokenizer, 256)
+
+
+PAIRS = [{"a": f"one {i}", "b": f"two {i}", "label": i % 2} for i in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("template", "pair", "wanted"),
+    [
+        ("<bos> $A <sep>", "<bos> $A <sep> $B <sep>", "<bos>one 7<sep>two 7<sep>"),
+        ("<bos> <bos> $A <sep> <sep>", "<bos> <bos> $A <sep> $B <sep> <sep>", "<bos>one 7<sep>two 7<sep>"),
+        ("<bos> $A <sep>", "<bos> $A <sep> <sep> $B <sep>", "<bos>one 7<sep><sep>two 7<sep>"),  # as RoBERTa's
+        ("$A", "$A $B", "one 7<sep>two 7"),
+    ],
+)
+def test_pairs_have_their_special_tokens_once(template, pair, wanted, lines) -> None:
+    tokenizer = byte_level(template, pair=pair, sep_token="<sep>")
+    cfg = config(path=lines(*PAIRS), columns={"text": "a", "text_pair": "b"})
+    data = prepare_labelled(open_labelled(cfg, "classification"), cfg, 0, tokenizer, 256)
+    texts = [tokenizer.decode(ids) for part in (data.train, data.validation, data.test) for ids, _ in part]
+    assert wanted in texts
+
+
+def test_texts_that_are_too_long_are_counted(lines, tokenizer, capsys) -> None:
+    path = lines(*({"text": "word " * (100 if i < 4 else 5), "label": i % 2} for i in range(40)))
+    cfg = config(path=path, block_size=32, duplicates="keep")
+    data = prepare_labelled(open_labelled(cfg, "classification"), cfg, 0, tokenizer, 256)
+    assert sum(data.sizes.values()) == 40 and max(len(ids) for ids, _ in data.train) <= 32
+    assert "items are longer than dataset.block_size=32 tokens" in capsys.readouterr().out
+    cfg = config(path=path, block_size=32, too_long="drop")
+    assert sum(prepare_labelled(open_labelled(cfg, "classification"), cfg, 0, tokenizer, 256).sizes.values()) == 36
+    cfg = config(path=path, block_size=32, too_long="refuse")
+    with pytest.raises(UserError, match=r"set dataset\.too_long=cut or drop"):
+        prepare_labelled(open_labelled(cfg, "classification"), cfg, 0, tokenizer, 256)
+
+
+def test_copies_of_texts_are_left_out_whatever_their_labels(lines, tokenizer, capsys) -> None:
+    train, test = (
+        [{"text": f"t {i}", "label": i % 2} for i in range(30)],
+        [{"text": f"t {i}", "label": 1 - i % 2} for i in range(4)],
+    )
+    cfg = config(path=lines(train=train, test=test), duplicates="drop")
+    data = prepare_labelled(open_labelled(cfg, "classification"), cfg, 0, tokenizer, 256)
+    assert "of 4 test items are also in the training data" in capsys.readouterr().out
+    assert data.sizes["test"] == 4 and data.sizes["train"] + data.sizes["validation"] == 26
+
+
+def test_blank_texts_are_left_out_and_hidden_labels_too(lines, capsys) -> None:
+    train = [{"text": f"t {i}", "label": i % 2} for i in range(10)] + [
+        {"text": " ", "label": 0},
+        {"text": None, "label": 0},
+    ]
+    source = open_labelled(config(path=lines(train=train, test=[{"text": "t"}])), "classification")
+    assert set(source.splits) == {"train"} and len(source.splits["train"]) == 10
+    said = capsys.readouterr().out
+    assert "2 of 12 items of the train split are without text" in said and "the test split has no labels" in said
