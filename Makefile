@@ -8,7 +8,7 @@ OLDEST := .venv-oldest
 # two processes; tests that share a trained run stay in one of them
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-all test-oldest test-mutants bench lint ui install
+.PHONY: help demo test test-gpu test-all test-oldest test-mutants bench lint ui install
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -32,7 +32,7 @@ test: $(STAMP)  ## lint and the fast tests (at most 6 minutes on two quiet cores
 test-all: $(STAMP)  ## everything: slow tests, PEFT's own test suite on our tuner, the table of docs/robustness.md (an hour or two)
 	$(MAKE) lint
 	rm -rf .pytest_cache/survives
-	$(PYTEST) --hypothesis-profile=all tests --ignore tests/peers
+	$(PYTEST) --hypothesis-profile=all tests --ignore tests/peers --ignore tests/gpu
 	$(BIN)/python -m pytest tests/peers
 	$(BIN)/python -m tests.helpers.survives
 
@@ -44,6 +44,10 @@ test-oldest:  ## the unit tests with the oldest versions that pyproject.toml all
 
 test-mutants: $(STAMP)  ## deliberate faults in what results rest on: the tests must catch every one (20 minutes)
 	$(BIN)/python -m tests.mutants
+
+test-gpu: $(STAMP)  ## on a GPU: the adapter in every precision, PEFT's own test suite, a run of each family
+	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m pytest tests/peers
 
 bench: $(STAMP)  ## cost of adapters against PEFT's LoRA, and of the framework (15 minutes on a quiet machine)
 	$(BIN)/python experiments/benchmarks/bench.py

@@ -15,8 +15,8 @@ from torch import Tensor
 def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator: cache the tensors that `make` returns for its hashable arguments.
 
-    `make` runs on the CPU whatever the default device, without gradients. A graph (torch.compile, torch.export,
-    torch.jit.trace) holds the values, not their computation.
+    `make` runs on the CPU whatever the default device, without gradients. An exported graph
+    (torch.export, torch.jit.trace) holds the values, not their computation; torch.compile's has `graph.fold` instead.
     """
 
     def made(*arguments: Any) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foura.adapter.config import FouraConfig
-from foura.adapter.delta import gated, plain_fold
+from foura.adapter.delta import gated
 from foura.adapter.layer import FouraLayer
 from foura.adapter.merging import Factors
 from foura.adapter.transforms import Transform
@@ -47,11 +47,11 @@ class Conv(FouraLayer):
 
     def fold(self, adapter_name: str) -> Factors:
         """(down (q, in_channels, *kernel), up (out_channels, q))."""
-        A, transform = self.foura_A[adapter_name], self.transform[adapter_name]
+        A = self.foura_A[adapter_name]
         kernel = self._base().kernel_size
         taps_last = A.movedim(1, 1 + len(kernel))  # (r, *kernel, channels[, 2])
         rows = taps_last.flatten(0, len(kernel))
-        down, up = plain_fold(rows, self.foura_B[adapter_name], transform)
+        down, up = self._fold_rows(adapter_name, rows, self.foura_B[adapter_name])
         return down.unflatten(0, (-1, *kernel)).movedim(-1, 1), up
 
     def delta(self, adapter_name: str, x: Tensor) -> Tensor:

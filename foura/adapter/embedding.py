@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foura.adapter.delta import gated, plain_fold
+from foura.adapter.delta import gated
 from foura.adapter.layer import FouraLayer
 from foura.adapter.merging import Factors
 from foura.adapter.transforms import Transform
@@ -29,7 +29,7 @@ class Embedding(FouraLayer):
         A = self.foura_A[adapter_name]
         B = self.foura_B[adapter_name]
         transform = self.transform[adapter_name]
-        _, up = plain_fold(A.new_zeros(transform.shape_A(1)), B, transform)
+        _, up = self._fold_rows(adapter_name, A.new_zeros(transform.shape_A(1)), B)
         return A.to(up.dtype), up[:, : self.r[adapter_name]]
 
     def _weight_shaped(self, down: Tensor, up: Tensor) -> Tensor:

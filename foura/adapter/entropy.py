@@ -21,8 +21,8 @@ from torch.nn.functional import linear
 from foura.adapter.tracing import traced
 
 REFERENCE_TOKENS = 16  # a sequence gate closes fully (-4) when a rank singles out one token of this many
-_SEQUENCE_SLOPE = 8.0 / math.log(REFERENCE_TOKENS)
-_TOKEN_SLOPE = 8.0 / math.log(2.0)
+SEQUENCE_SLOPE = 8.0 / math.log(REFERENCE_TOKENS)
+TOKEN_SLOPE = 8.0 / math.log(2.0)
 _RMS_EPS = 1e-12
 
 
@@ -67,7 +67,7 @@ def _token_gate(score: Tensor) -> tuple[Tensor, Tensor]:
     size = score.abs()
     m = torch.sigmoid(size)
     entropy = torch.addcmul(size, size, m, value=-1.0) - m.log()
-    return torch.sigmoid(_TOKEN_SLOPE * entropy - 4.0), m
+    return torch.sigmoid(TOKEN_SLOPE * entropy - 4.0), m
 
 
 def _sequence_gate(score: Tensor, tokens: int | Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +81,7 @@ def _sequence_gate(score: Tensor, tokens: int | Tensor, mask: Tensor | None) -> 
     if isinstance(tokens, torch.SymInt):  # a length that torch.export leaves open
         tokens = torch.scalar_tensor(tokens, device=score.device)
     log_tokens = math.log(tokens) if isinstance(tokens, int) else tokens.to(score.dtype).log()
-    return torch.sigmoid(4.0 - _SEQUENCE_SLOPE * (log_tokens + negative_entropy_S1r)), log_p, negative_entropy_S1r
+    return torch.sigmoid(4.0 - SEQUENCE_SLOPE * (log_tokens + negative_entropy_S1r)), log_p, negative_entropy_S1r
 
 
 class _EntropyGate(torch.autograd.Function):
@@ -120,10 +120,10 @@ class _EntropyGate(torch.autograd.Function):
         slope = torch.addcmul(gate, gate, gate, value=-1.0).mul_(grad)
         if ctx.by_token:
             score, m = kept
-            grad_score = slope.mul_(torch.addcmul(m, m, m, value=-1.0).mul_(score)).mul_(-_TOKEN_SLOPE)
+            grad_score = slope.mul_(torch.addcmul(m, m, m, value=-1.0).mul_(score)).mul_(-TOKEN_SLOPE)
         else:
             log_p, negative_entropy = kept
-            grad_score = (log_p - negative_entropy).mul_(log_p.exp()).mul_(slope.mul_(-_SEQUENCE_SLOPE))
+            grad_score = (log_p - negative_entropy).mul_(log_p.exp()).mul_(slope.mul_(-SEQUENCE_SLOPE))
         grad_score = grad_score.view(-1, grad_score.shape[-1])
         hidden_rows = hidden.view(-1, hidden.shape[-1])
         grad_pre = (grad_score @ w_out).mul_(torch.addcmul(hidden.new_ones(()), hidden_rows, hidden_rows, value=-1.0))

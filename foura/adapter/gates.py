@@ -9,12 +9,17 @@ To add a gate, subclass `Gate` with `forward(u)` and register it: `GATES["relu"]
 """
 
 import math
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from foura.adapter.entropy import entropy_gate
+from foura.adapter.kernels import takes
+from foura.adapter.tracing import exported
+
+if TYPE_CHECKING:
+    from foura.adapter.kernels.gate import GateCall
 
 GATE_SCOPES = ("sequence", "token")
 OPEN = 0.5  # a rank counts as open where its gate is above this
@@ -64,6 +69,10 @@ class Gate(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no forward(u)")
+
+    def kernel_call(self, z: Tensor) -> "GateCall | None":
+        """g(z) ⊙ z by kernels, if they take rank coordinates of the dtype, device and leading axes of z (S, ..., q)."""
+        return None
 
     def mask_for(self, values: Tensor) -> Tensor | None:
         """The padding mask (S, T) if it fits these values (S, T, ...): cross-attention sees another sequence."""
@@ -121,11 +130,26 @@ class EntropyGate(Gate):
         if self.scope == "token" or tokens == 1:
             return entropy_gate(u, *weights)
         u_STr, counts = u.flatten(1, -2), None
-        if (mask := self.mask_for(u_STr)) is not None:
-            mask = mask | ~mask.any(1, keepdim=True)  # a sample of padding alone is left as it is
+        if (mask := self._real_tokens(u_STr)) is not None:
             counts = mask.sum(1).view(-1, 1, 1)
         gate_S1r = entropy_gate(u_STr, *weights, tokens if counts is None else counts, mask)
         return gate_S1r.reshape(u.shape[0], *(1,) * (u.dim() - 2), u.shape[-1])
+
+    def kernel_call(self, z: Tensor) -> "GateCall | None":
+        """`forward` and the product with z in one kernel; not while hooks want to see the gates themselves."""
+        hooked = self._forward_hooks or self._forward_pre_hooks
+        if hooked or exported() or not takes(z, self.weight_in.shape[1]):
+            return None
+        from foura.adapter.kernels.gate import GateCall  # Triton is there
+
+        by_token = self.scope == "token" or z.shape[1:-1].numel() == 1
+        mask = None if by_token else self._real_tokens(z.flatten(1, -2))
+        return GateCall((self.weight_in, self.bias_in, self.weight_out, self.bias_out), by_token, mask)
+
+    def _real_tokens(self, u_STr: Tensor) -> Tensor | None:
+        """(S, T), true for real tokens; a sample of padding alone is left as it is. None without padding."""
+        mask = self.mask_for(u_STr)
+        return None if mask is None else mask | ~mask.any(1, keepdim=True)
 
     def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         w_in, b_in, w_out, b_out = self.weight_in, self.bias_in, self.weight_out, self.bias_out

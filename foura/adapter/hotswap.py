@@ -11,6 +11,7 @@ from torch import nn
 
 from foura.adapter.config import FouraConfig
 from foura.adapter.freeze import foura_layers, replace_config
+from foura.adapter.keep import FoldingLayer
 
 
 @torch.no_grad()
@@ -49,6 +50,7 @@ def hotswap_adapter(model: nn.Module, path: str | os.PathLike[str], adapter_name
             layer.foura_alpha[adapter_name] = new.alpha_pattern.get(key, new.foura_alpha)
             layer.use_rslora[adapter_name] = new.use_rslora
             layer.set_scale(adapter_name, 1.0)
-            layer.forget_factors()
+            if isinstance(layer, FoldingLayer):
+                layer.forget_factors()
     strengths = {field: getattr(new, field) for field in ("foura_alpha", "alpha_pattern", "use_rslora")}
     replace_config(model, adapter_name, **strengths)

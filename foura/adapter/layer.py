@@ -14,10 +14,13 @@ from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils import quantization_extra_repr
 from torch import Tensor, nn
 
+from foura.adapter import graph
 from foura.adapter.config import FouraConfig
 from foura.adapter.delta import plain_fold
+from foura.adapter.fold import DOWN, UP
 from foura.adapter.gates import GATES, Gate
 from foura.adapter.merging import Factors, MergingLayer, quantization_backend
+from foura.adapter.tracing import exported
 from foura.adapter.transforms import TRANSFORMS, Transform
 
 MOST_RANK = 4096  # allowed in every layer, however small
@@ -27,7 +30,7 @@ class FouraLayer(nn.Module, MergingLayer):
     """A layer with FouRA adapters, keyed by adapter name like every PEFT layer."""
 
     adapter_layer_names = ("foura_A", "foura_B", "foura_gate")
-    other_param_names = (
+    other_param_names: tuple[str, ...] = (
         "foura_gate_mask",
         "foura_dropout",
         "r",
@@ -35,7 +38,7 @@ class FouraLayer(nn.Module, MergingLayer):
         "scaling",
         "use_rslora",
         "transform",
-        "_cached",
+        "transform_name",
     )
 
     in_features: int
@@ -68,7 +71,7 @@ class FouraLayer(nn.Module, MergingLayer):
         self.scaling: dict[str, float] = {}
         self.use_rslora: dict[str, bool] = {}
         self.transform: dict[str, Transform] = {}
-        self._cached: dict[str, tuple[Any, Factors]] = {}
+        self.transform_name: dict[str, str] = {}  # as the operator of compiled graphs knows it
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
@@ -88,6 +91,7 @@ class FouraLayer(nn.Module, MergingLayer):
         if r > max(MOST_RANK, self.in_features, self.out_features):  # a damaged config would fill the memory
             raise ValueError(f"r={r} is far more than a layer of {self.in_features} -> {self.out_features} can hold")
         self.transform[adapter_name] = self._transform(config, splits)
+        self.transform_name[adapter_name] = graph.named(self.transform[adapter_name])
         self.r[adapter_name] = r
         self.foura_alpha[adapter_name] = alpha
         self.use_rslora[adapter_name] = config.use_rslora
@@ -100,7 +104,6 @@ class FouraLayer(nn.Module, MergingLayer):
             self.foura_gate[adapter_name] = gate
         elif gate is not None:
             self.foura_gate_mask[adapter_name] = gate
-        self._cached.pop(adapter_name, None)
         self.reset_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -127,15 +130,7 @@ class FouraLayer(nn.Module, MergingLayer):
 
     def names(self) -> list[str]:
         """The active adapters that this layer has."""
-        return [name for name in self.active_adapters if name in self.foura_A]
-
-    def train(self, mode: bool = True) -> "FouraLayer":
-        self.forget_factors()  # whatever wrote to the weights in between, the next phase folds again
-        return super().train(mode)
-
-    def forget_factors(self) -> None:
-        """Drop the folded factors kept for decoding."""
-        self._cached.clear()
+        return [name for name in self.active_adapters if name in self.r]
 
     # -- strength (diffusers calls these)
 
@@ -164,11 +159,38 @@ class FouraLayer(nn.Module, MergingLayer):
 
     def fold(self, adapter_name: str) -> Factors:
         """(down (q, in), up (out, q)) of the adapter in float32 or better, before mask and scaling; see `delta`."""
-        return plain_fold(self.foura_A[adapter_name], self.foura_B[adapter_name], self.transform[adapter_name])
+        return self._fold_rows(adapter_name, self.foura_A[adapter_name], self.foura_B[adapter_name])
+
+    def _fold_rows(self, adapter_name: str, A: Tensor, B: Tensor) -> Factors:
+        """`fold` of A as rows of features."""
+        if not torch.compiler.is_compiling() or exported():
+            return plain_fold(A, B, self.transform[adapter_name])
+        transform, dtype = self.transform_name[adapter_name], torch.promote_types(A.dtype, torch.float32)
+        (down,), (up,) = (graph.fold([one], side, transform, [1.0], dtype) for one, side in ((A, DOWN), (B, UP)))
+        return down, up.T
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for transform in self.transform.values():  # in another process
+            graph.named(transform)
+
+    # these are asked in every call; nn.Module's own look-up takes ten times as long
 
     def gate(self, adapter_name: str) -> Gate | None:
         """The adapter's input-dependent gate, if it has one."""
-        return self.foura_gate[adapter_name] if adapter_name in self.foura_gate else None  # type: ignore[return-value]
+        gates: Any = self._modules["foura_gate"]
+        return gates._modules.get(adapter_name)
+
+    def mask(self, adapter_name: str) -> Tensor | None:
+        """The mask of a frozen gate (r,), if the adapter has one."""
+        masks: Any = self._modules["foura_gate_mask"]
+        return masks._buffers.get(adapter_name)
+
+    def dropout(self, adapter_name: str) -> nn.Module | None:
+        """The adapter's dropout, while training with one."""
+        dropouts: Any = self._modules["foura_dropout"]
+        dropout = dropouts._modules[adapter_name]
+        return dropout if self.training and isinstance(dropout, nn.Dropout) else None
 
     # -- forward
 

@@ -23,6 +23,7 @@ from foura.adapter.config import CAUSAL, LOOKS_AHEAD, FouraConfig, looks_ahead
 from foura.adapter.conv import CONVOLUTIONS, Conv
 from foura.adapter.embedding import Embedding
 from foura.adapter.gates import Gate
+from foura.adapter.keep import FoldingLayer, forget_prefolded, prefold
 from foura.adapter.layer import FouraLayer
 from foura.adapter.linear import Linear
 from foura.adapter.merging import quantization_backend, untie
@@ -48,6 +49,7 @@ class FouraModel(BaseTuner):
                 raise
             found = ", ".join(linear_layers(model)) or "none"
             raise type(error)(f"{error} The linear layers of this model are: {found}.") from None
+        fold_together(model)
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -83,6 +85,15 @@ class FouraModel(BaseTuner):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        """PEFT's own; the bare model also loses our hooks, so that it can be pickled for whoever has no foura."""
+        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
+        for hooks in (self.model._forward_pre_hooks, self.model._forward_hooks):
+            for number in [key for key, hook in hooks.items() if _is_ours(hook)]:
+                del hooks[number]
+                self.model._forward_hooks_always_called.pop(number, None)
+        return model
 
     def _check_merge_allowed(self) -> None:
         """PEFT calls this before it merges."""
@@ -182,6 +193,24 @@ def attention_mask(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
         return  # gradient checkpointing runs the layers again in the backward pass; the next call sets its own mask
     for gate in gates:
         gate.padding_mask = None
+
+
+def fold_together(model: nn.Module) -> None:
+    """Let all layers of `model` fold with each other, and before its forward where it is compiled; see `keep`."""
+    layers = [module for module in model.modules() if isinstance(module, FoldingLayer)]
+    if not layers:
+        return
+    folds = layers[0].folds
+    for layer in layers:
+        layer.folds = folds
+        folds.join(layer)
+    if not any(map(_is_ours, model._forward_pre_hooks.values())):
+        model.register_forward_pre_hook(partial(prefold, folds))
+        model.register_forward_hook(partial(forget_prefolded, folds), always_call=True)
+
+
+def _is_ours(hook: Any) -> bool:
+    return isinstance(hook, partial) and hook.func in (prefold, forget_prefolded)
 
 
 def layer_class(module: nn.Module) -> type[FouraLayer] | None:

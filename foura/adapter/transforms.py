@@ -3,12 +3,14 @@
 FouRA is written on activations, y = F⁻¹ B (A F x). F is linear and acts on the feature axis alone, so it can be moved
 onto the small factors: y = (F⁻¹B)(A F) x. A transform does both, and nothing else in the project knows about bases.
 
-    shapes   r rank · N in_features · M out_features · s splits · m block (M / s) · q rows of the folded A (r · parts)
+    shapes   r rank (of one layer, or of many stacked) · N in_features · M out_features · s splits · m block (M / s)
+             q rows of the folded A (r · parts)
 
 To add a transform, subclass `Transform` with an orthonormal `basis` and register it: `TRANSFORMS["haar"] = Haar`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,8 +21,10 @@ from foura.adapter.constants import constant
 from foura.adapter.dct import dct, dct_basis, inverse_dct
 from foura.adapter.tracing import exported
 
-# Above this length an FFT is cheaper than a product with the basis matrix, which would also take N² floats.
+# Above this length an FFT is cheaper than a product with the basis matrix, which would also take N² floats. On a GPU launches
+# count more than operations, and a product is one launch.
 MATRIX_LIMIT = 512
+MATRIX_LIMIT_CUDA = 1024
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Transform:
         """Features per output block."""
         return self.out_features // self.splits
 
-    # -- coefficients
+    # -- parameters
 
     def shape_A(self, rank: int) -> tuple[int, ...]:
         """Shape of the trained A: (r, N), or (r, bins, 2) as a real view of complex coefficients."""
@@ -69,11 +73,7 @@ class Transform:
         """Shape of the trained B: (M, r), or (splits · bins, r, 2)."""
         return (self.out_features, rank)
 
-    def coefficients(self, parameter: Tensor) -> Tensor:
-        """A or B as the numbers that it stands for: itself, or complex."""
-        return parameter
-
-    # -- on the factors
+    # -- on the factors: each rank by itself, so that any number of layers can be stacked along it
 
     def fold_down(self, A: Tensor) -> Tensor:
         """A·F as a real matrix (q, N)."""
@@ -81,7 +81,7 @@ class Transform:
 
     def fold_up(self, B: Tensor) -> Tensor:
         """F⁻¹·B as a real matrix (M, q); the inverse acts on each output block separately (fused projections)."""
-        return self._on_columns(self._matrix(self.block, B).T, B)
+        return self._on_blocks(self.inverse, B)
 
     def fold_down_adjoint(self, grad: Tensor) -> Tensor:
         """Gradient of A, given the gradient (q, N) of `fold_down(A)`."""
@@ -89,17 +89,7 @@ class Transform:
 
     def fold_up_adjoint(self, grad: Tensor) -> Tensor:
         """Gradient of B, given the gradient (M, q) of `fold_up(B)`."""
-        return self._on_columns(self._matrix(self.block, grad), grad)
-
-    # -- on the activations
-
-    def analyse(self, x: Tensor) -> Tensor:
-        """F x along the last axis: (..., N) to the coefficients that the rows of A are multiplied with."""
-        return self.forward(x)
-
-    def synthesise(self, spectrum: Tensor) -> Tensor:
-        """F⁻¹ along the last axis, block by block: the coefficients that B gives, to (..., M)."""
-        return self.inverse(spectrum.unflatten(-1, (self.splits, -1))).flatten(-2)
+        return self._on_blocks(self.forward, grad)
 
     # -- F itself
 
@@ -114,9 +104,9 @@ class Transform:
     def _matrix(self, length: int, like: Tensor) -> Tensor:
         return basis_matrix(type(self), length, self.seed, like.dtype, like.device)
 
-    def _on_columns(self, matrix: Tensor, B: Tensor) -> Tensor:
-        """matrix (m, m) times each output block of B (M, r)."""
-        return matrix @ B if self.splits == 1 else (matrix @ B.unflatten(0, (self.splits, self.block))).flatten(0, 1)
+    def _on_blocks(self, transform: Callable[[Tensor], Tensor], B: Tensor) -> Tensor:
+        """`transform` on each output block of each column of B (M, r); the result is a transposed view of (r, M)."""
+        return transform(B.T.reshape(-1, self.block)).reshape(-1, self.out_features).T
 
 
 class DCT(Transform):
@@ -127,25 +117,14 @@ class DCT(Transform):
         return dct_basis(length)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return dct(rows) if rows.shape[-1] > MATRIX_LIMIT else super().forward(rows)
+        return super().forward(rows) if _is_short(rows) else dct(rows)
 
     def inverse(self, rows: Tensor) -> Tensor:
-        return inverse_dct(rows) if rows.shape[-1] > MATRIX_LIMIT else super().inverse(rows)
+        return super().inverse(rows) if _is_short(rows) else inverse_dct(rows)
 
-    def fold_up(self, B: Tensor) -> Tensor:
-        return self._as_columns(inverse_dct(self._as_rows(B))) if self.block > MATRIX_LIMIT else super().fold_up(B)
 
-    def fold_up_adjoint(self, grad: Tensor) -> Tensor:
-        if self.block > MATRIX_LIMIT:
-            return self._as_columns(dct(self._as_rows(grad)))
-        return super().fold_up_adjoint(grad)
-
-    def _as_rows(self, B: Tensor) -> Tensor:
-        """(M, r) to (s · r, m); two axes only, because gathering on three is slow."""
-        return B.unflatten(0, (self.splits, self.block)).transpose(1, 2).reshape(-1, self.block)
-
-    def _as_columns(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(0, (self.splits, -1)).transpose(1, 2).reshape(self.out_features, -1)
+def _is_short(rows: Tensor) -> bool:
+    return rows.shape[-1] <= (MATRIX_LIMIT_CUDA if rows.is_cuda else MATRIX_LIMIT)
 
 
 class DFT(Transform):
@@ -163,9 +142,6 @@ class DFT(Transform):
     def shape_B(self, rank: int) -> tuple[int, ...]:
         return (self.splits * (self.block // 2 + 1), rank, 2)
 
-    def coefficients(self, parameter: Tensor) -> Tensor:
-        return torch.view_as_complex(parameter)
-
     def fold_down(self, A: Tensor) -> Tensor:
         if exported():
             (cos_KN, sin_KN), (real_rK, imag_rK) = _waves(self.in_features, A.dtype, A.device).unbind(), A.unbind(-1)
@@ -175,17 +151,17 @@ class DFT(Transform):
         return torch.cat([folded_rN.real, folded_rN.imag])
 
     def fold_up(self, B: Tensor) -> Tensor:
-        weights_K1 = _bin_weights(self.block, B.dtype, B.device)[:, None]
+        weights_K = _bin_weights(self.block, B.dtype, B.device)
         if exported():
             cos_Km, sin_Km = _waves(self.block, B.dtype, B.device).unbind()
-            real_sKr, imag_sKr = (B.unflatten(0, (self.splits, -1)) * weights_K1[..., None]).unbind(-1)
-            real_smr, imag_smr = cos_Km.T @ real_sKr - sin_Km.T @ imag_sKr, cos_Km.T @ imag_sKr + sin_Km.T @ real_sKr
-            return torch.cat([real_smr, -imag_smr], dim=-1).reshape(self.out_features, -1)
-        spectrum_sKr = torch.view_as_complex(B.contiguous()).unflatten(0, (self.splits, -1))
+            rows_RK2 = B.transpose(0, 1).reshape(-1, len(weights_K), 2)  # R = r · s
+            real_RK, imag_RK = (rows_RK2 * weights_K[:, None]).unbind(-1)
+            real_Rm, imag_Rm = real_RK @ cos_Km - imag_RK @ sin_Km, imag_RK @ cos_Km + real_RK @ sin_Km
+            return torch.cat([real_Rm, -imag_Rm]).reshape(-1, self.out_features).T
+        spectrum_RK = torch.view_as_complex(B.contiguous()).T.reshape(-1, len(weights_K))
         # irfft(c) = Re( sum_k w_k c_k exp(2πikn/M) ) / sqrt(M)
-        weighted = spectrum_sKr * weights_K1
-        folded_smr = torch.fft.ifft(weighted, n=self.block, dim=1, norm="ortho")
-        return torch.cat([folded_smr.real, -folded_smr.imag], dim=-1).reshape(self.out_features, -1)
+        folded_Rm = torch.fft.ifft(spectrum_RK * weights_K, n=self.block, norm="ortho")
+        return torch.cat([folded_Rm.real, folded_Rm.imag.neg()]).reshape(-1, self.out_features).T
 
     def fold_down_adjoint(self, grad: Tensor) -> Tensor:
         real_rN, imag_rN = grad.chunk(2)
@@ -193,16 +169,10 @@ class DFT(Transform):
         return torch.view_as_real(spectrum_rN[:, : self.in_features // 2 + 1].contiguous())
 
     def fold_up_adjoint(self, grad: Tensor) -> Tensor:
-        real_smr, minus_imag_smr = grad.unflatten(0, (self.splits, self.block)).chunk(2, dim=-1)
-        spectrum_smr = torch.fft.fft(torch.complex(real_smr, -minus_imag_smr), dim=1, norm="ortho")
-        weighted = spectrum_smr[:, : self.block // 2 + 1] * _bin_weights(self.block, grad.dtype, grad.device)[:, None]
-        return torch.view_as_real(weighted.flatten(0, 1))
-
-    def analyse(self, x: Tensor) -> Tensor:
-        return torch.fft.rfft(x, norm="ortho")
-
-    def synthesise(self, spectrum: Tensor) -> Tensor:
-        return torch.fft.irfft(spectrum.unflatten(-1, (self.splits, -1)), n=self.block, norm="ortho").flatten(-2)
+        real_Rm, minus_imag_Rm = grad.T.reshape(-1, self.block).chunk(2)
+        spectrum_Rm = torch.fft.fft(torch.complex(real_Rm, -minus_imag_Rm), norm="ortho")
+        weighted = spectrum_Rm[:, : self.block // 2 + 1] * _bin_weights(self.block, grad.dtype, grad.device)
+        return torch.view_as_real(weighted.view(-1, self.shape_B(1)[0]).T)
 
 
 class Identity(Transform):

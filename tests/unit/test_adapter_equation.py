@@ -83,7 +83,7 @@ def test_a_long_dct_by_fft_is_the_matrix(length) -> None:
     matrix = DCT.basis(length, 0)
     transform = DCT(length, length)
     torch.testing.assert_close(transform.fold_down(rows), rows @ matrix, rtol=0, atol=1e-10)
-    torch.testing.assert_close(transform.analyse(rows), rows @ matrix.T, rtol=0, atol=1e-10)
+    torch.testing.assert_close(transform.forward(rows), rows @ matrix.T, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("limit", [MATRIX_LIMIT, 2], ids=["matrix", "fft"])

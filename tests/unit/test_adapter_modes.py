@@ -90,6 +90,28 @@ def test_autocast_agrees_with_float32(variant) -> None:
     assert_alike(mixed, plain, 0.06)
 
 
+@pytest.mark.parametrize("scope", ["sequence", "token"])
+def test_autocast_that_computes_norms_in_float32(scope, monkeypatch) -> None:
+    """CUDA's does, the CPU's does not."""
+    norm = torch.linalg.vector_norm
+    monkeypatch.setattr(torch.linalg, "vector_norm", lambda *args, **kwargs: norm(*args, **kwargs).float())
+    fields = {"transform": "dft", "gate": "adaptive", "gate_scope": scope, "init_weights": False}
+    torch.manual_seed(0)
+    model = get_peft_model(Net(), FouraConfig(r=4, target_modules=["one", "two"], **fields))
+    x, y = data()
+    plain = trained(copy.deepcopy(model), x, y)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return model(x)
+
+    mixed = trained(model, x, y, run)
+    assert mixed[0].dtype == torch.bfloat16
+    assert_alike(mixed, plain, 0.06)
+    with torch.no_grad():
+        assert run(x).dtype == torch.bfloat16
+
+
 @every_variant
 @pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16])
 def test_bf16_agrees_with_float32(variant, adapter_dtype) -> None:
@@ -149,27 +171,70 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.unit.test_adapter_modes import adapted, data, gradients
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
+half = slice(3 * dist.get_rank(), 3 * dist.get_rank() + 3)
 for variant in sys.argv[3:]:
-    model, (x, y) = adapted(variant, torch.float64), data(6, torch.float64)
-    (model(x) - y).square().mean().backward()
-    alone = gradients(model)
-    model.zero_grad()
-    parallel, half = DistributedDataParallel(model), slice(3 * dist.get_rank(), 3 * dist.get_rank() + 3)
-    (parallel(x[half]) - y[half]).square().mean().backward()
-    for name, gradient in gradients(model).items():
-        torch.testing.assert_close(gradient, alone[name], rtol=1e-9, atol=1e-10)
+    for checkpointed in (None, {"use_reentrant": True}, {"use_reentrant": False}):
+        model, (x, y) = adapted(variant, torch.float64), data(6, torch.float64)
+        model(x)  # folded before DDP sees the model
+        for _ in range(2):  # the second is accumulated
+            (model(x) - y).square().mean().backward()
+        alone = gradients(model)
+        model.zero_grad()
+        model.base_model.model.checkpointed = checkpointed
+        parallel = DistributedDataParallel(model)
+        for number in range(2):
+            inputs = x[half].clone().requires_grad_()
+            if number:
+                (parallel(inputs) - y[half]).square().mean().backward()
+            else:
+                with parallel.no_sync():
+                    (parallel(inputs) - y[half]).square().mean().backward()
+        for name, gradient in gradients(model).items():
+            torch.testing.assert_close(gradient, alone[name], rtol=1e-9, atol=1e-10)
+dist.barrier()
+print("agreed", flush=True)
+os._exit(0)
+"""
+
+FSDP = """
+import os, sys, torch, torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from tests.unit.test_adapter_modes import adapted, data, gradients
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
+half = slice(3 * dist.get_rank(), 3 * dist.get_rank() + 3)
+for variant in sys.argv[3:]:
+    for reshard in (True, False):
+        alone, (x, y) = adapted(variant), data(6)
+        model = adapted(variant)
+        for name in ("one", "two"):
+            fully_shard(getattr(model.base_model.model, name), reshard_after_forward=reshard)
+        fully_shard(model)
+        optimizers = [torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.5) for net in (alone, model)]
+        for _ in range(2):
+            for _ in range(2):
+                (alone(x) - y).square().mean().backward()
+                (model(x[half]) - y[half]).square().mean().backward()
+            for name, gradient in gradients(model).items():
+                torch.testing.assert_close(gradient.full_tensor(), alone.get_parameter(name).grad, rtol=1e-4, atol=1e-6)
+            for net, optimizer in zip((alone, model), optimizers):
+                optimizer.step()
+                optimizer.zero_grad()
+            with torch.no_grad():
+                torch.testing.assert_close(model(x), alone(x), rtol=1e-4, atol=1e-5)
 dist.barrier()
 print("agreed", flush=True)
 os._exit(0)
 """
 
 
-def test_two_ddp_processes_agree_with_one(tmp_path, root) -> None:
-    command = [sys.executable, "-c", DDP, str(tmp_path / "store")]
+@pytest.mark.parametrize(("script", "variants"), [(DDP, VARIANTS), (FSDP, ["dct", "dft token"])], ids=["ddp", "fsdp"])
+def test_two_processes_agree_with_one(script, variants, tmp_path, root) -> None:
+    command = [sys.executable, "-c", script, str(tmp_path / "store")]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     processes = [
         subprocess.Popen(
-            [*command, str(rank), *VARIANTS], cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*command, str(rank), *variants], cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         for rank in range(2)
     ]

@@ -1,0 +1,356 @@
+"""Which layers fold together, and how long folded factors stay valid.
+
+**Who folds.** The layers of a model share a `Folds`. The first of them that finds its factors stale has all stale layers of
+its width folded with it, wherever it is called from: no wrapper around the model is needed.
+
+**How long.** As long as A and B are the same parameters at the same address with autograd's counter of in-place writes
+unchanged, and strength, mask and dtype are the same: over micro-batches, the recomputation of gradient checkpointing,
+evaluation and decoding. A write through `.data` does not move that counter, so in addition
+- a step of any torch optimizer moves it for the parameters that the optimizer holds (some write through `.data`);
+- after a backward pass a parameter is compared with what was folded (on the CPU), or has to hold its gradient still
+  (elsewhere, where comparing would wait for the device): a loop that updates parameters by hand clears their gradients;
+- `eval()`, the switch to training, `to()`, loading and swapping forget all factors; `FouraLayer.forget_factors` by hand.
+
+**Folded alone, and not kept**: tensors in place of the layer's own parameters (FSDP's unsharded ones, whose gradients are
+expected before the block's backward ends; `torch.func.functional_call`), inference tensors, parameters with gradient hooks,
+and whatever a CUDA graph captures. A node for many layers announces the gradients of all of them, and DDP counts the
+announcements. Inside a backward pass (reentrant checkpointing) values are therefore shared, but each layer has a node of its
+own; and among several processes a layer joins a node only if its last call was part of a graph.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from foura.adapter import graph
+from foura.adapter.config import FouraConfig
+from foura.adapter.delta import masked
+from foura.adapter.fold import DOWN, UP, Attached, Fold, Part, folded
+from foura.adapter.layer import FouraLayer
+from foura.adapter.merging import Factors
+from foura.adapter.tracing import exported
+
+_folded: dict[int, "weakref.ref[Tensor]"] = {}  # parameters with kept factors, by id
+
+
+class Kept:
+    """One folded factor of a layer, and what it was folded from."""
+
+    __slots__ = ("alias", "factor", "fold", "graph", "mask_version", "number", "pointer", "seen", "source", "version")
+
+    def __init__(self, source: Tensor, factor: Tensor, fold: Fold, number: int) -> None:
+        self.source, self.version, self.pointer = source, source._version, source.data_ptr()
+        self.alias = source.detach()  # while this lives, no other tensor can get its address
+        self.factor, self.fold, self.number = factor, fold, number
+        self.graph, self.seen = factor.requires_grad, fold.backwards
+        mask = fold.parts[number].mask
+        self.mask_version = None if mask is None else mask._version
+
+    def holds(self, source: Tensor, dtype: torch.dtype) -> bool:
+        """True if the factor is still that of `source`, and has gradients if and only if they are wanted."""
+        return (
+            self.source is source
+            and self.version == source._version
+            and self.pointer == source.data_ptr()
+            and self.factor.dtype == dtype
+            and (self.graph == source.requires_grad or not torch.is_grad_enabled())
+            and (self.seen == self.fold.backwards or self._unchanged(source))
+        )
+
+    def holds_part(self, scaling: float, mask: Tensor | None) -> bool:
+        """True if strength and mask are those that were multiplied in."""
+        part = self.fold.parts[self.number]
+        return part.scaling == scaling and part.mask is mask and (mask is None or mask._version == self.mask_version)
+
+    def doubt(self) -> None:
+        """Check the parameter's values before the factor is used again."""
+        self.seen = -1
+
+    def _unchanged(self, source: Tensor) -> bool:
+        """True if nothing seems to have been written to `source` past autograd's counter."""
+        if torch._C._current_graph_task_id() != -1:  # within a backward pass
+            return True
+        if not (self.same_values(source) if self.fold.stacked is not None else source.grad is not None):
+            return False
+        self.seen = self.fold.backwards
+        return True
+
+    def same_values(self, source: Tensor) -> bool:
+        """True unless `source` differs from what was folded; off the CPU that is not looked at."""
+        seen = self.fold.source(self.number)
+        return seen is None or torch.equal(seen, source)
+
+
+class Folds:
+    """Shared by the layers of a model, which fold together. It does not keep them alive.
+
+    A copy (also by pickling) starts empty; copied layers join it as they come.
+    """
+
+    def __init__(self) -> None:
+        self._layers: list[weakref.ref[FoldingLayer]] = []
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Folds, ()
+
+    def join(self, layer: "FoldingLayer") -> None:
+        """Make `layer` fold with the others."""
+        self._layers = [reference for reference in self._layers if reference() not in (None, layer)]
+        self._layers.append(weakref.ref(layer))
+
+    def layers(self) -> "list[FoldingLayer]":
+        """The layers that live, in the order in which they joined."""
+        layers = [reference() for reference in self._layers]
+        return [layer for layer in layers if layer is not None]
+
+    def fold(self, asking: "FoldingLayer", name: str, side: str, dtype: torch.dtype) -> Kept:
+        """Fold A ("down") or B ("up") of the adapter `name` in `asking` and in every layer like it that is stale."""
+        key = asking.fold_key(name, side)
+        together = [layer for layer in self.layers() if layer is asking or layer.folds_with(key, name, side, dtype)]
+        sources: list[Any] = [layer.own(name, side) for layer in together]
+        fold = Fold(side, asking.transform[name], dtype, tuple(layer.part(name, side) for layer in together))
+        with _outside_inference_mode():
+            factors = folded(fold, sources)
+            kept = [Kept(*pair, fold, number) for number, pair in enumerate(zip(sources, factors, strict=True))]
+        for layer, one in zip(together, kept, strict=True):
+            layer.keep(name, side, one)
+        return kept[together.index(asking)]
+
+
+class FoldingLayer(FouraLayer):
+    """A FouRA layer that folds A and B together with other layers, and keeps the factors."""
+
+    other_param_names: tuple[str, ...] = (*FouraLayer.other_param_names, "_kept", "_own")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._kept: dict[str, dict[str, Kept]] = {}
+        self._own: dict[str, dict[str, weakref.ref[Tensor]]] = {}
+        self._factor_dtype: torch.dtype | None = None  # that of the last call
+        self.traced: dict[str, Factors] = {}  # while a compiled model runs
+        self._in_graph = False  # the last call was part of an autograd graph
+        super().__init__(*args, **kwargs)
+        self.folds = Folds()
+        self.folds.join(self)
+        self.register_load_state_dict_post_hook(_adopt_loaded)
+
+    def factors(self, name: str, dtype: torch.dtype) -> Factors:
+        """(down (q, N), up (M, q)) of the adapter in `dtype`, with strength and mask in up; see `fold`."""
+        self._factor_dtype = dtype
+        nested = torch._C._current_graph_task_id() != -1  # within a backward pass
+        if not nested:
+            self._in_graph = torch.is_grad_enabled()
+        return self._factor(name, DOWN, dtype, nested), self._factor(name, UP, dtype, nested)
+
+    def _factor(self, name: str, side: str, dtype: torch.dtype, nested: bool) -> Tensor:
+        source = self.own(name, side)
+        if source is None or (source.is_cuda and torch.cuda.is_current_stream_capturing()):
+            foreign = (self.foura_A if side == DOWN else self.foura_B)[name]
+            return folded(self._alone(name, side, dtype), [foreign])[0]
+        if nested and source.requires_grad and torch.is_grad_enabled():
+            with torch.no_grad():
+                kept = self.kept(name, side, dtype, source) or self.folds.fold(self, name, side, dtype)
+            return Attached.apply(self._alone(name, side, dtype), source, kept.factor)
+        return (self.kept(name, side, dtype, source) or self.folds.fold(self, name, side, dtype)).factor
+
+    def traced_factors(self, name: str, dtype: torch.dtype) -> Factors:
+        """`factors` in a graph: those that `prefold` has made, or this layer's alone."""
+        if exported():
+            down, up = self.fold(name)
+            return down.to(dtype), (self.mask_up(name, up) * self.scaling[name]).to(dtype)
+        if name in self.traced and self.traced[name][0].dtype == dtype:
+            return self.traced[name]
+        transform, mask = self.transform_name[name], self.mask(name)
+        (down,) = graph.fold([self.foura_A[name]], DOWN, transform, [1.0], dtype)
+        (rows,) = graph.fold([self.foura_B[name]], UP, transform, [self.scaling[name]], dtype)
+        return down, rows.T if mask is None else masked(rows.T, mask, self.r[name])
+
+    def traced_key(self, name: str, side: str) -> tuple[Any, ...]:
+        """`fold_key` within torch.compile, side and dtype of the factors first."""
+        transform, source = self.transform[name], self.foura_A[name] if side == DOWN else self.foura_B[name]
+        device = source.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else source.dtype
+        widths = (transform.in_features,) if side == DOWN else (transform.out_features, transform.splits)
+        return side, dtype, type(transform).__name__, transform.seed, *widths, source.dtype, source.device
+
+    def _alone(self, name: str, side: str, dtype: torch.dtype) -> Fold:
+        return Fold(side, self.transform[name], dtype, (self.part(name, side),))
+
+    # -- what Folds asks
+
+    def own(self, name: str, side: str) -> Any:
+        """A ("down") or B if it is the layer's own parameter, which may be folded with others and kept; else None."""
+        module: Any = self._modules["foura_A" if side == DOWN else "foura_B"]
+        own: Any = self._own.get(name)
+        source: Any = module._parameters.get(name)
+        if (
+            source is None
+            or own is None
+            or own[side]() is not source
+            or source._backward_hooks
+            or source.is_inference()
+        ):
+            return None
+        return source
+
+    def part(self, name: str, side: str) -> Part:
+        """The layer's share of a fold."""
+        if side == DOWN:
+            return Part(self.r[name])
+        return Part(self.r[name], self.scaling[name], self.mask(name))
+
+    def fold_key(self, name: str, side: str) -> tuple[Any, ...]:
+        """What layers that fold together have in common."""
+        transform, source = self.transform[name], self.own(name, side)
+        width = transform.in_features if side == DOWN else (transform.out_features, transform.splits)
+        gradients = source.requires_grad and torch.is_grad_enabled()
+        return type(transform), transform.seed, width, source.device, source.dtype, gradients
+
+    def folds_with(self, key: tuple[Any, ...], name: str, side: str, dtype: torch.dtype) -> bool:
+        """True if the adapter is stale in this layer and can be folded with the layers of that `fold_key`."""
+        return (
+            name in self.r
+            and self._factor_dtype in (None, dtype)
+            and not self.merged
+            and (self._in_graph or not key[-1] or not _is_distributed())
+            and self.own(name, side) is not None
+            and self.fold_key(name, side) == key
+            and self.kept(name, side, dtype, self.own(name, side)) is None
+        )
+
+    # -- keeping
+
+    def kept(self, name: str, side: str, dtype: torch.dtype, source: Tensor) -> Kept | None:
+        """The kept factor of `source`, if it is valid."""
+        sides = self._kept.get(name)
+        kept = None if sides is None else sides.get(side)
+        if kept is None or not kept.holds(source, dtype):
+            return None
+        return kept if side == DOWN or kept.holds_part(self.scaling[name], self.mask(name)) else None
+
+    def keep(self, name: str, side: str, kept: Kept) -> None:
+        self._kept.setdefault(name, {})[side] = kept
+        number = id(kept.source)
+        if number not in _folded:
+            _folded[number] = weakref.ref(kept.source, partial(_forget, number))
+
+    def adopt(self) -> None:
+        """Take the parameters that the layer has now as its own."""
+        self._kept.clear()
+        for name in self.foura_A:
+            A, B = self.foura_A[name], self.foura_B[name]
+            if type(A) is type(B) is nn.Parameter:
+                self._own[name] = {DOWN: weakref.ref(A), UP: weakref.ref(B)}
+            else:
+                self._own.pop(name, None)
+
+    def forget_factors(self) -> None:
+        """Drop the folded factors, so that the next call folds; needed after writing to weights through `.data` alone."""
+        self._kept.clear()
+
+    # -- what changes weights or puts others in their place
+
+    def update_layer(self, adapter_name: str, config: FouraConfig, r: int, alpha: float, splits: int) -> None:
+        super().update_layer(adapter_name, config, r, alpha, splits)
+        self.adopt()
+
+    def train(self, mode: bool = True) -> "FoldingLayer":
+        if mode and self.training:  # some trainers say so before every micro-batch
+            for sides in self._kept.values():
+                for kept in sides.values():
+                    kept.doubt()
+        else:
+            self.forget_factors()
+        super().train(mode)
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "FoldingLayer":
+        super()._apply(*args, **kwargs)
+        self.adopt()
+        return self
+
+    def _move_adapter_to_device_of_base_layer(self, *args: Any, **kwargs: Any) -> None:
+        super()._move_adapter_to_device_of_base_layer(*args, **kwargs)
+        self.adopt()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}, "_own": {}, "traced": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.folds.join(self)
+        self.adopt()
+
+
+# -- compiled models
+
+
+def prefold(folds: Folds, _model: nn.Module, args: Any) -> None:
+    """Hook before a model's forward: in a compiled graph, fold all layers with one operator per width and side."""
+    if not torch.compiler.is_compiling() or exported():
+        return
+    groups: dict[tuple[Any, ...], list[tuple[FoldingLayer, str]]] = {}
+    for layer in folds.layers():
+        if not (layer.merged or layer.disable_adapters):
+            for name in layer.names():
+                for side in (DOWN, UP):
+                    groups.setdefault(layer.traced_key(name, side), []).append((layer, name))
+    factors: dict[tuple[int, str, str], Tensor] = {}
+    for (side, dtype, *_), together in groups.items():
+        transform = together[0][0].transform_name[together[0][1]]
+        sources = [(layer.foura_A if side == DOWN else layer.foura_B)[name] for layer, name in together]
+        scalings = [1.0 if side == DOWN else layer.scaling[name] for layer, name in together]
+        for (layer, name), factor in zip(together, graph.fold(sources, side, transform, scalings, dtype), strict=True):
+            factors[id(layer), name, side] = factor
+    for layer in folds.layers():
+        for name in layer.names():
+            if (id(layer), name, DOWN) in factors:
+                down, up, mask = factors[id(layer), name, DOWN], factors[id(layer), name, UP].T, layer.mask(name)
+                layer.traced[name] = down, up if mask is None else masked(up, mask, layer.r[name])
+
+
+def forget_prefolded(folds: Folds, _model: nn.Module, _args: Any, _output: Any) -> None:
+    """Hook after a model's forward."""
+    if torch.compiler.is_compiling():
+        for layer in folds.layers():
+            layer.traced.clear()
+
+
+def _forget(number: int, _reference: Any) -> None:
+    _folded.pop(number, None)
+
+
+@contextmanager
+def _outside_inference_mode() -> Iterator[None]:
+    """A context whose tensors may be used in training; there are no gradients in inference mode, nor here then."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    else:
+        yield
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _adopt_loaded(layer: FoldingLayer, _keys: Any) -> None:
+    layer.adopt()
+
+
+def _count_writes(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    """After a step: move autograd's counter of folded parameters, which optimizers that write to `.data` do not move."""
+    if torch.compiler.is_compiling():
+        return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    written: list[Any] = [one for one in parameters if (known := _folded.get(id(one))) is not None and known() is one]
+    if written:
+        torch.autograd.graph.increment_version(written)
+
+
+register_optimizer_step_post_hook(_count_writes)

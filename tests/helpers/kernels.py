@@ -1,0 +1,124 @@
+"""The gate's kernels against the textbook in float64: `python -m tests.helpers.kernels` prints errors by case as JSON.
+
+With TRITON_INTERPRET=1, which Triton reads when kernels are defined, they run on the CPU; so this is a process of its own.
+"""
+
+import copy
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from foura.adapter.config import FouraConfig
+from foura.adapter.gates import EntropyGate
+from foura.adapter.linear import Linear
+from tests.reference import foura as textbook
+
+
+@dataclass(frozen=True)
+class Case:
+    scope: str
+    rank: int = 5
+    tokens: int = 70  # more than a tile
+    parts: int = 1  # 2: complex coordinates, as of the DFT
+    padded: bool = False
+    dtype: str = "float32"
+
+
+CASES = [
+    *(Case(scope, parts=parts) for scope in ("token", "sequence") for parts in (1, 2)),
+    *(Case("sequence", parts=parts, padded=True) for parts in (1, 2)),
+    *(Case(scope, rank=256, tokens=19) for scope in ("token", "sequence")),
+    *(Case(scope, rank=24, tokens=33, dtype=dtype) for scope in ("token", "sequence") for dtype in ("bfloat16", "float16")),
+    Case("sequence", tokens=1),
+]  # fmt: skip
+
+
+def check(case: Case, device: str = "cpu") -> dict[str, float | bool]:
+    """Relative errors of the output and of the gradients, and if a second run gives the same bits."""
+    gate, z, grad = _data(case)
+    out, *grads = _by_kernels(gate, z.to(device), grad.to(device))
+    again = _by_kernels(gate, z.to(device), grad.to(device))
+    wanted, *wanted_grads = _by_textbook(gate, z, grad)
+    same = all(torch.equal(one, other) for one, other in zip((out, *grads), again, strict=True))
+    return {"out": _error(out, wanted), "grad": max(map(_error, grads, wanted_grads)), "same": same}
+
+
+def _data(case: Case) -> tuple[EntropyGate, Tensor, Tensor]:
+    torch.manual_seed(0)
+    gate = EntropyGate(case.rank, case.scope)
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            nn.init.normal_(parameter, std=1.5 * parameter.shape[-1] ** -0.5)
+    z, grad = torch.randn(2, 2, case.tokens, case.rank * case.parts, dtype=getattr(torch, case.dtype))
+    if case.padded:
+        gate.padding_mask = torch.arange(case.tokens)[None] < torch.tensor([[case.tokens // 2], [0]])
+    return gate.to(z.dtype), z, grad
+
+
+def _by_kernels(gate: EntropyGate, z: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    gate, z = copy.deepcopy(gate).to(z.device), z.clone().requires_grad_()
+    if gate.padding_mask is not None:
+        gate.padding_mask = gate.padding_mask.to(z.device)
+    call = gate.kernel_call(z)
+    assert call is not None, "no kernel for this case"
+    out = call(z)
+    inputs = [z, *(p for name, p in gate.named_parameters() if _counts(gate, name))]
+    return out.detach(), *torch.autograd.grad(out, inputs, grad)
+
+
+def _counts(gate: EntropyGate, name: str) -> bool:
+    """A softmax over tokens does not see the last bias of a sequence gate."""
+    return gate.scope == "token" or name != "bias_out"
+
+
+def _by_textbook(gate: EntropyGate, z: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    gate, z = copy.deepcopy(gate).double(), z.double().requires_grad_()
+    rank = gate.weight_in.shape[1]
+    parts = z.unflatten(-1, (-1, rank))
+    u = z if z.shape[-1] == rank else parts.square().sum(-2).sqrt()
+    weights = gate.weight_in, gate.bias_in, gate.weight_out, gate.bias_out
+    if gate.scope == "token" or z.shape[1] == 1:
+        g = textbook.token_gate(u, *weights)
+    else:
+        mask = torch.ones(u.shape[:2], dtype=torch.bool) if gate.padding_mask is None else gate.padding_mask
+        mask = mask | ~mask.any(1, keepdim=True)
+        g = torch.cat([textbook.sequence_gate(one[real][None], *weights) for one, real in zip(u, mask, strict=True)])
+    out = (parts * g.unsqueeze(-2)).flatten(-2)
+    inputs = [z, *(p for name, p in gate.named_parameters() if _counts(gate, name))]
+    return out.detach(), *torch.autograd.grad(out, inputs, grad.double())
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    return ((found.double().cpu() - wanted).norm() / wanted.norm().clamp_min(1e-12)).item()
+
+
+def check_layer(transform: str, scope: str, compiled: bool) -> float:
+    """The largest relative error of a layer's output and gradients by kernels, against eager PyTorch in float64."""
+    torch.manual_seed(0)
+    config = FouraConfig(r=4, foura_alpha=6, transform=transform, gate="adaptive", gate_scope=scope, init_weights=False)
+    layer = Linear(nn.Linear(12, 10).requires_grad_(False), "default", config, 4, 6.0, 1)
+    twin, x = copy.deepcopy(layer).double(), torch.randn(2, 9, 12)
+    results = []
+    for one, dtype in ((layer, torch.float32), (twin, torch.float64)):
+        inputs = x.to(dtype).requires_grad_()
+        run = torch.compile(one, backend="aot_eager", fullgraph=True) if compiled and one is layer else one
+        out = run(inputs)
+        wanted = [inputs, *(p for n, p in one.named_parameters() if p.requires_grad and not n.endswith("bias_out"))]
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), wanted)])
+    return max(map(_error, *results))
+
+
+def main() -> None:
+    gates = {str(asdict(case)): check(case) for case in CASES}
+    layers = {
+        f"{transform} {scope} {'compiled' if compiled else 'eager'}": check_layer(transform, scope, compiled)
+        for transform in ("dct", "dft") for scope in ("token", "sequence") for compiled in (False, True)
+    }  # fmt: skip
+    json.dump({"gates": gates, "layers": layers}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
