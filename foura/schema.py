@@ -155,8 +155,8 @@ class DatasetConfig:
     source: str = _choice_of(MISSING, lambda: (source for family in FAMILIES.values() for source in family.sources))
     path: str | None = None
     config: str | None = since("0.2.0", None)  # hf: the configuration, of data that has several
-    # {train: …, validation: …, test: …}: which split, folder or file each is; empty: found by their names
-    splits: dict[str, str] = field(default_factory=dict, metadata={"since": "0.2.0"})
+    # {train: …, validation: …, test: …}: which split, folder or file each is; None: found by their names
+    splits: Any = since("0.2.0", None)
     # exact copies of held-out items in the training data: counted, left out of it, or refused
     duplicates: str = since("0.2.0", _choice("keep", "keep", "drop", "refuse"))
     too_long: str = since("0.2.0", _choice("cut", "cut", "drop", "refuse"))  # examples of more tokens than fit

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 from pytorch_lightning import Trainer, seed_everything
 from rich.console import Console
+from torch import nn
 
 from foura import distributed
 from foura.backbone import describe_share
@@ -51,8 +52,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     parts = build(cfg)
     before, loaders = Before(parts, cfg), Loaders(parts.data, cfg)
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike, whatever the data drew from the generator
-    _say_targets(console, title, parts, cfg, sweep)
-    model = attach(parts.backbone, cfg, steps=loaders.steps())
+    model = _attached(console, title, parts, cfg, sweep, steps=loaders.steps())
     start_from(model, cfg)
     with tracked_run(cfg, status, parts.data, model, title, sweep, console) as (tracked, checkpoint, resumed):
         task, cost = parts.task(model), Cost()
@@ -79,11 +79,12 @@ def _display(console: Console, title: str, cfg: DictConfig, sweep: str | None) -
     return ProgressDisplay(console, title, metric, bar=cfg.trainer.enable_progress_bar, lines=sweep is None)
 
 
-def _say_targets(console: Console, title: str, parts: Parts, cfg: DictConfig, sweep: str | None) -> None:
-    """Print the share of the linear weights that is adapted; a sweep's runs are silent."""
+def _attached(console: Console, title: str, parts: Parts, cfg: DictConfig, sweep: str | None, steps: int) -> nn.Module:
+    """The backbone with the adapter. A single run prints the share of the linear weights that is adapted."""
+    backbone = parts.backbone
     if sweep is None and method_of(cfg).trained is None:
-        backbone = parts.backbone
         console.print(f"{title}: {describe_share(backbone.model, backbone.targets, backbone.head)}")
+    return attach(backbone, cfg, steps=steps)
 
 
 def _fit(
