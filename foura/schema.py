@@ -156,7 +156,7 @@ class DatasetConfig:
     path: str | None = None
     config: str | None = since("0.2.0", None)  # hf: the configuration, of data that has several
     # {train: …, validation: …, test: …}: which split, folder or file each is; None: found by their names
-    splits: Any = since("0.2.0", None)
+    splits: Any = field(default=None, metadata={"since": "0.2.0"})
     # exact copies of held-out items in the training data: counted, left out of it, or refused
     duplicates: str = since("0.2.0", _choice("keep", "keep", "drop", "refuse"))
     too_long: str = since("0.2.0", _choice("cut", "cut", "drop", "refuse"))  # examples of more tokens than fit
