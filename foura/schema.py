@@ -159,8 +159,8 @@ class DatasetConfig:
     links: bool = since("0.2.0", False)  # follow links that lead out of the data's folder
     any_size: bool = since("0.2.0", False)  # take files and images of any size, packed ones too
     config: str | None = since("0.2.0", None)  # hf: the configuration, of data that has several
-    # {train: …, validation: …, test: …}: which split, folder or file each is; empty: found by their names
-    splits: dict[str, str] = field(default_factory=dict, metadata={"since": "0.2.0"})
+    # {train: …, validation: …, test: …}: which split, folder or file each is; None: found by their names
+    splits: Any = field(default=None, metadata={"since": "0.2.0"})
     # exact copies of held-out items in the training data: counted, left out of it, or refused
     duplicates: str = since("0.2.0", _choice("keep", "keep", "drop", "refuse"))
     too_long: str = since("0.2.0", _choice("cut", "cut", "drop", "refuse"))  # examples of more tokens than fit

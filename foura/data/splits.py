@@ -71,11 +71,11 @@ def named_splits(names: Iterable[str], where: str) -> dict[str, list[str]]:
     return found
 
 
-def split_folders(root: Path, wanted: Mapping[str, str], extensions: tuple[str, ...]) -> dict[str, Path]:
+def split_folders(root: Path, wanted: Mapping[str, str] | None, extensions: tuple[str, ...]) -> dict[str, Path]:
     """{split: folder} of the split folders in `root`; where it has none, `root` itself is the training data.
 
     Args:
-        wanted: `dataset.splits`, {split: folder in `root`, or "." for itself}; empty: they are found by their names.
+        wanted: `dataset.splits`, {split: folder in `root`, or "." for itself}; None: they are found by their names.
         extensions: of the data files, in lower case.
 
     Raises:
@@ -146,6 +146,8 @@ def chosen(wanted: Mapping[str, str]) -> dict[str, str]:
     Raises:
         UserError: a split that is not one, or no training split.
     """
+    if not isinstance(wanted, Mapping):
+        raise UserError(f"dataset.splits={wanted} is not a table: {CHOOSE}.")
     unknown = [str(split) for split in wanted if split not in KEYWORDS]
     if unknown or "train" not in wanted:
         what = f"{', '.join(unknown)} is not a split" if unknown else "train is missing"
@@ -168,14 +170,14 @@ def inside(root: Path, name: str) -> Path:
     raise UserError(f"dataset.splits: {root} has no {name}.")
 
 
-def split_files(root: Path, wanted: Mapping[str, str], extensions: tuple[str, ...]) -> dict[str, list[Path]]:
+def split_files(root: Path, wanted: Mapping[str, str] | None, extensions: tuple[str, ...]) -> dict[str, list[Path]]:
     """{split: files} of a file, which is the training data, or of a folder of them.
 
     A split in a folder is a file named for it (train.jsonl), or the numbered parts of one (train-00000-of-00002.parquet).
     Where no name stands for a split, all files are training data.
 
     Args:
-        wanted: `dataset.splits`, {split: file in `root`}; empty: they are found by their names.
+        wanted: `dataset.splits`, {split: file in `root`}; None: they are found by their names.
         extensions: of data files, in lower case.
 
     Raises:
@@ -218,11 +220,11 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
 
 
-def split_tables(found: Any, path: str, wanted: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
+def split_tables(found: Any, path: str, wanted: Mapping[str, str] | None) -> dict[str, tuple[str, Any]]:
     """{split: (its name in the data, table)} of the tables that `hub.read_hub` returned.
 
     Args:
-        wanted: `dataset.splits`, {split: its name in the data}; empty: they are found by their names.
+        wanted: `dataset.splits`, {split: its name in the data}; None: they are found by their names.
 
     Raises:
         UserError: there is no training split, or several that could be one.
