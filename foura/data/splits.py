@@ -25,7 +25,7 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 SEPARATORS = re.compile(r"[-._ 0-9]+")
-CHOOSE = "name the splits with +dataset.splits={train: NAME, test: NAME}"
+CHOOSE = "name the splits with dataset.splits={train: NAME, test: NAME}"
 
 
 def existing(cfg: DictConfig) -> Path:
@@ -93,7 +93,7 @@ def split_folders(root: Path, wanted: Mapping[str, str] | None, extensions: tupl
         what = f"others with data ({_some(others)})" if others else "no training folder beside them"
         raise UserError(
             f"{root} has folders that are named like splits ({', '.join(found.values())}) and {what}: put all data into "
-            f"train/, validation/ and test/, or {CHOOSE}; +dataset.splits={{train: .}} takes all of it as training data."
+            f"train/, validation/ and test/, or {CHOOSE}; dataset.splits={{train: .}} takes all of it as training data."
         )
     loose = files_in(root, extensions)
     if loose:
@@ -110,7 +110,7 @@ def _refuse_lookalikes(root: Path, names: Iterable[str]) -> None:
         alike = ", ".join(name for found in starts.values() for name in found)
         raise UserError(
             f"{root} has folders whose names begin like splits ({alike}): rename them to train, validation and test, or "
-            f"{CHOOSE}; +dataset.splits={{train: .}} takes all of it as training data."
+            f"{CHOOSE}; dataset.splits={{train: .}} takes all of it as training data."
         )
 
 

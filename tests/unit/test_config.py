@@ -240,7 +240,7 @@ def test_scientific_is_flat_and_resolved() -> None:
         ("dataset=imagefolder dataset.path=x dataset.config=a", False),
         ("dataset=imagefolder dataset.path=x dataset.background=black dataset.unreadable=drop", True),
         ("dataset.background=black", False),
-        ("dataset=imagefolder dataset.path=x +dataset.splits={train:a}", True),
+        ("dataset=imagefolder dataset.path=x dataset.splits={train:a}", True),
         ("backbone=llama_small dataset.too_long=drop", False),  # running text is cut into blocks anyway
         ("backbone=llama_small dataset=jsonl dataset.path=x dataset.format=completion dataset.too_long=drop", True),
         ("backbone=bert dataset.too_long=drop dataset.duplicates=drop", True),

@@ -117,6 +117,6 @@ def _by_name(folder: Path) -> dict[str, tuple[Path, list[Path]]]:
         names = ", ".join(file.name for found in splits.values() for file in found)
         raise UserError(
             f"{folder} has files that are named like splits ({names}) and others (such as {others[0].name}): {CHOOSE}; "
-            "+dataset.splits={train: .} takes all of it as training data."
+            "dataset.splits={train: .} takes all of it as training data."
         )
     return {split: (folder, found) for split, found in splits.items()}
