@@ -14,6 +14,8 @@ try:
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
+    from foura.atomic import write_text
+    from foura.children import again, protect_children, require_working_directory
     from foura.config import explain, register
     from foura.run.start import execute
     from foura.threads import spin_briefly
@@ -21,6 +23,8 @@ except ModuleNotFoundError as error:
     exit_without_lab(error)
 
 spin_briefly()
+require_working_directory()
+protect_children()
 register()
 
 
@@ -52,7 +56,7 @@ def run_of_sweep(cfg: DictConfig, folder: Path, sweep: str) -> bool:
     except UserError as error:
         print(f"error: {folder.name}: {error}", flush=True)
     except Exception as error:
-        (folder / "error.txt").write_text(traceback_of(error), encoding="utf-8")
+        write_text(folder / "error.txt", traceback_of(error))
         said = f"{type(error).__name__}: {first_line(error)} (traceback: {folder / 'error.txt'})"
         print(f"error: {folder.name}: {said}", flush=True)
     return True
@@ -73,7 +77,7 @@ if __name__ == "__main__":
     except Exception as error:
         if type(error).__name__ == "TerminatedWorkerError":  # joblib's: one worker was killed and took the pool with it
             print("a worker of the sweep was killed, as when memory runs out; the sweep continues", flush=True)
-            os.execv(sys.executable, [sys.executable, *sys.argv])
+            again()
         if any(frame.f_code is execute.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise  # a bug, and not a mistake in the command line
         sys.exit(f"error: {UserError(explain(error))}")

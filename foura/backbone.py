@@ -12,7 +12,6 @@ from transformers.pytorch_utils import Conv1D
 
 from foura.errors import UserError
 
-MOST_LAYERS = 1000  # of any real model; a config.json with more of them would build without end
 NUMBERED = r"(^|\.)\d+\."  # in the name of a layer that is inside a member of a list of modules
 LINEAR = (nn.Linear, Conv1D)  # Conv1D is GPT-2's name for a linear layer with its weight transposed
 
@@ -188,19 +187,3 @@ def describe_linear_layers(model: nn.Module) -> str:
     names = [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
     patterns = Counter(re.sub(r"\b\d+\b", "*", name) for name in names)
     return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in patterns.items()) or "none"
-
-
-def check_layers(described: Any, name: str, key: str = "") -> None:
-    """Check the numbers of layers in a config.json, at any depth of it, before a model is built from it.
-
-    Raises:
-        UserError: more layers than any model has.
-    """
-    if isinstance(described, dict):
-        for inner, value in described.items():
-            check_layers(value, name, str(inner))
-    elif isinstance(described, list | tuple):
-        for value in described:
-            check_layers(value, name, key)
-    elif "layer" in key and isinstance(described, int) and described > MOST_LAYERS:
-        raise UserError(f"backbone.name={name}: its config.json says {key}={described}, more than any model has.")

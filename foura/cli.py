@@ -7,11 +7,15 @@ import argparse
 import collections
 import importlib.util
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from foura.children import command, protect_children, require_working_directory
 from foura.errors import UserError, cannot_write, exit_without_lab, one_line, print_traceback, reason
 from foura.threads import spin_briefly
 
@@ -19,12 +23,17 @@ from foura.threads import spin_briefly
 def main() -> None:
     """Entry point of `foura` and `python -m foura`."""
     spin_briefly()
+    require_working_directory()
+    protect_children()
     sys.excepthook = print_traceback
     arguments = _parser().parse_args()
     try:
         arguments.run_command(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: stopped by Ctrl-C; the same command starts anew.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except ModuleNotFoundError as error:
         exit_without_lab(error)
     except Exception as error:
@@ -54,15 +63,22 @@ def _add_looking(command: Callable[..., argparse.ArgumentParser]) -> None:
     outputs: Any = {"default": "outputs", "type": Path, "help": "the folder of the runs (default: outputs)"}
     ui = command("ui", _ui, "open the MLflow UI over the runs in a folder")
     ui.add_argument("outputs", nargs="?", **outputs)
-    ui.add_argument("--port", type=int, default=5000, help="default: 5000")
+    ui.add_argument("--port", type=int, default=None, help="default: 5000, or the next one that is free")
+    ui.add_argument("--open", action="store_true", help="open the runs in a browser too")
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     page = command("report", _report, "make a sweep's report again, from the tracking store alone")
     page.add_argument("sweep")
     page.add_argument("--outputs", **outputs)
     page.add_argument("--into", default=None, type=Path, help="where to write (default: the sweep's folder)")
-    state = command("status", _status, "list the runs of a sweep with their states")
-    state.add_argument("sweep")
+    state = command(
+        "status", _status, "list sweeps and runs, or the runs of one sweep, with states and validation results"
+    )
+    state.add_argument("sweep", nargs="?", help="left out: everything in the folder")
+    state.add_argument("--best", action="store_true", help="only the best runs, by validation data")
     state.add_argument("--outputs", **outputs)
+    drop = command("drop", _drop, "move a run or a sweep to the trash, and delete it in MLflow")
+    drop.add_argument("name", help="a run's folder, SWEEP/RUN, or a sweep's name")
+    drop.add_argument("--outputs", **outputs)
     sync = command("sync", _sync, "send the tracking store what it did not take, or has lost")
     sync.add_argument("outputs", nargs="?", **outputs)
 
@@ -104,13 +120,30 @@ def _ui(arguments: argparse.Namespace) -> None:
         mend(outputs, store)
         os.chdir(outputs)  # so that MLflow need not read the folder's name out of an address
         store = SQLITE + DATABASE
+    port = _announce(arguments, outputs, store)
     # in the environment: others can read a command line, and the address may hold a password
     os.environ["MLFLOW_BACKEND_STORE_URI"] = store
     os.environ["PYTHONSAFEPATH"] = "1"  # no module is imported from the working directory
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # three times faster to start, a third of the memory
-    print(f"http://{arguments.host}:{arguments.port}", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
-    os.execv(sys.executable, [*command, "--host", arguments.host, "--port", str(arguments.port)])
+    told = ["ui", "--workers", "1", "--host", arguments.host, "--port", str(port)]
+    os.execv(sys.executable, command("mlflow", *told))
+
+
+def _announce(arguments: argparse.Namespace, outputs: Path, store: str) -> int:
+    """Print the address of the runs, have a browser open it where that is wished, and return the server's port."""
+    from foura.tracking import ui
+    from foura.tracking.store import experiment_for_ui
+
+    port = arguments.port or ui.free_port(arguments.host)
+    everywhere = arguments.host in ("0.0.0.0", "::")
+    host = ui.HOST if everywhere else f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    base, experiment = f"http://{host}:{port}", experiment_for_ui(store)
+    ui.remember(outputs, base)
+    address = base if experiment is None else ui.runs_address(base, experiment)
+    print(address, flush=True)
+    if arguments.open:
+        subprocess.Popen(command("foura.tracking.ui", address))
+    return port
 
 
 def _store(outputs: Path) -> str:
@@ -135,25 +168,43 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from foura.sweep.plan import sweep_folder, sweep_status
+    from foura.sweep.listing import best, overview, runs_in
+    from foura.sweep.plan import sweep_folder
 
-    runs = sweep_status(sweep_folder(arguments.outputs, arguments.sweep))
-    for name, status in runs:
-        print(one_line(f"{status['state']!s:<12} {name}  {status.get('error', '')}"))
-    counts = collections.Counter(status["state"] for _, status in runs)
+    outputs = arguments.outputs.absolute()
+    if arguments.sweep is None:
+        for line in overview(outputs, arguments.best):
+            print(line[: len(line) - len(line.lstrip())] + one_line(line))
+        return
+    runs, now = runs_in(sweep_folder(outputs, arguments.sweep)), time.time()
+    for run in filter(None, [best(runs)] if arguments.best else runs):
+        print(one_line(run.line(now)))
+    counts = collections.Counter(run.state for run in runs)
     print(f"{len(runs)} started: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+
+
+def _drop(arguments: argparse.Namespace) -> None:
+    from foura.sweep.listing import drop
+
+    place = drop(arguments.outputs.absolute(), arguments.name)
+    print(f"{arguments.name}: moved to {os.path.relpath(place)}, deleted in MLflow; the same command runs it again")
 
 
 def _sync(arguments: argparse.Namespace) -> None:
     if not arguments.outputs.is_dir():
         raise UserError(f"there is no folder {arguments.outputs.absolute()}; name the folder of the runs.")
-    from foura.tracking.sync import sync
+    from foura.tracking.sync import REFUSED, sync
 
     done = sync(arguments.outputs.absolute())
     for name, what in done:
-        print(one_line(f"{what}: {name}"))
+        print(one_line(f"{what}: {name}" if not what.startswith(REFUSED) else f"{name} {what}"))
     if not done:
         print("nothing to send")
+    refused = sum(what.startswith(REFUSED) for _, what in done)
+    if refused:
+        raise UserError(
+            f"{refused} of {len(done)} runs could not be sent, for the reasons above; their journals keep them."
+        )
 
 
 def _export(arguments: argparse.Namespace) -> None:

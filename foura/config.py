@@ -19,18 +19,23 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from foura.errors import UserError, first_line
+from foura.errors import UserError, first_line, reason
 from foura.escape import names_credential
 from foura.families import FAMILIES, family_of
 from foura.families.family import Family
+from foura.files import read_text
 from foura.methods import OPTIONAL as METHOD_KEYS
 from foura.methods import method_of
 from foura.metrics import with_margins
 from foura.schema import Config, defaults_since
+from foura.untrusted import CONFIG, Folder, is_name
 
 # Keys that name a run and say where it is kept, and cannot change its numbers.
 UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "margins", "force", "plan", "outputs")
 UNSCIENTIFIC += ("trainer.enable_progress_bar", "trainer.profiler", "dataset.num_workers")
+DEEPEST = 16  # levels of a config
+# words of other frameworks for the last part of a key
+SYNONYMS = {"learning_rate": "lr", "num_epochs": "epochs", "steps": "max_steps", "r": "rank"}
 # Hydra's launchers that are not installed with foura, and the extra that has each
 LAUNCHERS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 
@@ -41,6 +46,42 @@ def register() -> None:
     OmegaConf.register_new_resolver("foura.times", lambda a, b: float(a) * float(b), replace=True)
     OmegaConf.register_new_resolver("foura.folder", folder_name, replace=True)
     OmegaConf.register_new_resolver("foura.sweep", _sweep_name, use_cache=True, replace=True)
+
+
+def read(path: Path, folder: Folder) -> Any:
+    """The config that a run left, merged into the schema, which gives its values their types. It is untrusted, and only data.
+
+    Raises:
+        UserError: it is not YAML, is larger or deeper than any config, has tags, aliases or interpolations, or does not fit
+            the schema.
+    """
+    text = read_text(path, folder, CONFIG)
+    try:
+        _refuse_computed(text)
+        return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path} is not the config of a run: {explain(error)}") from None
+    except Exception as error:  # the parsers of YAML and OmegaConf raise many kinds
+        raise UserError(f"{path} is not the config of a run: {reason(error)}") from None
+
+
+def _refuse_computed(text: str) -> None:
+    """Refuse YAML that has more than values in it.
+
+    Raises:
+        ValueError: it could grow when it is read, or would be computed.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError("it is nested deeper than any config")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it refers to its own parts, which no run writes and which can grow without end")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"it has the tag {event.tag[:40]}, and a run writes values alone")
+        if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
+            raise ValueError(f"{event.value[:40]!r} would be computed, and a run writes values alone")
 
 
 def check(cfg: DictConfig) -> None:
@@ -60,7 +101,7 @@ def check(cfg: DictConfig) -> None:
     method_of(cfg).check(cfg, causal=family_of(cfg).causal)
     _check_margins(cfg.margins)
     name = cfg.sweep
-    if name is not None and not re.fullmatch(r"[\w.+-]{1,100}", name):
+    if name is not None and not is_name(name):
         raise UserError(f"sweep={name!r} must be 1 to 100 letters, digits, '.', '_', '+' or '-': it names a folder.")
 
 
@@ -122,13 +163,14 @@ def check_used(cfg: DictConfig) -> None:
     """
     family, method = family_of(cfg), method_of(cfg)
     optional = {key for other in FAMILIES.values() for keys in other.uses.values() for key in keys}
-    for key in sorted(optional - family.used(cfg)):
-        if OmegaConf.select(cfg, key) != _default(key):
+    defaults = OmegaConf.structured(Config)
+    for key in sorted(optional - family.used(cfg)) if family.uses else ():
+        if OmegaConf.select(cfg, key) != OmegaConf.select(defaults, key):
             raise UserError(
                 f"{key}={OmegaConf.select(cfg, key)} has no effect {_where_used(key, family)}; leave it out."
             )
     for name in METHOD_KEYS:
-        value, default = cfg.adapter[name], _default(f"adapter.{name}")
+        value, default = cfg.adapter[name], OmegaConf.select(defaults, f"adapter.{name}")
         if name == "gate_scope":  # its default follows the backbone
             default = cfg.backbone.gate_scope
         if name not in method.used(cfg.adapter) and value != default:
@@ -136,10 +178,6 @@ def check_used(cfg: DictConfig) -> None:
                 f"adapter.{name}={value} has no effect with adapter={cfg.adapter.name} (of adapter.method={method.name}); "
                 "leave it out."
             )
-
-
-def _default(key: str) -> Any:
-    return OmegaConf.select(OmegaConf.structured(Config), key)
 
 
 def _where_used(key: str, family: Family) -> str:
@@ -271,7 +309,29 @@ def _unknown_key(key: str) -> str:
         if not (isinstance(nested, type) and dataclasses.is_dataclass(nested)):
             break
         schema = nested
-    return f"{key} is not a key{' of ' + where if where else ''}. {_suggest(part, types)}"
+    said, close = f"{key} is not a key{' of ' + where if where else ''}.", difflib.get_close_matches(part, types, n=1)
+    elsewhere = _elsewhere(parts[-1])
+    if elsewhere and not close:
+        return f"{said} Did you mean {', '.join(elsewhere)}?"
+    return f"{said} {_suggest(part, types)}"
+
+
+def _elsewhere(word: str) -> list[str]:
+    """Keys anywhere in the schema whose last part is this word, or ends in it: adapter.lr and optimizer.lr for lr."""
+    word = SYNONYMS.get(word, word)
+    exact = [key for key in _keys(Config) if key.rpartition(".")[2] == word]
+    ending = [key for key in _keys(Config) if key.rpartition(".")[2].endswith(f"_{word}")]
+    found = exact if len(exact) > 1 else exact + ending
+    return found or (_elsewhere(word.partition("_")[2]) if "_" in word else [])
+
+
+def _keys(schema: Any, prefix: str = "") -> list[str]:
+    """Every key of the schema, dotted."""
+    keys = []
+    for spec in dataclasses.fields(schema):
+        nested = isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type)
+        keys += _keys(spec.type, f"{prefix}{spec.name}.") if nested else [prefix + spec.name]
+    return keys
 
 
 def _suggest(word: str, choices: Any) -> str:

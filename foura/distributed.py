@@ -1,4 +1,4 @@
-"""The processes of one run, as torchrun, Slurm's srun or `run.worker.launch` start them.
+"""The processes of one run, as torchrun, Slurm's srun or `run.launch` start them.
 
 Rank 0 is the main process: it alone writes to the run's folder and to MLflow. In this module "rank" is the number of a
 process; elsewhere it is the rank of a matrix. Light on purpose: torch is imported with the process group.
@@ -6,6 +6,8 @@ process; elsewhere it is the rank of a matrix. Light on purpose: torch is import
 
 import os
 from typing import Any
+
+MEETING = "FOURA_MEETING"  # environment: the file through which the processes of `run.launch` meet
 
 
 def rank() -> int:
@@ -24,7 +26,7 @@ def is_main() -> bool:
 
 
 def started() -> bool:
-    """True if torchrun, or srun with several tasks, started this process as one of several."""
+    """True if torchrun, srun with several tasks or `run.launch` started this process as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
@@ -37,6 +39,10 @@ def init_process_group() -> None:
     if torch.distributed.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if MEETING in os.environ:
+        store = torch.distributed.FileStore(os.environ[MEETING], world_size())
+        torch.distributed.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
+        return
     if "TORCHELASTIC_RUN_ID" in os.environ:
         torch.distributed.init_process_group(backend)
         return

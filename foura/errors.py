@@ -92,6 +92,18 @@ def cannot_write(error: BaseException | None) -> bool:
     return False
 
 
+def shared_memory_full(error: BaseException | None) -> bool:
+    """True if this error, or one that caused it, is the shared memory that workers hand batches through (/dev/shm)."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        said = str(error)
+        if "shared memory" in said or "/dev/shm" in said or "</torch_" in said:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def one_line(said: str) -> str:
     """The text on one line of bounded length that every terminal can print, without credentials: it may quote anything."""
     said = printable(redact(" ".join(line.strip() for line in said.split("\n") if line.strip())))

@@ -16,8 +16,9 @@ _QUERY = re.compile(rf"([?&;][\w.-]*{_SECRET_NAME}[\w.-]*=)[^&\s'\"<>]+", re.IGN
 _FIELD = re.compile(
     r"\b((?:password|passwd|pwd|client_secret|access_token|api_key)\s?=\s?)[^\s&'\",;)]+", re.IGNORECASE
 )
-_HEADER = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{12,}", re.IGNORECASE)
-_TOKEN = re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|glpat-|sk-)[A-Za-z0-9_-]{16,}")
+# words may follow "basic": a credential of 16 characters or more has a digit
+_HEADER = re.compile(r"\b(bearer|basic)\s+(?=[\w.~+/=-]*\d)[\w.~+/=-]{16,}", re.IGNORECASE)
+_TOKEN = re.compile(r"\b(?:(?:hf_|gh[pousr]_|sk-)[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,})")
 _VARIABLE = re.compile(r"(?:TOKEN|PASSWORD|PASSWD|SECRET|KEY)$")  # of the environment, which hold a credential
 SHORTEST = 6  # characters of a credential that is looked for in any text: shorter ones are words too
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is computed by a spreadsheet

@@ -9,6 +9,8 @@ import matplotlib
 matplotlib.use("Agg")  # runs happen on machines without a screen
 import matplotlib.pyplot as plt
 
+from foura.atomic import replacing
+
 plt.rcParams["text.parse_math"] = False  # a name may have a $ in it
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in another script is drawn as boxes
 
@@ -19,6 +21,6 @@ TRAIN, VALIDATION, GREY = "#3b6ea8", "#c8553d", "#8a8a8a"
 
 def save_figure(fig: Any, path: Path) -> None:
     """Write a figure as the kind of file that the path's suffix names, and close it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=130)
+    with replacing(path) as scratch:
+        fig.savefig(scratch, dpi=130, format=path.suffix.removeprefix("."))
     plt.close(fig)

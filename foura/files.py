@@ -6,6 +6,7 @@ Nothing here waits for a pipe, or lets a parser's exception reach the user.
 import csv
 import gzip
 import hashlib
+import io
 import json
 import os
 import zlib
@@ -13,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foura.atomic import replacing, write_text
 from foura.errors import UserError, reason
 from foura.escape import cell
+from foura.untrusted import JSON, MB, SHORT, TEXT, WEIGHTS, Folder, of, open_unbounded, ordinary
 
 GZIP = b"\x1f\x8b"  # how such a file begins
-MOST_TEXT = 2**32  # bytes of a text file, unpacked: a few kilobytes can hold any number of them
+UNPACKED, PACKED_BY = 256 * MB, 100  # bytes that any gzip file may hold, and how often its own size beside them
 
 
 def here(path: str) -> Path | None:
@@ -47,43 +50,51 @@ def regular(path: Path) -> Path:
     Raises:
         UserError: it is not an ordinary file.
     """
-    try:
-        if path.is_file():
-            return path
-    except OSError:
-        pass
-    raise UserError(f"{path} is not a file that can be read; take it out or name another.")
+    ordinary(path)
+    return path
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, folder: Folder | None = None, most: int = TEXT) -> str:
     """A text file in UTF-8, without the byte order mark that some editors put first; unpacked if it is a gzip file.
 
+    Args:
+        folder: of other people's files, in which it has to be; None: the user named the file itself.
+        most: bytes.
+
     Raises:
-        UserError: it is not UTF-8, cannot be read, or is blank.
+        UserError: it is not UTF-8, cannot be read, is too large, or is blank.
     """
-    text = read_any_text(path)
+    text = read_any_text(path, folder, most)
     if not text.strip():
         raise UserError(f"{path} is empty.")
     return text
 
 
-def read_any_text(path: Path) -> str:
+def read_any_text(path: Path, folder: Folder | None = None, most: int = TEXT) -> str:
     """As `read_text`, and a file that is blank too."""
+    inside, name = of(path) if folder is None else (folder, path)
+    raw = inside.read(name, most)
     try:
-        with regular(path).open("rb") as file:
-            packed = file.read(len(GZIP)) == GZIP
-            file.seek(0)
-            raw = gzip.GzipFile(fileobj=file).read(MOST_TEXT + 1) if packed else file.read()
+        if raw.startswith(GZIP):
+            raw = _unpacked(raw, path, inside, most)
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it or take it out.") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is a damaged gzip file ({reason(error)}); make it again or take it out.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    if packed and len(raw) > MOST_TEXT:
-        raise UserError(f"{path} holds more than {MOST_TEXT} bytes when it is unpacked; cut it into several files.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _unpacked(raw: bytes, path: Path, folder: Folder, most: int) -> bytes:
+    """The content of a gzip file, of which a few kilobytes can hold any number of bytes."""
+    limit = min(most, UNPACKED + PACKED_BY * len(raw))
+    found = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(-1 if folder.any_size else limit + 1)
+    if len(found) > limit and not folder.any_size:
+        raise UserError(
+            f"{path} has {len(raw)} bytes and holds more than {limit} when it is unpacked, which no text does; "
+            f"{folder.size_key or 'unpack it'}{'=true takes it' if folder.size_key else ' and look at it'}."
+        )
+    return found
 
 
 def parse_json(text: str, name: str) -> dict[str, Any]:
@@ -120,28 +131,33 @@ def an_object(value: Any, name: str) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, folder: Folder | None = None, most: int = JSON) -> dict[str, Any]:
     """The object in a JSON file.
+
+    Args:
+        folder, most: as of `read_text`.
 
     Raises:
         UserError: there is none.
     """
-    return parse_json(read_text(path), str(path))
+    return parse_json(read_text(path, folder, most), str(path))
 
 
-def read_weights(path: Path) -> dict[str, Any]:
+def read_weights(path: Path, folder: Folder | None = None) -> dict[str, Any]:
     """{name: tensor} of a safetensors file. No other format is read: a pickle can run code.
+
+    Args:
+        folder: as of `read_text`.
 
     Raises:
         UserError: it is not one, or damaged, which its checksum tells where the tensors do not.
     """
     from safetensors.torch import load_file
 
-    verify_checksum(path)
+    real = _real(path, folder)
+    verify_checksum(path, folder)
     try:
-        return load_file(regular(path))
-    except UserError:
-        raise
+        return load_file(real)
     except Exception as error:  # the parser raises its own kind, and others for unknown dtypes and sizes
         raise UserError(f"{path} cannot be read as safetensors ({reason(error)}).") from None
 
@@ -150,44 +166,48 @@ def write_weights(state: dict[str, Any], path: Path, metadata: dict[str, str]) -
     """Write {name: tensor} as safetensors with its checksum: under a temporary name, then renamed, so never half a file."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(state, temporary, metadata=metadata)
-        temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
-        os.replace(temporary, path)
-        write_checksum(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as scratch:
+        save_file(state, scratch, metadata=metadata)
+    write_checksum(path)
 
 
 def write_checksum(path: Path) -> None:
     """Write a file's checksum beside it, as sha256sum does: safetensors have none, and a flipped bit is still a number."""
-    _checksum_file(path).write_text(f"{checksum(path)}  {path.name}\n", encoding="utf-8")
+    write_text(_checksum_file(path), f"{checksum(path)}  {path.name}\n")
 
 
-def verify_checksum(path: Path) -> None:
+def verify_checksum(path: Path, folder: Folder | None = None) -> None:
     """Verify a file against its stored checksum; a file without one passes.
+
+    Args:
+        folder: as of `read_text`.
 
     Raises:
         UserError: it has changed.
     """
     stored = _checksum_file(path)
-    if stored.is_file() and read_text(stored).split()[0] != checksum(regular(path)):
+    if not os.path.lexists(stored):
+        return
+    if read_text(stored, folder, SHORT).split()[0] != checksum(_real(path, folder)):
         raise UserError(
             f"{path} is damaged: it is not the file whose checksum is in {stored.name}. Make it again (a run's adapter by its "
             "command with force=true, a bundled backbone by `foura pretrain`)."
         )
 
 
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    with open_unbounded(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _real(path: Path, folder: Folder | None) -> Path:
+    inside, name = of(path) if folder is None else (folder, path)
+    return inside.file(name, WEIGHTS)
+
+
 def _checksum_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
-
-
-def checksum(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unfit(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
@@ -211,7 +231,7 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path, columns: Sequence[str]
         columns: of the file; None: those of the first row.
     """
     names = list(rows[0]) if columns is None else columns
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([cell(name) for name in names])
         writer.writerows([cell(row[name]) for name in names] for row in rows)

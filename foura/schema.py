@@ -133,6 +133,8 @@ class BackboneConfig:
     load_in: str | None = _choice(None, "8bit", "4bit")  # quantised frozen weights
     gradient_checkpointing: bool = False
     text_encoder: bool = False  # unet: adapters on the text encoder too
+    links: bool = since("0.2.0", False)  # follow links that lead out of the model's folder
+    any_size: bool = since("0.2.0", False)  # take a config.json with numbers above any public model's
     # settings of a family's own, which its record lists
     options: dict[str, Any] = field(default_factory=dict, metadata={"since": "0.2.0"})
 
@@ -154,6 +156,8 @@ class DatasetConfig:
     name: str = MISSING
     source: str = _choice_of(MISSING, lambda: (source for family in FAMILIES.values() for source in family.sources))
     path: str | None = None
+    links: bool = since("0.2.0", False)  # follow links that lead out of the data's folder
+    any_size: bool = since("0.2.0", False)  # take files and images of any size, packed ones too
     config: str | None = since("0.2.0", None)  # hf: the configuration, of data that has several
     # {train: …, validation: …, test: …}: which split, folder or file each is; None: found by their names
     splits: Any = field(default=None, metadata={"since": "0.2.0"})

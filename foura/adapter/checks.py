@@ -62,12 +62,15 @@ def check_types(config: PeftConfig) -> None:
         if spec.name in vars(type(config)).get("__annotations__", {}) and not _is(
             getattr(config, spec.name), hints[spec.name]
         ):
-            wanted = getattr(hints[spec.name], "__name__", None) or str(hints[spec.name])
+            hint = hints[spec.name]
+            wanted = "str" if "Literal" in str(hint) else getattr(hint, "__name__", None) or str(hint)
             raise TypeError(f"{spec.name} must be {wanted}, got {getattr(config, spec.name)!r}")
 
 
 def _is(value: Any, hint: Any) -> bool:
     kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if kind is typing.Literal:  # `check_choice` answers for the value
+        return isinstance(value, str)
     if kind in (types.UnionType, typing.Union):
         return any(_is(value, one) for one in inner)
     if kind in (list, set):

@@ -1,7 +1,10 @@
 """FouraConfig: a FouRA adapter as a PEFT configuration."""
 
+import difflib
+import functools
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
 
 from peft import PeftConfig
 
@@ -10,6 +13,7 @@ from foura.adapter.gates import GATE_SCOPES, GATES
 from foura.adapter.peft_type import foura_peft_type
 from foura.adapter.transforms import TRANSFORMS
 
+Config = TypeVar("Config")
 BIASES = ("none", "all", "foura_only")
 CAUSAL = "CAUSAL_LM"
 LOOKS_AHEAD = (
@@ -18,73 +22,82 @@ LOOKS_AHEAD = (
 )
 
 
+def _explains_unknown_fields(config: type[Config]) -> type[Config]:
+    """Class decorator: an unknown field is answered with the one that was probably meant."""
+    init = config.__init__
+
+    @functools.wraps(init)
+    def checked(self: Any, *values: Any, **named: Any) -> None:
+        known = [spec.name for spec in fields(config)]  # type: ignore[arg-type]
+        for name in named:
+            if name not in known:  # PEFT looks for this phrase, and then leaves out what newer versions have written
+                raise TypeError(f"{config.__name__} got an unexpected keyword argument {name!r}{_meant(name, known)}")
+        init(self, *values, **named)
+
+    config.__init__ = checked  # type: ignore[method-assign]
+    return config
+
+
+@_explains_unknown_fields
 @dataclass
 class FouraConfig(PeftConfig):
     """Fourier Low-Rank Adaptation: y = W0 x + s · F⁻¹ B (g(z) ⊙ z), z = A F x (Borse et al., NeurIPS 2024, eq. 5).
 
-    Every field that PEFT's LoraConfig has too means the same here, so that equal numbers mean equal strength.
+    The defaults have no gate: the paper's method is `FouraConfig(gate="adaptive")`. Every field that PEFT's LoraConfig has
+    too means the same here, so that equal numbers mean equal strength.
+
+    Args:
+        r: rank: rows of A.
+        target_modules: names, a regex, or "all-linear": the layers to adapt.
+        exclude_modules: names or a regex of layers to leave out.
+        foura_alpha: strength; scaling = foura_alpha / r, or / sqrt(r) with use_rslora.
+        foura_dropout: dropout on the adapter's input.
+        transform: F on the embedding axis: "dct" (orthonormal DCT-II), "dft" (rfft/irfft, complex A and B), "identity"
+            (plain LoRA, a control), "random" (a seeded orthonormal basis, a control), or a name added to
+            foura.adapter.transforms.TRANSFORMS.
+        transform_seed: seed of the basis for transform="random".
+        gate: "none", "adaptive" (an input-dependent soft mask over the ranks; our reconstruction of eq. 4), "frozen" (the
+            calibrated mask, one bit per rank), or a name added to foura.adapter.gates.GATES.
+        gate_scope: "sequence": one gate per sample; "token": one per token, which causal models need. Left out: "token" for
+            task_type="CAUSAL_LM", else "sequence".
+        output_splits: pattern -> n: layers whose output holds n projections, such as {"qkv": 3}.
+        use_rslora: scale by 1/sqrt(r) instead of 1/r.
+        fan_in_fan_out: the layer stores its weight as (in, out).
+        bias: biases to train: "none", "all" or "foura_only".
+        init_weights: True: B = 0, an exact no-op. False: random B, for tests.
+        modules_to_save: modules trained and saved whole, such as a classifier head.
+        layers_to_transform: indices of the layers to adapt.
+        layers_pattern: name of the layer list that layers_to_transform counts in.
+        rank_pattern: pattern -> its own r.
+        alpha_pattern: pattern -> its own alpha.
+        task_type, inference_mode, base_model_name_or_path, revision, peft_type, auto_mapping, peft_version: as in every
+            PeftConfig.
 
     Raises:
-        TypeError: a field of the wrong type, as in the config of a damaged checkpoint.
+        TypeError: a field of the wrong type, as in the config of a damaged checkpoint, or an unknown one.
         ValueError: a rank below 1, a choice that does not exist, layer patterns that contradict each other, or a pattern
             whose matching time is unbounded.
     """
 
-    r: int = field(default=8, metadata={"help": "Rank: rows of A."})
-    target_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Names, a regex, or 'all-linear': the layers to adapt."}
-    )
-    exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Names or a regex of layers to leave out."}
-    )
-    foura_alpha: float = field(
-        default=8, metadata={"help": "Strength; scaling = foura_alpha / r, or / sqrt(r) with use_rslora."}
-    )
-    foura_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
-    transform: str = field(
-        default="dct",
-        metadata={
-            "help": "F on the embedding axis: 'dct' (orthonormal DCT-II), 'dft' (rfft/irfft, complex A and B), "
-            "'identity' (plain LoRA, a control), 'random' (a seeded orthonormal basis, a control), or a name added to "
-            "foura.adapter.transforms.TRANSFORMS."
-        },
-    )
-    transform_seed: int = field(default=0, metadata={"help": "Seed of the basis for transform='random'."})
-    gate: str = field(
-        default="none",
-        metadata={
-            "help": "'none', 'adaptive' (an input-dependent soft mask over the ranks; our reconstruction of eq. 4), "
-            "'frozen' (the calibrated mask, one bit per rank), or a name added to foura.adapter.gates.GATES."
-        },
-    )
-    gate_scope: str = field(
-        default="",
-        metadata={
-            "help": "'sequence': one gate per sample; 'token': one per token (causal models need it). Left out: 'token' "
-            "for task_type='CAUSAL_LM', else 'sequence'."
-        },
-    )
-    output_splits: dict[str, int] = field(
-        default_factory=dict,
-        metadata={"help": "Pattern -> n: layers whose output holds n projections, e.g. {'qkv': 3}."},
-    )
-    use_rslora: bool = field(default=False, metadata={"help": "Scale by 1/sqrt(r) instead of 1/r."})
-    fan_in_fan_out: bool = field(default=False, metadata={"help": "The layer stores its weight as (in, out)."})
-    bias: str = field(default="none", metadata={"help": "Biases to train: 'none', 'all' or 'foura_only'."})
-    init_weights: bool = field(
-        default=True, metadata={"help": "True: B = 0, an exact no-op. False: random B, for tests."}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules trained and saved whole, such as a classifier head."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the layers to adapt."}
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the layer list that layers_to_transform counts in."}
-    )
-    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Pattern -> its own r."})
-    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Pattern -> its own alpha."})
+    r: int = 8
+    target_modules: list[str] | set[str] | str | None = None
+    exclude_modules: list[str] | set[str] | str | None = None
+    foura_alpha: float = 8
+    foura_dropout: float = 0.0
+    transform: Literal["dct", "dft", "identity", "random"] | str = "dct"
+    transform_seed: int = 0
+    gate: Literal["none", "adaptive", "frozen"] | str = "none"
+    gate_scope: Literal["", "sequence", "token"] = ""
+    output_splits: dict[str, int] = field(default_factory=dict)
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    bias: Literal["none", "all", "foura_only"] = "none"
+    init_weights: bool = True
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,6 +131,16 @@ class FouraConfig(PeftConfig):
     def gate_depends_on_input(self) -> bool:
         """True if the adapter has no single ΔW: it is trained with a gate that merging refuses until it is frozen."""
         return GATES[self.gate].depends_on_input
+
+
+def _meant(name: str, known: list[str]) -> str:
+    """The field that was probably meant: LoRA's names are FouRA's with another beginning."""
+    own = name.replace("lora_", "foura_")
+    for guess in (own, f"foura_{name}", own.removeprefix("foura_"), own.replace("foura_", "", 1)):
+        if guess in known:
+            return f"; did you mean {guess}?"
+    close = difflib.get_close_matches(own, known, n=1) or (["r"] if "rank" in name else [])
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def looks_ahead(config: PeftConfig) -> bool:

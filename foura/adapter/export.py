@@ -164,6 +164,8 @@ def save_as_lora(
         configs, file, header = [lora], "adapter_model.safetensors", {"format": "pt"}
     else:
         parts = model if isinstance(model, Mapping) else {check_component(model, component): model}
+        if not parts:
+            raise ValueError("no parts of a pipeline were named")
         configs, state, header = _pipeline_file(parts, naming, adapter_name, per_layer_ranks)
         file = DIFFUSERS_FILE
     with _complete_folder(Path(path)) as scratch:

@@ -23,7 +23,8 @@ OPEN = 0.5  # a rank counts as open where its gate is above this
 class GateSettings(Protocol):
     """The fields of FouraConfig that gates are made from."""
 
-    gate_scope: str
+    @property
+    def gate_scope(self) -> str: ...
 
 
 class GateKind(Protocol):

@@ -8,11 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from foura.data.confined import folder_builder, image_path, load_file, load_folder, load_repository, undecoded
 from foura.data.listing import data_files, is_data_path
 from foura.data.splits import CHOOSE, check_column, existing, split_of
 from foura.distributed import print_on_main
 from foura.errors import UserError, reason
-from foura.files import here, regular
+from foura.files import here
 
 METADATA = "metadata"  # the name, without its ending, of a file with the captions or labels of images
 # {how a file's name ends: (the library's name of its reader, options)}; any other is read as parquet
@@ -40,12 +41,12 @@ def read_hub(cfg: DictConfig) -> Any:
     if not path.strip():  # the library would take it for the current folder
         raise UserError("dataset.path is empty: name a hub id, a folder or a file.")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    local = existing(path) if looks_local else here(path)
+    local = existing(cfg) if looks_local or here(path) is not None else None
     datasets.disable_progress_bars()
     try:
         if local is None:
-            return datasets.load_dataset(path, cfg.config)
-        return _folder(local, cfg.config) if local.is_dir() else _file(local)
+            return load_repository(path, cfg)
+        return _folder(local, cfg) if local.is_dir() else _file(local, cfg)
     except UserError:
         raise
     except Exception as error:  # the library raises many kinds; all of them say why the data cannot be read
@@ -59,31 +60,26 @@ def read_hub(cfg: DictConfig) -> Any:
         raise UserError(f"{what} could not be loaded: {reason(error)}") from error
 
 
-def _file(path: Path) -> Any:
-    import datasets
-
+def _file(path: Path, cfg: DictConfig) -> Any:
     name = path.name.lower().removesuffix(".gz")
     reader, options = next((READERS[end] for end in READERS if name.endswith(end)), ("parquet", {}))
-    return datasets.load_dataset(reader, data_files=str(regular(path)), **options)
+    return load_file(path, cfg, reader, **options)
 
 
-def _folder(folder: Path, config: str | None) -> Any:
+def _folder(folder: Path, cfg: DictConfig) -> Any:
     """A folder by the library's own rules, without what `is_data_path` leaves out, and with split names in any case."""
-    import datasets
-
-    builder = datasets.load_dataset_builder(str(folder), config)
-    files: Any = builder.config.data_files
+    files: Any = folder_builder(folder, cfg).config.data_files
     if not files:
-        return datasets.load_dataset(str(folder), config)
+        return load_folder(folder, cfg)
     root = folder.resolve()
     found = {str(split): [Path(file) for file in some] for split, some in files.items()}
     kept = {split: [file for file in some if is_data_path(_within(root, file))] for split, some in found.items()}
     described = any((folder / name).exists() for name in ("README.md", ".huggingface.yaml"))
     wanted = kept if described else _by_split(root, kept)
     if wanted == found:
-        return datasets.load_dataset(str(folder), config)
+        return load_folder(folder, cfg)
     named: Any = {split: [glob.escape(str(file)) for file in some] for split, some in wanted.items() if some}
-    return datasets.load_dataset(str(folder), data_files=named)
+    return load_folder(folder, cfg, data_files=named)
 
 
 def _within(root: Path, file: Path) -> Path:
@@ -124,14 +120,16 @@ def _split_of_folders(file: Path) -> str | None:
     return next((split for split in map(split_of, file.parts[:-1]) if split), None)
 
 
-def rows(table: Any) -> list[Any]:
-    """All rows of a table of `datasets`, or all values of a column.
+def rows(table: Any, column: str | None = None) -> list[Any]:
+    """All rows of a table of `datasets`, or all values of a column, as they are stored.
 
     Raises:
         UserError: one that cannot be decoded.
     """
     try:
-        return list(table)
+        if column is None:
+            return list(undecoded(table))
+        return list(undecoded(table.select_columns([column]))[column])
     except Exception as error:  # each kind of column has a decoder, which raises its own kinds
         raise UserError(
             f"the data has an item that cannot be read ({reason(error)}); repair it or take it out."
@@ -149,16 +147,23 @@ def image_records(table: Any, column: str) -> list[Any]:
     check_column("dataset.columns.image", column, table.column_names)
     if not isinstance(table.features[column], datasets.Image):
         raise UserError(f"dataset.columns.image={column} holds {table.features[column]}, not images.")
-    return rows(table.select_columns([column]).cast_column(column, datasets.Image(decode=False))[column])
+    return rows(table, column)
 
 
-def encoded(records: list[Any]) -> list[Any]:
+def encoded(records: list[Any], cfg: DictConfig) -> list[Any]:
     """The bytes or the path of each of the `image_records`.
 
+    Args:
+        cfg: the dataset group.
+
     Raises:
-        UserError: an item without an image.
+        UserError: an item without an image, or one that is somewhere else than the data.
     """
-    images = [record and (record["path"] if record["bytes"] is None else record["bytes"]) for record in records]
+    images = [
+        record
+        and (record["bytes"] if record["bytes"] is not None else record["path"] and image_path(record["path"], cfg))
+        for record in records
+    ]
     if not all(images):
         raise UserError(f"item {[bool(image) for image in images].index(False)} of the data has no image; take it out.")
     return images

@@ -1,5 +1,6 @@
 """Images, opened in one way for every family: upright, without transparency, in 8 bits and without a profile."""
 
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,15 @@ IMAGE_FILES = (
 )
 SMALLEST = 8  # pixels: the shortest side of an image to generate from
 THINNEST = 100  # times as long as wide: scaled to a model's size, one such strip would fill the memory
+# The formats that are decoded, whatever a file is called; for another one (EPS), Pillow runs a program (Ghostscript).
+FORMATS: tuple[str, ...] = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "DIB", "PPM", "ICO", "JPEG2000", "AVIF")
+FORMATS += ("TGA", "PCX", "SGI")
 DEEP = ("PNG", "PPM")  # formats whose mode "I" holds 16 bits
 
 
-def open_image(image: Any, name: str, mode: str, background: str = "white", smallest: int = 1) -> Image.Image:
+def open_image(
+    image: Any, name: str, mode: str, background: str = "white", smallest: int = 1, any_size: bool = False
+) -> Image.Image:
     """An image of Pillow's `mode`, turned as its EXIF data says; of an animated one, the first frame.
 
     16 bits per channel become 8. CMYK is converted by its colour profile where it has one that can be read.
@@ -41,6 +47,7 @@ def open_image(image: Any, name: str, mode: str, background: str = "white", smal
         name: what a message calls it.
         background: the colour behind transparent pixels, as `dataset.background` names it.
         smallest: the least number of pixels of its shorter side.
+        any_size: `dataset.any_size`: also more pixels than the largest cameras have (179 million).
 
     Raises:
         UserError: it cannot be read, has pixels of unknown range, or a shape that no photograph has.
@@ -51,7 +58,7 @@ def open_image(image: Any, name: str, mode: str, background: str = "white", smal
         regular(Path(image))
     colour = background_colour(background)
     try:
-        opened = ImageOps.exif_transpose(_eight_bits(_loaded(image, name, smallest)))
+        opened = ImageOps.exif_transpose(_eight_bits(_loaded(image, name, smallest, any_size)))
         if opened.mode in ("I", "F"):
             raise UserError(f"{name} has 32-bit pixels of unknown range; convert it to 8-bit.")
         return _on_background(_without_profile(opened), colour).convert(mode)
@@ -76,8 +83,24 @@ def background_colour(background: str) -> tuple[int, ...]:
         ) from None
 
 
-def _loaded(image: Any, name: str, least: int) -> Image.Image:
-    opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _loaded(image: Any, name: str, least: int, any_size: bool) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        Image.MAX_IMAGE_PIXELS = None if any_size else limit
+        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=_formats())
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"{name} has more than {2 * (limit or 0) // 10**6} million pixels; dataset.any_size=true takes it."
+        ) from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
     _check_shape(opened.size, name, least)  # before any pixel is decoded
     opened.load()
     return opened

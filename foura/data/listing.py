@@ -9,6 +9,7 @@ from pathlib import Path
 
 from foura.errors import UserError, first_line
 from foura.files import regular
+from foura.untrusted import Folder
 
 # of Windows, macOS, Linux, and of network drives (Synology, QNAP, NetApp); compared in lower case
 SYSTEM: frozenset[str] = frozenset(
@@ -65,6 +66,33 @@ def data_files(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
         UserError: one that is not an ordinary file, or a folder that cannot be read.
     """
     return sorted(regular(path) for path in _walk(folder) if path.name.lower().endswith(extensions))
+
+
+def check_links(folder: Folder) -> None:
+    """Check the links among the data of a folder, and in the folders that they lead to.
+
+    Raises:
+        UserError: one that leads out of the folder.
+    """
+    if folder.lifted:
+        return
+    waiting, seen = [folder.root], set()
+    while waiting:
+        place = waiting.pop()
+        if os.path.realpath(place) in seen:
+            continue
+        seen.add(os.path.realpath(place))
+        try:
+            entries = list(os.scandir(place))
+        except OSError as error:
+            raise _unreadable(error) from None
+        for entry in entries:
+            inner = os.path.isdir(entry.path)  # false too for a link to itself, which entry.is_dir() raises for
+            if is_data(entry.name):
+                if entry.is_symlink():
+                    folder.place(Path(entry.path))
+                if inner:
+                    waiting.append(Path(entry.path))
 
 
 def _entries(folder: Path) -> list[Path]:

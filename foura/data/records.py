@@ -35,7 +35,7 @@ def open_records(cfg: DictConfig) -> Records:
 
 def _files(cfg: DictConfig) -> Records:
     records = Records({})
-    for split, paths in split_files(existing(cfg.path), cfg.splits, RECORD_FILES).items():
+    for split, paths in split_files(existing(cfg), cfg.splits, RECORD_FILES).items():
         records.splits[split] = []
         for path in paths:
             named, classes = read_records(path, cfg.columns.label)

@@ -14,6 +14,7 @@ class RunData:
         validation: selects the epoch. test: used once, at the end.
         sizes: {split: number of items}.
         fingerprint: hash of the items, their labels and how they are cut (16 hex digits).
+        classes: their names; None for data without classes.
         collate: from a list of items to a batch; None for PyTorch's own.
     """
 
@@ -23,4 +24,5 @@ class RunData:
     test: Any
     sizes: dict[str, int]
     fingerprint: str
+    classes: list[str] | None = None
     collate: Any = None

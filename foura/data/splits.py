@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig
 
-from foura.data.listing import data_files, data_folders, files_in
+from foura.data.listing import check_links, data_files, data_folders, files_in
 from foura.distributed import print_on_main
 from foura.errors import UserError
 from foura.files import find
+from foura.untrusted import Folder
 
 # the names that Hugging Face's `datasets` knows, in any case, and with these characters before and after them
 KEYWORDS: dict[str, tuple[str, ...]] = {
@@ -23,18 +25,26 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 SEPARATORS = re.compile(r"[-._ 0-9]+")
-CHOOSE = "name the splits with dataset.splits={train: NAME, test: NAME}"
+CHOOSE = "name the splits with +dataset.splits={train: NAME, test: NAME}"
 
 
-def existing(path: str) -> Path:
+def existing(cfg: DictConfig) -> Path:
     """The place that dataset.path names.
 
+    A folder can come from other people: whatever is read in it afterwards is in it, as far as links go.
+
+    Args:
+        cfg: the dataset group.
+
     Raises:
-        UserError: nothing is there.
+        UserError: nothing is there, or a link in the folder leads out of it and `cfg.links` is false.
     """
-    if not path.strip():  # it would be the current folder
+    if not cfg.path.strip():  # it would be the current folder
         raise UserError("dataset.path is empty: name a file or a folder.")
-    return find(path, "dataset.path")
+    place = find(cfg.path, "dataset.path")
+    if place.is_dir():
+        check_links(Folder(place, links=True, key="dataset.links", lifted=cfg.links))
+    return place
 
 
 def split_of(name: str) -> str | None:
@@ -83,7 +93,7 @@ def split_folders(root: Path, wanted: Mapping[str, str] | None, extensions: tupl
         what = f"others with data ({_some(others)})" if others else "no training folder beside them"
         raise UserError(
             f"{root} has folders that are named like splits ({', '.join(found.values())}) and {what}: put all data into "
-            f"train/, validation/ and test/, or {CHOOSE}; dataset.splits={{train: .}} takes all of it as training data."
+            f"train/, validation/ and test/, or {CHOOSE}; +dataset.splits={{train: .}} takes all of it as training data."
         )
     loose = files_in(root, extensions)
     if loose:
@@ -100,7 +110,7 @@ def _refuse_lookalikes(root: Path, names: Iterable[str]) -> None:
         alike = ", ".join(name for found in starts.values() for name in found)
         raise UserError(
             f"{root} has folders whose names begin like splits ({alike}): rename them to train, validation and test, or "
-            f"{CHOOSE}; dataset.splits={{train: .}} takes all of it as training data."
+            f"{CHOOSE}; +dataset.splits={{train: .}} takes all of it as training data."
         )
 
 

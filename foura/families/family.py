@@ -91,8 +91,12 @@ class Family:
             are judged by the first metric, and any that every epoch has can select the epoch.
         options: keys of `backbone.options`, the settings that only this family has, for its model, data or task.
         uses: {condition: keys of the config that have an effect under it}, of the keys that not every run has a use for. The
-            conditions are "" (always), a format, "source NAME" of a source, and those of `conditions`.
+            conditions are "" (always), a format, "dataset=SOURCE", and the others of `conditions`. A family that lists none is
+            asked for none.
         causal: later tokens must not change earlier outputs, so a gate must not depend on them.
+        bundled_model: the bundled backbone in words. bundled_on: what it was pretrained on.
+        inference: Python that uses an adapter on the user's own copy of its backbone; BASE, ADAPTER, LORA and CLASSES
+            stand for the model, the adapter's folder, that of an exported LoRA, and the number of classes.
         build: from a whole config to data, backbone and task.
         save_merged: (backbone, merged model, config, folder): writes the model for the library that it came from.
         load_merged: (backbone, config, folder): loads what save_merged wrote, as that library does. None: a merged export
@@ -114,6 +118,9 @@ class Family:
     build: Callable[[DictConfig], Parts]
     save_merged: Callable[[Any, Any, DictConfig, Path], None]
     load_merged: Callable[[Any, DictConfig, Path], nn.Module] | None = None
+    bundled_model: str = "bundled model"
+    bundled_on: str = "its own data"
+    inference: str = ""
     options: tuple[str, ...] = ()
     uses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     save_as_lora: Mapping[str, Callable[[Any, Path, bool], str]] = field(default_factory=lambda: {"lora": as_lora})
@@ -136,8 +143,8 @@ class Family:
             "pretrained": backbone.pretrained is not False,
             "text encoder": backbone.text_encoder,
         }
-        source = f"source {cfg.dataset.source}"
-        return {"", source, self.format(cfg.dataset.format), *(name for name, holds in held.items() if holds)}
+        data = f"dataset={cfg.dataset.source}"
+        return {"", data, self.format(cfg.dataset.format), *(name for name, holds in held.items() if holds)}
 
     def format(self, chosen: str | None) -> str:
         """The format of the data's records: the chosen one, or the family's default."""

@@ -33,7 +33,7 @@ class Task(LightningModule):
         metrics: keys of `foura.metrics` that `evaluate` measures and that have a gap; "loss" is always among them.
         history: a row per epoch: {"epoch", "train/loss", "train_eval/<m>", "val/<m>", "gap/<m>", …} with <m> the keys in
             `metrics`; a gap is positive where validation is worse.
-        tested: {"test/<m>": value}, and the `final_measures`.
+        tested: {"test/<m>": value}, and the `final_measures`. test_items: {<m>: values of the test items, batch by batch}.
     """
 
     metrics: tuple[str, ...]
@@ -44,6 +44,7 @@ class Task(LightningModule):
         self.method, self.adapter_config, self.optimizer_config = method_of(cfg), cfg.adapter, cfg.optimizer
         self.history: list[dict[str, float]] = []
         self.tested: dict[str, float] = {}
+        self.test_items: dict[str, list[Tensor]] = {}
         self.train_loss = MeanMetric(
             nan_strategy="disable", sync_on_compute=False
         )  # the value is the same in every process
@@ -62,8 +63,12 @@ class Task(LightningModule):
         """The training loss of a batch, a scalar."""
 
     @abstractmethod
-    def evaluate(self, name: str, batch: Any) -> None:
-        """Add a batch to the evaluation `name` ("train_eval", "val" or "test")."""
+    def evaluate(self, name: str, batch: Any) -> dict[str, Tensor] | None:
+        """Add a batch to the evaluation `name` ("train_eval", "val" or "test").
+
+        Returns:
+            {metric: its value for each item (S,)} of the metrics that are plain means over items, or None.
+        """
 
     @abstractmethod
     def results(self, name: str) -> dict[str, float]:
@@ -163,8 +168,12 @@ class Task(LightningModule):
             self._refuse_nan(torch.tensor(row[f"{name}/loss"]), name)
         self.history.append(row)
 
+    def on_test_epoch_start(self) -> None:
+        self.test_items = {}
+
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.evaluate("test", batch)
+        for key, values in (self.evaluate("test", batch) or {}).items():
+            self.test_items.setdefault(key, []).append(values.detach().float().cpu())
 
     def on_test_epoch_end(self) -> None:
         self.tested = {f"test/{key}": value for key, value in self.results("test").items()}

@@ -5,6 +5,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from omegaconf import DictConfig
+
+from foura.families.model_files import check_model
 from foura.files import here
 
 
@@ -27,6 +30,20 @@ def left_unset() -> Iterator[list[str]]:
     finally:
         log.removeHandler(listener)
         log.setLevel(level)
+
+
+def check_timm(name: str, cfg: DictConfig | None) -> None:
+    """Check the files of a timm model that is a folder here or on the hub; a model of timm's own list has none.
+
+    Args:
+        name: as `local_name` takes it. cfg: as of `check_model`.
+
+    Raises:
+        UserError: one of them is not safe to read.
+    """
+    kind, _, place = local_name(name).partition(":")
+    if kind in ("local-dir", "hf-hub", "hf_hub"):
+        check_model(place, cfg)
 
 
 def local_name(name: str) -> str:

@@ -7,11 +7,12 @@ import torch
 import transformers
 from omegaconf import DictConfig
 
-from foura.backbone import check_layers
 from foura.errors import UserError, reason
+from foura.families.model_files import check_model, check_parameters
 from foura.files import here
 
 OTHER_SHAPES = "its weights have other shapes than its config.json says"
+CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2")
 
 
@@ -25,13 +26,16 @@ def place_of(cfg: DictConfig, bundled: Path) -> str:
     """The hub id or directory that `cfg.name` means.
 
     Raises:
-        UserError: `cfg.pretrained` is a path, which belongs into backbone.name here.
+        UserError: `cfg.pretrained` is a path, which belongs into backbone.name here; or a file of the model is unsafe.
     """
     if isinstance(cfg.pretrained, str):
         raise UserError(
             "backbone.pretrained is true or false here; name a directory of weights with backbone.name=PATH."
         )
-    return str(bundled) if cfg.name == "embedded" else str(cfg.name)
+    if cfg.name == "embedded":
+        return str(bundled)
+    check_model(str(cfg.name), cfg, CONFIGS)
+    return str(cfg.name)
 
 
 def load_part(what: str, loader: Any, place: str, cfg: DictConfig, **options: Any) -> Any:
@@ -53,6 +57,8 @@ def load_part(what: str, loader: Any, place: str, cfg: DictConfig, **options: An
         )
     try:
         return loader(place if folder is None else str(folder), trust_remote_code=False, **options)
+    except UserError:
+        raise
     except Exception as error:  # transformers and the hub raise many kinds; all of them say what is missing
         said = OTHER_SHAPES if "ignore_mismatched_sizes" in str(error) else reason(error)
         raise UserError(
@@ -61,17 +67,22 @@ def load_part(what: str, loader: Any, place: str, cfg: DictConfig, **options: An
         ) from error
 
 
-def load_shape(place: str, cfg: DictConfig, **options: Any) -> Any:
+def load_shape(place: str, cfg: DictConfig, auto: Any, **options: Any) -> Any:
     """The model's config.json, checked before a model is built from it.
 
+    Args:
+        auto: transformers' class that makes the model.
+
     Raises:
-        UserError: it cannot be loaded, or asks for more layers than any model has, or for a kernel of the hub.
+        UserError: it cannot be loaded, asks for a kernel of the hub, or for more parameters than the weights can hold.
     """
     shape = load_part("config", transformers.AutoConfig.from_pretrained, place, cfg, **options)
-    check_layers(shape.to_dict(), cfg.name)
     # transformers takes other names for kernels on the hub, which it fetches and runs
     if getattr(shape, "_attn_implementation", None) not in ATTENTION:
         raise UserError(f"backbone.name={cfg.name}: its config.json names a kernel ({shape._attn_implementation}).")
+    folder = here(place)
+    if folder is not None and cfg.name != "embedded" and cfg.pretrained:
+        load_part("model", lambda *_, **__: check_parameters(lambda: auto.from_config(shape), folder, cfg), place, cfg)
     return shape
 
 

@@ -15,7 +15,8 @@ from foura.errors import UserError
 from foura.escape import printable, redact
 from foura.schema import Config, defaults_since
 from foura.tracking.artifacts import Artifacts
-from foura.tracking.store import artifacts_of, open_store
+from foura.tracking.store import NOTE, artifacts_of, open_store
+from foura.tracking.ui import base_address, set_view
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -34,6 +35,7 @@ TAGS = (
     "seed",
     "data_fingerprint",
     "key",
+    "about",
     *ITEMS,
 )
 KEPT_LOOKS = 50  # as many as a tag of MLflow holds
@@ -58,6 +60,7 @@ class Sweep:
         command: the command that started the sweep; "" if unknown.
         margins: {key of the config's `margins`: value} as declared with the sweep.
         looks: earlier reports that saw other numbers of finished runs.
+        ui: the address of MLflow's UI.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Sweep:
     command: str
     margins: dict[str, float]
     looks: list[Look]
+    ui: str
 
     def history(self, run_id: str, metric: str) -> pd.Series:
         """The values of a metric by epoch (from 1)."""
@@ -91,6 +95,12 @@ class Sweep:
                 if path is not None:
                     parts.append(pd.read_csv(path).assign(run_id=run_id))
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def describe(self, lines: Sequence[str]) -> None:
+        """Make the verdicts and the command the description of the parent run, and give the sweep a view in the UI."""
+        set_view(self.client, self.experiment_id, self.name)
+        verdict = "\n".join(f"- {line.strip()}" for line in lines)
+        self.client.set_tag(self.parent_id, NOTE, f"{verdict}\n\n`{self.command}`"[:5000])
 
     def look(self) -> list[Look]:
         """Record this report on the parent run, unless no run has finished since the last one; returns all looks."""
@@ -130,6 +140,7 @@ def load_sweep(outputs: Path, name: str) -> Sweep:
         command=_shown(tags.get("command", "")),
         margins=json.loads(tags.get("margins") or "{}"),
         looks=[Look(**look) for look in json.loads(tags.get("looks") or "[]")],
+        ui=base_address(outputs),
     )
 
 

@@ -3,9 +3,11 @@
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from foura.analysis.statistics import compare, mean_interval, slope
+from foura.analysis.items import interval as interval_over_items
+from foura.analysis.statistics import LEAST, LEVEL, compare, mean_interval, slope
 from foura.metrics import COST, UPDATE, shown
 from foura.report.study import Measure, Study, by_condition
 
@@ -34,10 +36,14 @@ def summary(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def comparisons(study: Study, measure: Measure) -> pd.DataFrame:
+def comparisons(study: Study, measure: Measure, items: pd.DataFrame | None = None) -> pd.DataFrame:
     """Every other adapter against the baseline, condition by condition, on the seeds that both have.
 
-    All rows are of one family of tests (see foura.analysis.statistics). "unpaired" has the seeds that only one of both has.
+    All rows are of one family of tests (see foura.analysis.statistics). "unpaired" has the seeds that only one of both has;
+    "items_low" and "items_high" are the interval over seeds and test items, nan where it is not known.
+
+    Args:
+        items: test_items.csv of the runs, with a column run_id.
     """
     pairs = []
     for condition, part in by_condition(study.finished, study.conditions):
@@ -54,7 +60,8 @@ def comparisons(study: Study, measure: Measure) -> pd.DataFrame:
         item = measure.item(pd.concat([own, base]))
         found = compare(values, others, measure.more_is_better, len(pairs), _margin(measure, base), item)
         unpaired = ", ".join(str(seed) for seed in sorted(set(values) ^ set(others)))
-        rows.append({**case, **found.__dict__, "unpaired": unpaired, "item": item})
+        low, high = _over_items(study, measure, own, base, items, len(pairs))
+        rows.append({**case, **vars(found), "unpaired": unpaired, "item": item, "items_low": low, "items_high": high})
     return pd.DataFrame(rows)
 
 
@@ -87,7 +94,25 @@ def intervals(study: Study, measure: Measure) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _by_seed(rows: pd.DataFrame, column: str) -> dict[int, float]:
+def _over_items(
+    study: Study, measure: Measure, own: pd.DataFrame, base: pd.DataFrame, items: pd.DataFrame | None, tests: int
+) -> tuple[float, float]:
+    """The interval of a difference over seeds and test items; nan where the items are not known or not the same for all."""
+    split_seed, key = "param:dataset.split_seed", measure.column.removeprefix("test/")
+    same = split_seed not in study.finished or study.finished[split_seed].nunique() == 1
+    if items is None or key not in items or not measure.column.startswith("test/") or not same:
+        return math.nan, math.nan
+    values = {run_id: part.to_numpy() for run_id, part in items.groupby("run_id")[key]}
+    candidate, baseline = _by_seed(own, "run_id"), _by_seed(base, "run_id")
+    shared = sorted(set(candidate) & set(baseline))
+    found = [values.get(side[seed], np.empty(0)) for side in (candidate, baseline) for seed in shared]
+    sizes = {len(one) for one in found}
+    if len(shared) < LEAST or len(sizes) > 1 or min(sizes) < 2 or np.isnan(found).any():
+        return math.nan, math.nan
+    return interval_over_items(np.stack(found[: len(shared)]) - np.stack(found[len(shared) :]), LEVEL / tests)
+
+
+def _by_seed(rows: pd.DataFrame, column: str) -> dict[int, Any]:
     return dict(zip(rows["seed"], rows[column], strict=True))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from foura.atomic import write_bytes, write_text
 from foura.metrics import CURVE, METRICS, shown
 from foura.report import compare, plots, tables, updates, verdicts
 from foura.report.collect import Look, Sweep, load_sweep
@@ -17,7 +18,10 @@ from foura.report.forest import forest
 from foura.report.overview import over_tasks, overview_figure, overview_lines, overview_note
 from foura.report.study import Measure, Study, studies, with_layers
 from foura.report.style import Panel, image, on_page
+from foura.untrusted import Folder
 
+VERDICTS = "verdicts.txt"  # beside the page: its verdicts as plain text
+TOLD = 12  # comparisons of a measure that are told one by one in it
 ARTIFACT_RUNS = 60  # runs of a study whose layer tables are read, at least one of each adapter and condition
 GRIDS = 4  # runs whose generated images are shown
 PARTS = {"train": "train_eval", "val": "val"}
@@ -48,13 +52,15 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
         UserError: no such sweep, or a sweep without runs.
     """
     sweep = load_sweep(outputs, name)
-    folder = into or outputs / "sweeps" / name / "report"
+    # in a folder of other people's, the report's could be a link to anywhere
+    folder = into or Folder(outputs / "sweeps").place(f"{name}/report")
     folder.mkdir(parents=True, exist_ok=True)
     found = studies(sweep.runs, sweep.tune, sweep.margins)
     looks = sweep.look()
     sections = [
         Section(sweep, study, folder, f"{n}-" if len(found) > 1 else "").made(looks) for n, study in enumerate(found, 1)
     ]
+    overview = _overview(found, folder)
     tables.write_csv(sweep.runs, folder / "runs.csv")
     states = sweep.runs["state"].value_counts()
     template = jinja2.Template(files("foura.report").joinpath("page.html").read_text(encoding="utf-8"), autoescape=True)
@@ -62,17 +68,30 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
         name=name,
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         counts=f"{len(sweep.runs)} runs: " + ", ".join(f"{count} {state}" for state, count in states.items()),
-        overview=_overview(found, folder),
+        overview=overview,
         studies=sections,
         method=METHOD,
         provenance=tables.provenance_table(sweep),
         runs=tables.runs_table(sweep),
     )
+    told = _verdict_lines(overview, sections)
+    write_text(folder / VERDICTS, "\n".join(told) + "\n")
+    sweep.describe(told)
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     for file in sorted(folder.iterdir()):
         sweep.artifacts.log(sweep.parent_id, file, "report")
     return path
+
+
+def _verdict_lines(overview: dict[str, Any] | None, sections: list[dict[str, Any]]) -> list[str]:
+    """The verdicts as plain text; of tables with many comparisons only the total."""
+    lines = list(overview["lines"]) if overview else []
+    for section in sections:
+        lines += [section["title"]] if len(sections) > 1 else []
+        for answer in section["answers"]:
+            lines += [answer[0], *(f"  {line}" for line in answer[1 : TOLD + 1] if len(answer) <= TOLD + 1)]
+    return lines or ["No run has finished, so there is nothing to compare."]
 
 
 def _overview(found: list[Study], folder: Path) -> dict[str, Any] | None:
@@ -82,7 +101,7 @@ def _overview(found: list[Study], folder: Path) -> dict[str, Any] | None:
         return None
     tables.write_csv(table, folder / "tasks.csv")
     panel = overview_figure(table, found)
-    (folder / "tasks.svg").write_bytes(panel.svg)
+    write_bytes(folder / "tasks.svg", panel.svg)
     figure = Figure("", [{"source": on_page(panel.svg), "alt": panel.alt}])
     return {"lines": overview_lines(table, found), "figure": figure, "note": overview_note(found)}
 
@@ -102,7 +121,8 @@ class Section:
         )
         with_layers(study, self.layers)
         self.means = compare.summary(study)
-        self.compared = {measure.column: compare.comparisons(study, measure) for measure in study.measures}
+        items = sweep.tables(study.finished["run_id"].tolist(), "test_items.csv")
+        self.compared = {measure.column: compare.comparisons(study, measure, items) for measure in study.measures}
 
     def made(self, looks: list[Look]) -> dict[str, Any]:
         """What page.html shows of the study."""
@@ -113,7 +133,7 @@ class Section:
             "title": study.title,
             "answers": [verdicts.answer(self.compared[m.column], m, study) for m in study.answered],
             "more": verdicts.more_seeds(quality, self.sweep),
-            "notes": [verdicts.margins(study), verdicts.coverage(study), verdicts.repeated_looks(looks)],
+            "notes": [verdicts.margins(study), verdicts.coverage(study, quality), verdicts.repeated_looks(looks)],
             "forest": self._forest(),
             "quality": self._quality(),
             "means": tables.means_table(study, self.means),
@@ -213,7 +233,7 @@ class Section:
     def _figure(self, name: str, panels: list[Panel], caption: str) -> Figure:
         figure = Figure(caption)
         for panel in panels:
-            (self.folder / f"{self.prefix}{name}{panel.suffix}.svg").write_bytes(panel.svg)
+            write_bytes(self.folder / f"{self.prefix}{name}{panel.suffix}.svg", panel.svg)
             figure.panels.append({"source": on_page(panel.svg), "alt": panel.alt})
         return figure
 

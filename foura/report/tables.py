@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from foura.atomic import write_text
 from foura.escape import cell
 from foura.metrics import COST, UPDATE, shown
 from foura.report.collect import Sweep
@@ -13,8 +14,7 @@ from foura.report.compare import STATES
 from foura.report.rounding import decimals, fixed, plain, signed, with_spread
 from foura.report.study import Measure, Study, name_of
 from foura.report.verdicts import places_of
-
-UI = "http://127.0.0.1:5000"
+from foura.tracking.ui import run_address, runs_address
 
 
 @dataclass
@@ -61,6 +61,7 @@ def differences_table(study: Study, measure: Measure, table: pd.DataFrame) -> Sh
         *_keys(study),
         "difference",
         "interval",
+        "with test items",
         "p, adjusted",
         "detectable",
         "δ",
@@ -81,6 +82,7 @@ def differences_table(study: Study, measure: Measure, table: pd.DataFrame) -> Sh
                 *(plain(row[key]) for key in ("adapter", *study.conditions)),
                 signed(row["difference"], places),
                 bounds,
+                _bounds(row["items_low"], row["items_high"], places),
                 _p(row["p_adjusted"]),
                 fixed(row["detectable"], places),
                 fixed(row["margin"], max(places, decimals(row["margin"]) if row["margin"] < 1 else 0)),
@@ -127,10 +129,20 @@ def provenance_table(sweep: Sweep) -> Shown:
         ["command", sweep.command or "unknown"],
         ["code (git commit)", distinct("commit")],
         ["versions", distinct("versions")],
+        ["data and backbone", distinct("about")],
         ["data fingerprints", distinct("data_fingerprint")],
-        ["tracking", f"experiment {sweep.experiment_id}, parent run {sweep.parent_id}"],
+        ["tracking", (f"parent run {sweep.parent_id} in MLflow", _in_ui(sweep, sweep.parent_id))],
+        ["all runs in MLflow, while foura ui runs", (_all(sweep), _all(sweep))],
     ]
     return Shown("", ["", ""], rows)
+
+
+def _in_ui(sweep: Sweep, run_id: str) -> str:
+    return run_address(sweep.ui, sweep.experiment_id, run_id)
+
+
+def _all(sweep: Sweep) -> str:
+    return runs_address(sweep.ui, sweep.experiment_id, sweep.name)
 
 
 def runs_table(sweep: Sweep) -> Shown:
@@ -138,8 +150,7 @@ def runs_table(sweep: Sweep) -> Shown:
     columns = [c for c in ("state", "adapter", "rank", "seed", "test/acc", "test/loss", "best/loss") if c in sweep.runs]
     table = Shown("", ["run", *columns])
     for row in sweep.runs.to_dict("records"):
-        link = f"{UI}/#/experiments/{sweep.experiment_id}/runs/{row['run_id']}"
-        table.rows.append([(row["name"], link), *(plain(row[column]) for column in columns)])
+        table.rows.append([(row["name"], _in_ui(sweep, row["run_id"])), *(plain(row[column]) for column in columns)])
     return table
 
 
@@ -157,6 +168,10 @@ def _plain_table(title: str, study: Study, means: pd.DataFrame, headings: list[s
     return Shown(title, [*_keys(study), *have], rows if have else [], note)
 
 
+def _bounds(low: float, high: float, places: int) -> str:
+    return "–" if low != low else f"{signed(low, places)} to {signed(high, places)}"
+
+
 def _p(value: float) -> str:
     return "–" if value != value else "< 0.001" if value < 0.001 else fixed(value, 3)
 
@@ -165,4 +180,5 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, that a spreadsheet opens without computing anything in it."""
     safe = table.rename(columns=cell)
     texts = safe.select_dtypes(exclude="number").columns
-    safe.assign(**{name: safe[name].map(cell) for name in texts}).to_csv(path, index=False, float_format="%.6g")
+    shown = safe.assign(**{name: safe[name].map(cell) for name in texts})
+    write_text(path, shown.to_csv(index=False, float_format="%.6g"))

@@ -50,6 +50,8 @@ def reason(row: Mapping[str, Any]) -> str:
     places = places_of(row)
     low, high = (row["inner_low"], row["inner_high"]) if row["verdict"] == "equivalent" else (row["low"], row["high"])
     said = f"{signed(row['difference'], places)}, interval {signed(low, places)} to {signed(high, places)}"
+    if not math.isnan(row["items_low"]):
+        said += f"; over test items too {signed(row['items_low'], places)} to {signed(row['items_high'], places)}"
     margin = f"±{fixed(row['margin'], max(places, decimals(row['margin'])))}"
     if row["verdict"] == "equivalent":
         said += f", within {margin}"
@@ -117,8 +119,8 @@ def margins(study: Study) -> str:
     return text.strip()
 
 
-def coverage(study: Study) -> str:
-    """What varies between seeds, and so what an interval covers."""
+def coverage(study: Study, quality: pd.DataFrame) -> str:
+    """What varies between seeds, and so what an interval covers. quality: the comparisons of the study's quality."""
     keys = ["adapter", *study.conditions]
     varies = "data_fingerprint" in study.finished and bool(
         (study.finished.groupby(keys, dropna=False)["data_fingerprint"].nunique() > 1).any()
@@ -126,10 +128,14 @@ def coverage(study: Study) -> str:
     drawn = ", the order of the data and the draw of training items" if varies else " and the order of the data"
     items = study.finished.get("test_items", pd.Series(dtype=float)).dropna().unique()
     which = f"{items[0]:,.0f} test items" if len(items) == 1 else "test items"
-    text = (
-        f"Intervals cover what a seed changes: the start of the adapter{drawn}. They do not cover the choice of the {which}, "
-        "other data or other backbones."
-    )
+    text = f"Intervals cover what a seed changes: the start of the adapter{drawn}. "
+    if "items_low" in quality and quality["items_low"].notna().any():
+        text += (
+            f"The second interval, over test items too, also covers the choice of the {which}: another draw of as many. "
+            "Neither covers other data or other backbones; verdicts are by the first."
+        )
+    else:
+        text += f"They do not cover the choice of the {which}, other data or other backbones."
     if study.quality.split and len(items) == 0:
         text += " The number of test items was not recorded, so that steps of one item cannot be allowed for."
     return text

@@ -1,7 +1,6 @@
 """The files and final metrics of a run: its adapter, its tables and figures, and the last line on the terminal."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foura.analysis.overfitting import onset_epoch
+from foura.atomic import put, remove
 from foura.config import outputs_dir
 from foura.families import family_of
 from foura.families.task import Task
@@ -36,7 +36,7 @@ def save_adapter(task: Task, state: Mapping[str, Tensor], folder: Path) -> None:
         state: the `adapter_parameters` of the epoch to save.
     """
     target, scratch = folder / "adapter", folder / ".adapter.writing"
-    shutil.rmtree(scratch, ignore_errors=True)
+    remove(scratch)
     scratch.mkdir(parents=True)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if isinstance(task.model, PeftModel):
@@ -46,8 +46,7 @@ def save_adapter(task: Task, state: Mapping[str, Tensor], folder: Path) -> None:
         save_file(kept, scratch / "model.safetensors", metadata={"format": "pt"})
     for written in scratch.glob("*.safetensors"):
         write_checksum(written)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(scratch, target)
+    put(scratch, target)
 
 
 def final_metrics(
@@ -91,11 +90,11 @@ def log_artifacts(tracked: TrackedRun, folder: Path) -> None:
             tracked.log_artifact(artifact)
 
 
-def print_result(console: Console, title: str, metrics: dict[str, float], cfg: DictConfig) -> None:
-    """Print a table of the run's main metrics, and the command that shows the runs."""
+def print_result(console: Console, title: str, metrics: dict[str, float], cfg: DictConfig, folder: Path) -> None:
+    """Print a table of the run's main metrics, the place of its adapter, and the command that shows the runs."""
     metric = family_of(cfg).curve(cfg.dataset.format)
     key = metric.key
-    table = Table(title=f"{title}: {metric.label} of the selected epoch, and cost", title_justify="left", box=SIMPLE)
+    heading = f"{title}: {metric.label} of the selected epoch, and cost"
     rank = metrics.get("adapter/effective_rank")
     train, val = metrics[f"best/train_{key}"], metrics[f"best/{key}"]
     cells = {
@@ -109,9 +108,23 @@ def print_result(console: Console, title: str, metrics: dict[str, float], cfg: D
         "step ms": f"{metrics['cost/step_time_ms']:.0f}",
         "peak MB": f"{metrics['cost/peak_memory_mb']:,.0f}",
     }
+    console.print(_table_of(heading, cells, console.width))
+    outputs, adapter = os.path.relpath(outputs_dir(cfg)), os.path.relpath(folder / "adapter")
+    console.print(f"adapter: {adapter} (its README.md says how to load it)", soft_wrap=True)
+    console.print(f"Look at the runs: foura ui{'' if outputs == 'outputs' else ' ' + outputs} --open", soft_wrap=True)
+
+
+def _table_of(heading: str, cells: Mapping[str, str], width: int) -> Table:
+    """One row, or a row per cell where the terminal is too narrow for all of them: numbers are never cut."""
+    table = Table(title=heading, title_justify="left", box=SIMPLE)
+    if width < sum(max(len(name), len(value)) + 3 for name, value in cells.items()):
+        table.show_header = False
+        table.add_column()
+        table.add_column(justify="right")
+        for name, value in cells.items():
+            table.add_row(name, value)
+        return table
     for name in cells:
         table.add_column(name, justify="right")
     table.add_row(*cells.values())
-    console.print(table)
-    outputs = os.path.relpath(outputs_dir(cfg))
-    console.print(f"Look at the runs: foura ui{'' if outputs == 'outputs' else ' ' + outputs}")
+    return table

@@ -1,6 +1,5 @@
 """Checkpointing: after every epoch, every ten minutes within one, and on SIGINT or SIGTERM."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 
 from foura import distributed
+from foura.atomic import put
 from foura.run.signals import Signals
 
 SAVE_EVERY = 600.0  # seconds between checkpoints within an epoch
@@ -62,7 +62,7 @@ class Checkpoint(Callback):
         scratch = self.path.with_suffix(".writing")
         trainer.save_checkpoint(scratch)
         if distributed.is_main():
-            os.replace(scratch, self.path)
+            put(scratch, self.path)
         self.saved = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,15 +10,19 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from foura.adapter import freeze_gates
-from foura.adapter.freeze import foura_layers
+from foura.adapter.gates import GATES
 from foura.adapter.merging import untie
+from foura.atomic import new_folder
 from foura.backbone import Backbone
 from foura.errors import UserError, reason
 from foura.families import build, family_of
+from foura.families.family import Parts
+from foura.files import read_json
 from foura.logs import quiet
 from foura.methods import method_of
 from foura.run.load import check_adapter, load_adapter, load_bare, read_config, rebuild
 from foura.run.loop import Loaders
+from foura.untrusted import WEIGHTS, Folder
 
 KEPT = ("adapter_config.json", "adapter_model.safetensors", "model.safetensors", "README.md")  # of an adapter's folder
 # Largest difference of merged and unmerged outputs, as a share of the largest output. Half precision rounds W + ΔW, and a
@@ -41,8 +45,11 @@ def export(run: Path, to: str, out: Path, freeze: bool = False, per_layer_ranks:
     Raises:
         UserError: this adapter does not have the form; the sentence names those that it has.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already; name a folder that does not.")
+    with new_folder(out) as scratch:
+        return _export(run, to, scratch, freeze, per_layer_ranks)
+
+
+def _export(run: Path, to: str, out: Path, freeze: bool, per_layer_ranks: bool) -> str:
     quiet()
     cfg = read_config(run)
     family, method = family_of(cfg), method_of(cfg)
@@ -55,14 +62,16 @@ def export(run: Path, to: str, out: Path, freeze: bool = False, per_layer_ranks:
         return _copy(run, cfg, out)
     if to != "merged" and not method.exports:
         raise UserError(f"adapter={cfg.adapter.name} is saved in its own form already: use --to peft or --to merged.")
-    backbone = rebuild(run, cfg)
+    gated = method.trained is None and _is_gated(run)
+    if gated and not freeze:
+        raise UserError("this adapter's gate depends on the input, so it is not a single update: add --freeze.")
+    parts = _with_data(cfg) if gated else None
+    backbone = rebuild(run, cfg) if parts is None else parts.backbone
     if method.trained is not None:
         return _save_merged(backbone, load_bare(run, backbone, cfg), cfg, out)
     model: Any = load_adapter(backbone.model, run, cfg)
-    if depends_on_input(model):
-        if not freeze:
-            raise UserError("this adapter's gate depends on the input, so it is not a single update: add --freeze.")
-        _freeze(model, cfg)
+    if parts is not None:
+        freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
     if to == "merged":
         return _save_merged(backbone, model, cfg, out)
     try:
@@ -71,17 +80,16 @@ def export(run: Path, to: str, out: Path, freeze: bool = False, per_layer_ranks:
         raise UserError(f"--to {to}: {reason(error)}") from error
 
 
-def depends_on_input(model: nn.Module) -> bool:
-    """True for an adapted model with a FouRA gate that depends on the input, so that it cannot be merged."""
-    return any(layer.foura_gate for layer in foura_layers(model).values())
+def _is_gated(run: Path) -> bool:
+    gate = read_json(run / "adapter" / "adapter_config.json").get("gate")
+    return isinstance(gate, str) and gate in GATES and GATES[gate].depends_on_input
 
 
-def _freeze(model: nn.Module, cfg: DictConfig) -> None:
+def _with_data(cfg: DictConfig) -> Parts:
     try:
-        parts = build(cfg)
+        return build(cfg)
     except UserError as error:
         raise UserError(f"--freeze calibrates the gate on the run's training data: {error}") from error
-    freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
 
 
 def _save_merged(backbone: Backbone, model: Any, cfg: DictConfig, out: Path) -> str:
@@ -144,7 +152,8 @@ def _copy(run: Path, cfg: DictConfig, out: Path) -> str:
     if method_of(cfg).trained is None:
         check_adapter(run / "adapter", cfg)
     out.mkdir(parents=True)
+    adapter = Folder(run / "adapter")
     for name in KEPT:
-        if (run / "adapter" / name).is_file():
-            shutil.copyfile(run / "adapter" / name, out / name)
+        if adapter.has(name):
+            shutil.copyfile(adapter.file(name, WEIGHTS), out / name)
     return "the adapter as it was saved, for PEFT (after `import foura` where its peft_type is FOURA)."

@@ -4,45 +4,25 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from peft import PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from foura.adapter.checks import check_patterns
 from foura.backbone import Backbone
-from foura.config import check, explain, register
+from foura.config import check, read, register
 from foura.errors import UserError, reason
 from foura.families import build, family_of
 from foura.files import here, read_json, read_text, read_weights, unfit
 from foura.methods import method_of
 from foura.methods.attach import unfreeze
 from foura.methods.state import adapter_parameters
-from foura.schema import Config
+from foura.run.adapter_config import check_fields
+from foura.untrusted import CONFIG, WEIGHTS, Folder
 
-# whole numbers in PEFT's configs that tensors and loops are made from, or {layer: number}
-SIZES: tuple[str, ...] = ("r", "init_r", "target_r", "rank_pattern", "n_frequency", "n_frequency_pattern")
-SIZES += ("block_size", "block_size_pattern", "oft_block_size", "num_cayley_neumann_terms", "mini_r", "hybrid_r")
-SIZES += (
-    "gralora_k",
-    "num_subspaces",
-    "subspace_rank",
-    "num_B",
-    "stride_A",
-    "depth",
-    "u",
-    "num_vectors",
-    "vector_length",
-)
-SIZES += ("topk", "theta_d_length", "group_size", "psoft_svd_lowrank_niter", "boft_block_size", "boft_block_num")
-SIZES += ("boft_n_butterfly_factor", "effective_rank")
-MOST_SIZE = 4096  # in a config, beside the sizes of the weights themselves
 # keys that may hold a path
 PATHS = ("backbone.name", "backbone.pretrained", "dataset.path")
-# PEFT imports the module that the first names and uses another wrapper for the second; no run writes either
-UNWRITTEN = ("megatron_config", "task_type")
 
 
 def read_config(run: Path) -> DictConfig:
@@ -52,17 +32,18 @@ def read_config(run: Path) -> DictConfig:
         UserError: it is not the folder of a finished run, or no run can have this config.
     """
     path = run / "config.yaml"
-    if not path.is_file():
+    if not Folder(run).has(path):
         raise UserError(f"{run} is not a finished run: it has no config.yaml.")
     register()
-    cfg = _parsed(path)
+    cfg = read(path, Folder(run))
     try:
         check(cfg)
     except UserError as error:
         raise UserError(f"{path} is not the config of a run: {error}") from None
     adapter = run / "adapter" / ("model.safetensors" if method_of(cfg).trained else "adapter_config.json")
-    if not adapter.is_file():
+    if not Folder(run).has(adapter):
         raise UserError(f"{run} is not a finished run: it has no {adapter.relative_to(run)}.")
+    Folder(run).file(adapter, WEIGHTS)
     _find_again(cfg, run)
     return cfg
 
@@ -72,7 +53,7 @@ def _find_again(cfg: DictConfig, run: Path) -> None:
 
     Hydra has noted it; of a run that was moved to where it is not, the folders above the run are tried.
     """
-    noted = _noted_folder(run / ".hydra" / "hydra.yaml")
+    noted = _noted_folder(run)
     started = here(noted) if noted else None
     places = run.absolute().parents if started is None else [started]
     for key in PATHS:
@@ -85,12 +66,13 @@ def _find_again(cfg: DictConfig, run: Path) -> None:
                 OmegaConf.update(cfg, key, str(found))
 
 
-def _noted_folder(path: Path) -> str:
+def _noted_folder(run: Path) -> str:
     """The folder that a run was started in, from Hydra's notes; "" where they do not say."""
     try:
-        noted = re.search(r"^ +cwd: (.+)$", read_text(path), flags=re.MULTILINE)  # unparsed: a file of anyone's
+        text = read_text(run / ".hydra" / "hydra.yaml", Folder(run), CONFIG)
     except UserError:
         return ""
+    noted = re.search(r"^ +cwd: (.+)$", text, flags=re.MULTILINE)  # unparsed: a file of anyone's
     return noted[1].strip().strip("'\"") if noted else ""
 
 
@@ -101,7 +83,7 @@ def saved_weights(run: Path, cfg: DictConfig) -> dict[str, Any]:
         UserError: the files are damaged, unsafe, or of another method than the run's config says.
     """
     if method_of(cfg).trained is not None:
-        return read_weights(run / "adapter" / "model.safetensors")
+        return read_weights(run / "adapter" / "model.safetensors", Folder(run))
     state = check_adapter(run / "adapter", cfg)
     return {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
 
@@ -116,19 +98,6 @@ def rebuild(run: Path, cfg: DictConfig) -> Backbone:
     return build(cfg).backbone if family.backbone is None else family.backbone(cfg, saved_weights(run, cfg))
 
 
-def _parsed(path: Path) -> Any:
-    """The file merged into the schema, which gives its values their types."""
-    text = read_text(path)
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError("it refers to its own parts, which no run writes and which can grow without end")
-        return OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path} is not the config of a run: {explain(error)}") from None
-    except Exception as error:  # the parsers of YAML and OmegaConf raise many kinds
-        raise UserError(f"{path} is not the config of a run: {reason(error)}") from None
-
-
 def load_bare(run: Path, backbone: Backbone, cfg: DictConfig) -> nn.Module:
     """Load the weights that adapter=full or adapter=head has trained into the backbone.
 
@@ -138,7 +107,7 @@ def load_bare(run: Path, backbone: Backbone, cfg: DictConfig) -> nn.Module:
     path = run / "adapter" / "model.safetensors"
     trained = method_of(cfg).trained
     assert trained is not None
-    state, model = read_weights(path), unfreeze(backbone, trained)
+    state, model = read_weights(path, Folder(run)), unfreeze(backbone, trained)
     wrong = unfit(state, adapter_parameters(model))
     if wrong:
         raise UserError(f"{path} does not fit this run's model: {wrong}.")
@@ -173,34 +142,21 @@ def check_adapter(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: the files are damaged or unsafe, or of another method than the run's config says.
     """
-    weights, path = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    if not weights.exists():
+    inside, weights, path = Folder(folder), folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    if not inside.has(weights):
         pickled = " Its adapter_model.bin is a pickle, which can run code: where you trust it, save it as safetensors."
-        has = pickled if (folder / "adapter_model.bin").exists() else ""
-        raise UserError(f"{folder} has no adapter_model.safetensors.{has}")
-    described = read_json(path)
+        raise UserError(f"{folder} has no {weights.name}.{pickled if inside.has('adapter_model.bin') else ''}")
+    described = read_json(path, inside)
     wanted = method_of(cfg).peft_type(cfg.adapter)
     if described.get("peft_type") != wanted:
         raise UserError(f"{path} is of peft_type {described.get('peft_type')!r}; the run is of {wanted}.")
-    for field in UNWRITTEN:
-        if described.get(field) is not None:
-            raise UserError(f"{path} sets {field}, which no run writes.")
     start = cfg.adapter.options.get("init_lora_weights", True)  # loading an adapter makes its start anew
     if described.get("init_lora_weights", start) != start:
         raise UserError(f"{path} sets init_lora_weights={described['init_lora_weights']}; the run has {start}.")
-    state = read_weights(weights)
-    _check_sizes(path, described, max([MOST_SIZE, *(size for tensor in state.values() for size in tensor.shape)]))
+    kind, state = PEFT_TYPE_TO_CONFIG_MAPPING[described["peft_type"]], read_weights(weights, inside)
+    check_fields(path, described, kind, state)
     try:
-        check_patterns(PEFT_TYPE_TO_CONFIG_MAPPING[described["peft_type"]].from_pretrained(str(folder)))
+        check_patterns(kind.from_pretrained(str(folder)))
     except (TypeError, ValueError, AttributeError, KeyError) as error:  # of classes that take what is in the file
         raise UserError(f"{path} is not the config of an adapter: {reason(error)}") from None
     return state
-
-
-def _check_sizes(path: Path, described: dict[str, Any], largest: int) -> None:
-    for field in SIZES:
-        value = described.get(field)
-        for size in value.values() if isinstance(value, dict) else [] if value is None else [value]:
-            number = len(size) if isinstance(size, list) else size  # AdaLoRA's pattern has a truth value per rank
-            if not isinstance(number, int) or not 0 <= number <= largest:
-                raise UserError(f"{path}: {field}={value} is not a size that its weights have.")

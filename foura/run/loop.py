@@ -22,7 +22,7 @@ from foura.errors import UserError, reason
 from foura.families.task import Task
 from foura.methods import method_of
 from foura.run.processes import process_count
-from foura.run.steps import optimizer_steps
+from foura.run.steps import check_limits, optimizer_steps
 
 BATCHES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
 
@@ -103,6 +103,8 @@ class Loaders:
 
     def steps(self) -> int:
         """The number of optimizer steps that the run will make."""
+        evaluated = min(len(loader) for loader in self.evaluation())
+        check_limits(self.cfg.trainer, {"train": len(self.train), "val": evaluated, "test": len(self.test())})
         return optimizer_steps(self.cfg.trainer, len(self.train))
 
     def _fixed(self, dataset: Any) -> DataLoader:

@@ -1,15 +1,18 @@
 """The progress of a run on the terminal: a bar with ETA, or plain lines where the output is not a terminal."""
 
 import time
+from collections.abc import Iterable
 
 from pytorch_lightning import Trainer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import Progress, TaskID
+from rich.text import Text
 
 from foura.metrics import Metric
 
 LOG_WIDTH = 120  # columns where there is no terminal
 LINES = 10  # of a run, about
+SHORTEST, LONGEST = 8, 40  # characters of a bar
 
 
 def make_console(quiet: bool) -> Console:
@@ -18,6 +21,42 @@ def make_console(quiet: bool) -> Console:
     if not console.is_terminal:
         console.width = LOG_WIDTH
     return console
+
+
+def progress_line(width: int, title: str, done: int, total: int, left: float | None, metrics: Iterable[str]) -> str:
+    """One line of at most `width` characters: title, bar, count, metrics, time left.
+
+    Where it is too narrow, the bar goes first, then the title, then the metrics; count and time left are never cut.
+
+    Args:
+        left: seconds until the end; None if it is not known. metrics: the same in several lengths, the longest first.
+    """
+    count, eta = f"{done}/{total}", f"ETA {'-:--:--' if left is None else _clock(left)}"
+    room = width - len(count) - len(eta) - 1
+    shown = next((text for text in metrics if len(text) + 1 <= room), "")
+    room -= len(shown) + 1 if shown else 0
+    title = title if len(title) + 1 <= room else ""
+    room -= len(title) + 1 if title else 0
+    size = min(room - 1, LONGEST)
+    filled = size * done // max(total, 1)
+    bar = "━" * filled + "─" * (size - filled) if size >= SHORTEST else ""
+    return " ".join(part for part in (title, bar, count, shown, eta) if part)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(max(seconds, 0.0)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+class _Line(Progress):
+    """A progress display of one line, as `progress_line` lays it out."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            metrics = task.fields["metrics"]
+            done, total = int(task.completed), int(task.total or 0)
+            width = self.console.width
+            yield Text(progress_line(width, task.description, done, total, task.time_remaining, metrics), no_wrap=True)
 
 
 class ProgressDisplay:
@@ -38,13 +77,9 @@ class ProgressDisplay:
         self.began, self.first = time.monotonic(), trainer.global_step
         self.total = steps
         if self.bar:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metrics]}", markup=False))
-            times = (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
-            self.progress = Progress(
-                TextColumn("{task.description}", markup=False), *columns, *times, console=self.console
-            )
+            self.progress = _Line(console=self.console)
             self.progress.start()
-            self.row = self.progress.add_task(self.title, total=self.total, metrics="")
+            self.row: TaskID = self.progress.add_task(self.title, total=self.total, metrics=())
 
     def step(self, trainer: Trainer) -> None:
         """An optimizer step is done."""
@@ -57,7 +92,7 @@ class ProgressDisplay:
         train, val, gap = (row[f"{part}/{key}"] for part in ("train_eval", "val", "gap"))
         text = f"{key} train {train:.3f} val {val:.3f} gap {gap:+.3f}"
         if self.progress is not None:
-            self.progress.update(self.row, metrics=text)
+            self.progress.update(self.row, metrics=(text, f"{key} val {val:.3f} gap {gap:+.3f}", f"val {val:.3f}"))
         elif self.lines:
             self._line(trainer, text)
 

@@ -11,10 +11,13 @@ from torch import Tensor
 from foura import distributed
 from foura.adapter.freeze import foura_layers
 from foura.adapter.gates import OPEN
+from foura.files import write_csv
 from foura.methods.state import adapter_parameters, load_adapter_parameters
 from foura.metrics import METRICS
 from foura.run.progress import ProgressDisplay
 from foura.tracking.tracked_run import TrackedRun
+
+ITEMS = "test_items.csv"
 
 
 class Recorder(Callback):
@@ -141,10 +144,22 @@ class OpenRanks:
 
 
 class FinalMeasures(Callback):
-    """Adds the task's further metrics to those of the test, while the model is still on its device."""
+    """After the test, while the model is still on its device: adds the task's further metrics, and keeps those of each item."""
 
     def __init__(self, data: Any, folder: Path) -> None:
         self.data, self.folder = data, folder
 
     def on_test_end(self, trainer: Trainer, task: Any) -> None:
         task.tested |= task.final_measures(self.data, self.folder)
+        _write_items(task, self.folder)
+
+
+def _write_items(task: Any, folder: Path) -> None:
+    """Write test_items.csv: a row per test item, in the order of the test data, and a column per metric of `task.test_items`.
+
+    Not written by several processes, each of which has a part of the items.
+    """
+    if task.test_items and distributed.world_size() == 1:
+        columns = {key: torch.cat(parts).tolist() for key, parts in task.test_items.items()}
+        rows = zip(*([f"{value:.6g}" for value in values] for values in columns.values()), strict=True)
+        write_csv([dict(zip(columns, row, strict=True)) for row in rows], folder / ITEMS)

@@ -16,10 +16,12 @@ from typing import Any
 from foura.errors import UserError
 from foura.files import unfit
 from foura.tracking.status import DONE, RunStatus
+from foura.untrusted import MB, Folder
 
 PATIENCE = 2  # times that a run of a sweep may be killed at the same place before the sweep skips it
 LEFT = ("running", "interrupted", "failed")  # states of runs that may resume
 # the parts of a checkpoint: Lightning's, and what our tasks add
+LEAST_MOST, MOST_PER_BYTE = 256 * MB, 16  # bytes of a checkpoint, and beside them per byte of what is trained
 KEYS = {"epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "task"}
 
 
@@ -84,19 +86,33 @@ def usable(path: Path, trained: dict[str, Any]) -> bool:
     import torch
 
     try:
-        if not path.is_file():
-            return False
+        held = sum(value.numel() * value.element_size() for value in trained.values())
+        path = Folder(path.parent).file(path.name, LEAST_MOST + MOST_PER_BYTE * held)
         with zipfile.ZipFile(path) as file:
             if any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist()):
                 return False
             if file.testzip() is not None:  # torch.load does not verify the checksums
                 return False
         found = torch.load(path, weights_only=True, map_location="cpu")
-        if not found.keys() >= KEYS or not isinstance(found["epoch"], int):
+        if not found.keys() >= KEYS or not isinstance(found["epoch"], int) or _expanded(found):
             return False
         return unfit(found["state_dict"], {f"model.{name}": value for name, value in trained.items()}) is None
     except Exception:  # the parsers of zip, of pickle and of PyTorch raise whatever a damaged file leads them to
         return False
+
+
+def _expanded(found: Any) -> bool:
+    """True if a tensor is larger than what is stored of it, which takes no room in the file: it would once it is copied."""
+    waiting = [found]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list | tuple):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif hasattr(value, "untyped_storage"):
+            stored = value.untyped_storage().nbytes()
+            if value.numel() * value.element_size() > stored:
+                return True
+    return False
 
 
 def place(path: Path) -> str:

@@ -6,11 +6,11 @@ from typing import Any
 from omegaconf import DictConfig
 from pytorch_lightning import Trainer, seed_everything
 from rich.console import Console
-from torch import nn
 
 from foura import distributed
 from foura.backbone import describe_share
 from foura.errors import Interrupted, UserError
+from foura.escape import printable
 from foura.families import build, family_of
 from foura.families.family import Parts
 from foura.families.task import Task
@@ -20,8 +20,10 @@ from foura.methods.attach import attach
 from foura.methods.state import adapter_parameters
 from foura.run.artifacts import draw, final_metrics, log_artifacts, print_result, save_adapter
 from foura.run.before import Before, check_forgetting
+from foura.run.card import write_card
 from foura.run.checkpoint import Checkpoint
 from foura.run.cost import Cost, step_gflops
+from foura.run.facts import facts
 from foura.run.layers import layer_table
 from foura.run.loop import Loaders, check_devices, trainer_of
 from foura.run.progress import ProgressDisplay, make_console
@@ -45,16 +47,16 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
         UserError: a config, data or a backbone that cannot work; `Diverged` for a NaN loss.
     """
     quiet()
-    console, title = make_console(not distributed.is_main()), f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}"
+    console, title = make_console(not distributed.is_main()), _title(cfg)
     check_devices(cfg)
     check_forgetting(cfg)
     seed_everything(cfg.seed, verbose=False)
     parts = build(cfg)
     before, loaders = Before(parts, cfg), Loaders(parts.data, cfg)
     seed_everything(cfg.seed, verbose=False)  # the adapter starts alike, whatever the data drew from the generator
-    model = _attached(console, title, parts, cfg, sweep, steps=loaders.steps())
-    start_from(model, cfg)
-    with tracked_run(cfg, status, parts.data, model, title, sweep, console) as (tracked, checkpoint, resumed):
+    about = _say(console, title, parts, cfg, sweep, folder)
+    model = start_from(attach(parts.backbone, cfg, steps=loaders.steps()), cfg)
+    with tracked_run(cfg, status, parts.data, model, about, sweep, console) as (tracked, checkpoint, resumed):
         task, cost = parts.task(model), Cost()
         task.before, task.steps = before.parameters, loaders.steps()
         recorder = Recorder(cfg.select, tracked, _display(console, title, cfg, sweep), folder)
@@ -68,10 +70,15 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
         table = _table(task, loaders, before)
         metrics = final_metrics(task, cfg, best, table, folder) | before.forgetting(parts, task.model, cfg) | costs
         draw(task, recorder.epoch or 0, table, title, folder)
-        _record(metrics, tracked, status, folder)
+        write_card(cfg, folder, about, metrics, parts.data)
+        _record(metrics, cfg, tracked, status, folder)
     if sweep is None:
-        print_result(console, title, metrics, cfg)
+        print_result(console, title, metrics, cfg, folder)
     return metrics
+
+
+def _title(cfg: DictConfig) -> str:
+    return printable(f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}")
 
 
 def _display(console: Console, title: str, cfg: DictConfig, sweep: str | None) -> ProgressDisplay:
@@ -79,12 +86,18 @@ def _display(console: Console, title: str, cfg: DictConfig, sweep: str | None) -
     return ProgressDisplay(console, title, metric, bar=cfg.trainer.enable_progress_bar, lines=sweep is None)
 
 
-def _attached(console: Console, title: str, parts: Parts, cfg: DictConfig, sweep: str | None, steps: int) -> nn.Module:
-    """The backbone with the adapter. A single run prints the share of the linear weights that is adapted."""
-    backbone = parts.backbone
+def _say(console: Console, title: str, parts: Parts, cfg: DictConfig, sweep: str | None, folder: Path) -> str:
+    """Print what the run is about, which is returned, and the share of the weights that is adapted.
+
+    Of a sweep, the first run alone prints: a sweep has a line per run.
+    """
+    about = facts(cfg, parts.data)
+    if sweep is None or len(list(folder.parent.glob("*/status.json"))) == 1:
+        console.print(about, soft_wrap=True)
     if sweep is None and method_of(cfg).trained is None:
+        backbone = parts.backbone
         console.print(f"{title}: {describe_share(backbone.model, backbone.targets, backbone.head)}")
-    return attach(backbone, cfg, steps=steps)
+    return about
 
 
 def _fit(
@@ -125,10 +138,10 @@ def _selected(trainer: Trainer, task: Task, recorder: Recorder, loaders: Loaders
     return task.history.pop()
 
 
-def _record(metrics: dict[str, float], tracked: TrackedRun, status: RunStatus, folder: Path) -> None:
+def _record(metrics: dict[str, float], cfg: DictConfig, tracked: TrackedRun, status: RunStatus, folder: Path) -> None:
     tracked.log_metrics(metrics)
     log_artifacts(tracked, folder)
-    status.fields["metrics"] = metrics
+    status.fields |= {"metrics": metrics, "curve": family_of(cfg).curve(cfg.dataset.format).key}
 
 
 def _table(task: Task, loaders: Loaders, before: Before) -> list[dict[str, Any]]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from foura import distributed
+from foura.atomic import write_text
 from foura.config import check, check_used, run_key
-from foura.errors import UserError, cannot_write, first_line, out_of_memory, reason
+from foura.errors import UserError, cannot_write, first_line, out_of_memory, reason, shared_memory_full
 from foura.run import resume, worker
 from foura.run.processes import process_count
 from foura.run.signals import handle_sigterm
@@ -54,11 +55,13 @@ def _main_process(cfg: DictConfig, folder: Path, sweep: str | None, again: bool)
                 return False
             resume.clear(status, key, force=cfg.force)
             status.write("running", key=key, run_id=status.previous.get("run_id"))
-            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             if processes > 1 and not distributed.started():
                 worker.launch(folder, status, processes, sweep)
                 return True
             needed = distributed.broadcast(True)
+            if sweep is None:
+                print(f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}: loading …", flush=True)
             worker.load_run()(cfg, folder, status, sweep)
             return True
     finally:
@@ -69,6 +72,11 @@ def _main_process(cfg: DictConfig, folder: Path, sweep: str | None, again: bool)
 def _sentence(error: Exception, folder: Path) -> str | None:
     """The sentence for an error of memory or disk; None for one that has its sentence already, and for a bug."""
     cause = error.__cause__ or error  # loading a model turns any failure into "could not be loaded"
+    if shared_memory_full(error) and not isinstance(error, UserError):
+        return (
+            f"the shared memory of this machine or container is full ({first_line(error)[:200]}), through which workers hand "
+            "over their batches. Set dataset.num_workers=0, or make /dev/shm larger (docker run --shm-size=2g)."
+        )
     if out_of_memory(cause):
         return (
             f"out of memory ({reason(cause)[:200]}). Lower dataset.batch_size or dataset.eval_batch_size, or set "

@@ -21,26 +21,27 @@ FREE: tuple[str, ...] = (*RESERVED, "init_r", "target_r", "tinit", "tfinal", "de
 FREE += ("beta1", "beta2", "orth_reg_weight", "lora_dropout", "foura_dropout", "runtime_config", "loftq_config")
 
 
-def start_from(model: nn.Module, cfg: DictConfig) -> None:
-    """Load the adapter that `cfg.adapter.start_from` names into the model, in place; nothing for None.
+def start_from(model: nn.Module, cfg: DictConfig) -> nn.Module:
+    """The model, changed in place: with the adapter that `cfg.adapter.start_from` names; as it is for None.
 
     Raises:
         UserError: there is none at that place, it is damaged, or it is of another method, with other settings or shapes.
     """
     if cfg.adapter.start_from is None:
-        return
+        return model
     folder, method = place(cfg), method_of(cfg)
     if method.trained is not None:
         state = read_weights(folder / "model.safetensors")
         _check_fit(state, adapter_parameters(model), folder)
         model.load_state_dict(state, strict=False)
-        return
+        return model
     assert isinstance(model, PeftModel)
     state = check_adapter(folder, cfg)
     _check_settings(read_json(folder / "adapter_config.json"), model.peft_config["default"], folder)
     as_saved: Any = {"state_dict": method.saved(model, model.state_dict()), "save_embedding_layers": False}
     _check_fit(state, get_peft_model_state_dict(model, **as_saved), folder)
     method.load_saved(model, state)
+    return model
 
 
 def place(cfg: DictConfig) -> Path:

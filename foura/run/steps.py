@@ -1,6 +1,7 @@
 """The number of optimizer steps of a run: the one that every schedule is planned over, and that the progress shows."""
 
 import math
+from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
@@ -35,6 +36,25 @@ def optimizer_steps(trainer: DictConfig, batches: int) -> int:
         return most
     steps = math.ceil(_limited(batches, limit) / trainer.accumulate_grad_batches) * epochs
     return steps if most == -1 else min(steps, most)
+
+
+def check_limits(trainer: DictConfig, batches: Mapping[str, int]) -> None:
+    """Refuse limits that leave nothing to train on, to select the epoch by or to test: Lightning says so after the training.
+
+    Args:
+        batches: {"train", "val", "test": number of batches}.
+
+    Raises:
+        UserError: one of these.
+    """
+    if trainer.fast_dev_run:
+        return
+    for name, count in batches.items():
+        key = f"limit_{name}_batches"
+        if name != "test" and trainer.overfit_batches:
+            key = "overfit_batches"
+        if _limited(count, trainer[key]) == 0:
+            raise UserError(f"trainer.{key}={trainer[key]} of {count} batches is none, and a run needs one; raise it.")
 
 
 def _limited(batches: int, limit: float | None) -> int:

@@ -1,5 +1,6 @@
 """The run in the tracking store: started or resumed, and closed with the state in which the run ended."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,17 +12,20 @@ from torch import nn
 
 from foura import distributed
 from foura.config import outputs_dir, run_key, scientific
+from foura.data.run_data import RunData
 from foura.methods import method_of
 from foura.methods.state import adapter_parameters
 from foura.run import resume
+from foura.run.naming import command_of, run_name
 from foura.run.start_from import described
 from foura.tracking.status import RunStatus, state_of
+from foura.tracking.store import NOTE
 from foura.tracking.tracked_run import TrackedRun, Untracked, start_run
 
 
 @contextmanager
 def tracked_run(
-    cfg: DictConfig, status: RunStatus, data: Any, model: nn.Module, title: str, sweep: str | None, console: Console
+    cfg: DictConfig, status: RunStatus, data: RunData, model: nn.Module, about: str, sweep: str | None, console: Console
 ) -> Iterator[tuple[TrackedRun, Path, bool]]:
     """Context of a run from its training to its result: (the run in MLflow, the path of its checkpoint, true if it resumes).
 
@@ -36,13 +40,21 @@ def tracked_run(
         if resumed:
             tracked.reopen()
         else:
-            told = scientific(cfg), tags(cfg, data, sweep)
+            folder = tracked.folder
+            told = scientific(cfg), {**tags(cfg, data, sweep), "about": about, NOTE: command_of(folder)}
             tracked = start_run(
-                tracked.outputs, tracked.folder, title, *told, sweep, replaces=status.previous.get("run_id")
+                tracked.outputs,
+                folder,
+                run_name(cfg, folder, sweep),
+                *told,
+                sweep,
+                replaces=status.previous.get("run_id"),
+                dataset=_dataset(cfg, data),
             )
     resumed = distributed.broadcast(resumed)
     status.write("running", run_id=tracked.run_id)
     if resumed:
+        title = f"{cfg.adapter.name} r{cfg.rank} seed {cfg.seed}"
         console.print(f"{title}: resumes after {resume.place(checkpoint)} (force=true starts anew)")
     try:
         yield tracked, checkpoint, resumed
@@ -54,7 +66,17 @@ def tracked_run(
     status.fields["run_id"] = tracked.run_id
 
 
-def tags(cfg: DictConfig, data: Any, sweep: str | None) -> dict[str, Any]:
+def _dataset(cfg: DictConfig, data: RunData) -> dict[str, str]:
+    """The data as MLflow lists it, by its fingerprint."""
+    return {
+        "name": cfg.dataset.name,
+        "digest": data.fingerprint,
+        "source": str(cfg.dataset.path or f"bundled {cfg.dataset.source}"),
+        "profile": json.dumps(data.sizes),
+    }
+
+
+def tags(cfg: DictConfig, data: RunData, sweep: str | None) -> dict[str, Any]:
     """The MLflow tags of a run, by which a sweep's runs are grouped and compared."""
     return {
         "sweep": sweep or "",

@@ -5,19 +5,22 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from foura import distributed
+from foura.atomic import write_text
+from foura.config import read, register
 from foura.errors import Ended, Interrupted, UserError, traceback_of
+from foura.run.launch import run_processes
 from foura.run.signals import handle_sigterm
 from foura.tracking.status import RunStatus, read_json
+from foura.untrusted import Folder
 
 REFUSED = 3  # exit status of a process that ends with a sentence, which is in status.json
 BROKEN = 4  # … that ends with a traceback, which is in error-RANK.txt
@@ -42,11 +45,7 @@ def launch(folder: Path, status: RunStatus, processes: int, sweep: str | None) -
         Ended: with the state and the sentence that rank 0 left, or with those of a process that was killed.
         Interrupted: this process received a signal, and passed it on.
     """
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        ended = _wait_for(folder, processes, sweep)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    ended = _wait_for(folder, processes, sweep)
     left = read_json(folder / "status.json")
     status.fields.update({key: value for key, value in left.items() if key not in ("state", "error", "seconds")})
     if ended.signum and left.get("state") != "finished":
@@ -66,34 +65,14 @@ class _Outcome:
 
 
 def _wait_for(folder: Path, processes: int, sweep: str | None) -> _Outcome:
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    for name in logging.root.manager.loggerDict:
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # `launch` says what failed
-    plan = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    try:
-        elastic_launch(plan, sys.executable)("-m", "foura.run.worker", str(folder), sweep or "")
-    except ChildFailedError as error:
-        number, first = error.get_first_failure()
-        killed = [failure for failure in error.failures.values() if failure.exitcode == -signal.SIGKILL]
-        if killed:  # the errors of the others then only say that they lost it
-            return _Outcome(f"process {killed[0].local_rank} of {processes} was killed, as when memory runs out", True)
-        return _Outcome(f"process {number} of {processes} ended with status {first.exitcode}")
-    except (SignalException, KeyboardInterrupt) as error:
-        return _Outcome(signum=int(getattr(error, "sigval", signal.SIGINT)))
-    return _Outcome()
+    group = run_processes(folder, processes, sweep)
+    if group.signum:
+        return _Outcome(signum=group.signum)
+    killed = [rank for rank, status in group.ended.items() if status == -signal.SIGKILL]
+    if killed:  # the errors of the others then only say that they lost it
+        return _Outcome(f"process {killed[0]} of {processes} was killed, as when memory runs out", True)
+    failed = next(((rank, status) for rank, status in group.ended.items() if status), None)
+    return _Outcome(f"process {failed[0]} of {processes} ended with status {failed[1]}") if failed else _Outcome()
 
 
 def load_run() -> Callable[[DictConfig, Path, RunStatus, str | None], dict[str, float]]:
@@ -105,12 +84,14 @@ def load_run() -> Callable[[DictConfig, Path, RunStatus, str | None], dict[str, 
 
 
 def main() -> None:
-    """One process of `launch`: python -m foura.run.worker FOLDER SWEEP."""
+    """One process of `launch`: python -P -m foura.run.worker FOLDER SWEEP."""
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     folder, sweep = Path(sys.argv[1]), sys.argv[2] or None
     # a thread per core in each process is no faster, and far slower on a machine with few cores
     shared = max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(shared))
-    cfg: Any = OmegaConf.load(folder / "config.yaml")
+    register()
+    cfg = read(folder / "config.yaml", Folder(folder))
     handle_sigterm()
     distributed.init_process_group()
     run = load_run()
@@ -124,8 +105,15 @@ def main() -> None:
     except UserError:
         sys.exit(REFUSED)  # status.json has the sentence
     except Exception as error:
-        (folder / f"error-{distributed.rank()}.txt").write_text(traceback_of(error), encoding="utf-8")
+        write_text(folder / f"error-{distributed.rank()}.txt", traceback_of(error))
         sys.exit(BROKEN)
+
+
+def _end_with_launcher() -> None:
+    """End this process when the one that started it is gone, which holds the lock of the run: it has closed our stdin."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from foura import distributed
 from foura.config import outputs_dir
 from foura.errors import UserError, first_line, traceback_of
 from foura.families import family_of
-from foura.sweep.plan import job_folders, plan, plan_lines, states
+from foura.sweep.plan import job_folders, job_overrides, plan, plan_lines, states, varied_keys
 from foura.tracking.status import DONE, read_json
 
 
@@ -63,7 +63,8 @@ class SweepCallback(Callback):
         self.sweep, self.outputs = Path(config.hydra.sweep.dir).name, outputs_dir(config)
         told = [text for text in config.hydra.overrides.hydra if text != "hydra.mode=MULTIRUN"]
         command = " ".join(["python train.py -m", *told, *config.hydra.overrides.task])
-        parent_run(self.outputs, self.sweep, command, list(config.tune), config.margins)
+        varied = varied_keys(job_overrides(config))
+        parent_run(self.outputs, self.sweep, command, list(config.tune), config.margins, varied)
         now = states(self.folders)
         self.began, self.done_before = time.monotonic(), 0 if config.force else sum(now[state] for state in DONE)
         waiting = len(self.folders) - self.done_before
@@ -90,6 +91,7 @@ class SweepCallback(Callback):
             return
         now = states(self.folders)
         print(f"sweep {self.sweep}: " + ", ".join(f"{count} {state}" for state, count in sorted(now.items())))
+        self._close()
         if now["running"]:
             print(f"{now['running']} runs are running in other processes; the last one to end makes the report")
         elif now["finished"]:
@@ -97,17 +99,32 @@ class SweepCallback(Callback):
         if now["failed"] or now["interrupted"]:
             sys.exit(1)
 
-    def _report(self) -> None:
-        from foura.report.page import report
+    def _close(self) -> None:
+        from foura.tracking.store import close_parent
 
         try:
-            print(f"report: {os.path.relpath(report(self.outputs, self.sweep))}")
+            close_parent(self.outputs, self.sweep)
+        except UserError as error:  # only the duration that the parent run shows
+            print(f"the parent run in MLflow could not be closed ({error})")
+
+    def _report(self) -> None:
+        from foura.report.page import VERDICTS, report
+        from foura.tracking.store import open_store
+        from foura.tracking.ui import base_address, runs_address
+
+        try:
+            page = report(self.outputs, self.sweep)
+            print((page.parent / VERDICTS).read_text(encoding="utf-8").rstrip())
+            print(f"report: {os.path.relpath(page)} ({page.as_uri()})")
+            base, outputs = base_address(self.outputs), os.path.relpath(self.outputs)
+            print(f"runs: foura ui{'' if outputs == 'outputs' else ' ' + outputs} --open")
+            print(f"      {runs_address(base, open_store(self.outputs)[1], self.sweep)}")
         except Exception as error:  # whatever happens to the report, the runs are safe
             print(f"the report could not be made ({first_line(error)}); `foura report {self.sweep}` tries again.")
 
 
 def _result(status: dict[str, Any], config: DictConfig) -> str:
-    """The state that a run ended in, with its main metric."""
-    metric = family_of(config).headline(config.dataset.format)
-    value = status.get("metrics", {}).get(metric.column)
-    return status.get("state", "") + ("" if value is None else f", test {metric.label} {value:.3f}:")
+    """The state that a run ended in, with its main metric on validation data: test data answers at the end alone."""
+    metric = family_of(config).curve(config.dataset.format)
+    value = status.get("metrics", {}).get(f"best/{metric.key}")
+    return status.get("state", "") + ("" if value is None else f", validation {metric.label} {value:.3f}:")

@@ -29,6 +29,16 @@ def job_overrides(config: DictConfig) -> list[list[str]]:
     return batch
 
 
+def varied_keys(jobs: list[list[str]]) -> list[str]:
+    """The keys whose values differ between the jobs of a sweep, in their order."""
+    values: dict[str, set[str]] = {}
+    for overrides in jobs:
+        for text in overrides:
+            key, _, value = text.lstrip("+").partition("=")
+            values.setdefault(key, set()).add(value)
+    return [key for key, found in values.items() if len(found) > 1]
+
+
 def job_folders(config: DictConfig) -> list[Path]:
     """The folder of every run of a multirun config."""
     dirname, sweep = config.hydra.job.config.override_dirname, Path(config.hydra.sweep.dir)
@@ -154,8 +164,3 @@ def sweep_folder(outputs: Path, sweep: str) -> Path:
         names = sorted(path.name for path in (outputs / "sweeps").glob("*") if path.is_dir())
         raise UserError(f"there is no sweep {sweep} in {outputs}. Sweeps there: {', '.join(names) or 'none'}.")
     return folder
-
-
-def sweep_status(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(name, `run_status`) of every run started in a sweep's folder."""
-    return [(path.parent.name, run_status(path.parent)) for path in sorted(folder.glob("*/status.json"))]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foura.tracking.address import DATABASE, database
+from foura.untrusted import Folder
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -52,7 +53,7 @@ class Artifacts:
         if folder is None:
             self.client.log_artifact(run_id, str(path), under)
             return
-        target = folder / (under or "") / path.name
+        target = Folder(self.outputs / FOLDER).place(folder / (under or "") / path.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             shutil.copytree(path, target, dirs_exist_ok=True, copy_function=_copy)
@@ -63,7 +64,7 @@ class Artifacts:
         """An artifact as a local file, fetched to the folder `into` from a server; None if the run has none of that name."""
         folder = self.folder(run_id)
         if folder is not None:
-            return folder / name if (folder / name).exists() else None
+            return Folder(self.outputs / FOLDER).whole(folder / name)
         with contextlib.suppress(Exception):  # each kind of store says that there is none in its own way
             return Path(self.client.download_artifacts(run_id, name, str(into)))
         return None
@@ -83,10 +84,15 @@ def mend(outputs: Path, uri: str) -> None:
     file, here = database(uri), outputs / FOLDER
     if file is None or not file.is_file() or not _same(file, outputs / DATABASE):
         return
-    with contextlib.closing(sqlite3.connect(file, timeout=30.0)) as store, store:
+    # a store that is locked or read-only is corrected at another time: only the UI reads these places
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(file, timeout=5.0)) as store,
+        store,
+    ):
         found = store.execute("SELECT experiment_id, artifact_location FROM experiments WHERE name = ?", (EXPERIMENT,))
         for experiment_id, location in found.fetchall():
-            kept = _local(location)
+            kept = _local(location or "")
             if kept is None or kept.name != FOLDER or _same(kept, here):
                 continue
             store.execute(

@@ -13,14 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from foura.errors import first_line
+from foura.atomic import append_text
+from foura.errors import UserError, first_line
+from foura.tracking.typed import is_delivered, is_item
+from foura.untrusted import JOURNAL, Folder
 
 FILE = "tracking.jsonl"
 RETRY = 5.0  # seconds between attempts while training continues, at least
 PATIENCE = 20.0  # seconds that the end of a run waits for a store that does not answer
 SHARE = 0.05  # of a run's time that deliveries may take while it trains
 AT_ONCE = 50  # items of metrics in one call
-KINDS = ("create", "params", "metrics", "artifact", "reopen", "end")  # an item has one of these keys
 
 
 class Deliver(Protocol):
@@ -95,32 +97,38 @@ class Outbox:
         self._write({"delivered": 0, "run_id": None})
 
     def _write(self, line: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_text(self.path, json.dumps(line) + "\n")
 
     def _read(self) -> None:
-        if not self.path.is_file():
+        """Load the items. Run folders are untrusted: an item that no run could have written is left out.
+
+        Raises:
+            UserError: something other than a file, or a file of no run's size, is in the journal's place.
+        """
+        folder = Folder(self.path.parent)
+        if not folder.has(FILE):
             return
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines():
+        text = folder.read(FILE, JOURNAL).decode("utf-8", errors="replace")
+        for line in text.split("\n"):
             try:
                 item = json.loads(line)
             except (ValueError, RecursionError):
                 continue  # cut short by a crash or a full disk
             if not isinstance(item, dict):
                 continue
-            if isinstance(item.get("delivered"), int):
+            if is_delivered(item):
                 self.delivered, self.run_id = item["delivered"], item.get("run_id")
-            elif self._sound(item):
+            elif is_item(item) and not ("artifact" in item and _leads_out(folder, item["artifact"])):
                 self.items.append(item)
         self.delivered = min(self.delivered, len(self.items))
         if text and not text.endswith("\n"):
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write("\n")
+            append_text(self.path, "\n")
 
-    def _sound(self, item: dict[str, Any]) -> bool:
-        """True for an item of a known kind. Run folders are untrusted: an artifact outside of its folder is not sent."""
-        if "artifact" in item:
-            folder = self.path.parent.resolve()
-            return (folder / str(item["artifact"])).resolve().is_relative_to(folder)
-        return any(kind in item for kind in KINDS)
+
+def _leads_out(folder: Folder, artifact: str) -> bool:
+    """True for an artifact outside of the run's folder, through a link too."""
+    try:
+        folder.place(artifact)
+    except UserError:
+        return True
+    return False

@@ -5,17 +5,21 @@
 
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from foura.atomic import lock, write_text
 from foura.errors import Busy, Diverged, Ended, Interrupted, UserError, cannot_write
 from foura.escape import redact
+from foura.files import parse_json
+from foura.tracking.typed import status_of
+from foura.untrusted import STATUS, Folder
 
+TRASH = "trash"  # in an outputs folder: runs and sweeps that were dropped, which count for nothing
 DONE = ("finished", "diverged")  # a diverged run is a result
 
 
@@ -43,7 +47,7 @@ class RunStatus:
         self.state: str | None = None
         self.began = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
-        self.held, self.lock = held, FileLock(folder / ".lock")
+        self.held, self.lock = held, lock(folder / ".lock")
 
     def __enter__(self) -> "RunStatus":
         if self.held:  # the process that holds it has written the file
@@ -99,10 +103,12 @@ def _count(value: Any) -> int:
 def held(folder: Path) -> bool:
     """True if a living process holds the lock of this run folder."""
     try:
-        with FileLock(folder / ".lock").acquire(timeout=0):
+        with lock(folder / ".lock").acquire(timeout=0):
             return False
     except Timeout:
         return True
+    except (UserError, OSError):  # something that is not a lock is in its place, so that no run can hold it
+        return False
 
 
 def state_of(error: BaseException) -> str:
@@ -118,23 +124,13 @@ def state_of(error: BaseException) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where there is none or it cannot be read, which counts as no result."""
+    """The typed content of a status.json; {} where there is none or it cannot be read, which counts as no result."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return status_of(parse_json(Folder(path.parent).read(path.name, STATUS).decode(), path.name))
+    except (UserError, UnicodeDecodeError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON beside `path`, then rename over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with open(scratch, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, allow_nan=True)
-            file.write("\n")
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(content, indent=2, allow_nan=True) + "\n")

@@ -5,6 +5,7 @@ which sets MLFLOW_TRACKING_URI for the whole process: the next run of a sweep, o
 """
 
 import functools
+import getpass
 import json
 import logging
 import os
@@ -14,18 +15,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 
+from foura.atomic import lock
 from foura.errors import UserError, first_line
 from foura.escape import redact
 from foura.tracking.address import database, no_stray_folder, tracking_uri
 from foura.tracking.artifacts import EXPERIMENT, FOLDER, Artifacts, mend
 from foura.tracking.status import read_json, write_json
+from foura.tracking.ui import set_view
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)  # it reports every table that it creates
 logging.getLogger("alembic").setLevel(logging.ERROR)
+UNKNOWN = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)  # of a run that the store does not have
+GONE = (UNKNOWN, ErrorCode.Name(INVALID_PARAMETER_VALUE))  # … or that is hidden in it
+NOTE = "mlflow.note.content"  # MLflow's tag for a description
 _ready: set[str] = set()  # addresses of the stores that this process has opened
 _files: dict[str, int] = {}  # inode of each SQLite file that this process has opened
 
@@ -42,7 +49,7 @@ def open_store(outputs: Path) -> tuple[MlflowClient, str]:
     if uri in _ready:
         return _connect(outputs, uri)
     # processes that create a store, or an experiment in it, at the same time would race for its schema
-    with FileLock(outputs / ".store.lock"), no_stray_folder(uri):
+    with lock(outputs / ".store.lock"), no_stray_folder(uri):
         found = _connect(outputs, uri)
         mend(outputs, uri)
     _ready.add(uri)
@@ -72,6 +79,17 @@ def _connect(outputs: Path, uri: str) -> tuple[MlflowClient, str]:
     location = (outputs / FOLDER).as_uri() if uri.startswith("sqlite:") else None
     tags = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens with runs, not with traces
     return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
+
+
+def experiment_for_ui(uri: str) -> str | None:
+    """The id of the experiment in an existing store, with its view for the UI; None if nothing was ever tracked there."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return None
+    if experiment.lifecycle_stage == "active":
+        set_view(client, experiment.experiment_id)
+    return str(experiment.experiment_id)
 
 
 @functools.cache
@@ -108,6 +126,7 @@ def parent_run(
     command: str = "",
     tune: Sequence[str] = (),
     margins: Mapping[str, float | None] | None = None,
+    varied: Sequence[str] = (),
 ) -> str:
     """The id of the sweep's parent run, created by the first call, which must come before parallel jobs start.
 
@@ -115,6 +134,7 @@ def parent_run(
         command: the command line that started the sweep, kept as a tag.
         tune: keys whose best value the report picks on validation data.
         margins: the config's margins, of which those that are set are kept.
+        varied: keys that differ between its runs, which the runs' names show.
 
     Raises:
         UserError: the store does not answer.
@@ -125,9 +145,23 @@ def parent_run(
         return found
     declared = json.dumps({key: value for key, value in (margins or {}).items() if value is not None})
     told = {"command": redact(command)[:5000], "tune": ",".join(tune), "margins": declared} if command else {}
-    with FileLock(outputs / ".parent.lock"):
+    with lock(outputs / ".parent.lock"):
         found = _find_parent(client, experiment_id, sweep)
-        return _write_parent(client, experiment_id, found, outputs / "sweeps" / sweep / "sweep.json", sweep, told)
+        path = outputs / "sweeps" / sweep / "sweep.json"
+        run_id = _write_parent(client, experiment_id, found, path, sweep, told)
+        if varied:
+            before = read_json(path)
+            known = [key for key in str(before.get("varied", "")).split(",") if key]
+            write_json(path, {**before, "varied": ",".join(dict.fromkeys([*known, *varied]))})
+        return run_id
+
+
+def close_parent(outputs: Path, sweep: str) -> None:
+    """Let the parent run end now: its duration is that of the sweep."""
+    client, experiment_id = open_store(outputs)
+    found = _find_parent(client, experiment_id, sweep)
+    if found:
+        client.set_terminated(found)
 
 
 def _find_parent(client: MlflowClient, experiment_id: str, sweep: str) -> str | None:
@@ -149,17 +183,46 @@ def _write_parent(
         told = {**read_json(path), **told}
         for name in ("command", "tune", "margins"):
             client.set_tag(run_id, name, told.get(name, ""))
+        if told.get("command"):
+            client.set_tag(run_id, NOTE, f"`{told['command']}`")
         write_json(path, {**told, "sweep": sweep, "parent_run_id": run_id})
     return run_id
 
 
+def delete_runs(outputs: Path, run_ids: Sequence[str], sweep: str = "") -> None:
+    """Delete runs in MLflow's sense, and with `sweep` all runs of a sweep with their parent; `mlflow runs restore` undoes it.
+
+    Raises:
+        UserError: the store does not answer.
+    """
+    client, experiment_id = open_store(outputs)
+    found = set(run_ids)
+    if sweep:
+        every = client.search_runs([experiment_id], filter_string=f"tags.sweep = '{sweep}'", max_results=50_000)
+        found |= {run.info.run_id for run in every}
+    for run_id in sorted(found):
+        try:
+            client.delete_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in GONE:
+                raise UserError(f"the tracking store did not delete run {run_id} ({first_line(error)}).") from error
+
+
 def code_tags() -> dict[str, Any]:
-    """The git commit of the code that runs, under MLflow's own tag name; empty outside a checkout."""
+    """Source, user and git commit of the code that runs, under MLflow's own tag names; the commit only in a checkout."""
+    told = {"mlflow.source.name": "train.py", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
     here = Path(__file__).resolve().parent
     try:
         answer = subprocess.run(
             ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return {"mlflow.source.git.commit": answer.stdout.strip()} if answer.returncode == 0 else {}
+        return told
+    return told | ({"mlflow.source.git.commit": answer.stdout.strip()} if answer.returncode == 0 else {})
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return "unknown"

@@ -1,49 +1,74 @@
 """`foura sync`: deliver what a tracking store did not take while runs went on, or has lost since."""
 
+import os
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from foura.atomic import lock
 from foura.errors import UserError
 from foura.tracking.journal import FILE
-from foura.tracking.status import read_json, write_json
+from foura.tracking.status import TRASH, read_json, write_json
 from foura.tracking.store import open_store
 from foura.tracking.tracked_run import TrackedRun
+from foura.untrusted import Folder
+
+REFUSED = "refused: "  # a result of `sync` that begins so is a run that the store does not have
 
 
 def sync(outputs: Path) -> list[tuple[str, str]]:
     """Deliver the journals of all runs in a folder, and correct the places of artifacts if the folder was moved.
 
-    Runs that another process is executing are left to it, and runs that a user deleted in MLflow stay deleted.
+    Runs that another process is executing are left to it, and runs that a user deleted in MLflow stay deleted. A run that
+    cannot be delivered does not end it for the others.
 
     Returns:
-        (name of the run's folder, "delivered", "made again" or "mended") of every run that had something to deliver.
+        (name of the run's folder, "delivered", "made again", "mended" or "refused: …") of every run that had something to
+        deliver.
 
     Raises:
-        UserError: the store does not answer or does not take an item, which is kept.
+        UserError: the store does not answer.
     """
     open_store(outputs)
     done = []
-    for path in sorted(outputs.glob(f"*/**/{FILE}")):
+    for path in _journals(outputs):
         try:
-            with FileLock(path.parent / ".lock").acquire(timeout=0):
+            Folder(outputs).place(path)
+            with lock(path.parent / ".lock").acquire(timeout=0):
                 said = _deliver(outputs, path.parent)
         except Timeout:
             continue
+        except (UserError, OSError) as error:
+            open_store(outputs)  # ends here if it is the store that fails
+            said = f"{REFUSED}{error}"
         if said:
             done.append((path.parent.name, said))
     return done
 
 
+def _journals(outputs: Path) -> list[Path]:
+    """The journals of the runs in a folder. A linked folder with one in it is listed, and not looked into."""
+    found = []
+    for place, folders, names in os.walk(outputs):
+        inner = [Path(place, name) for name in folders if not name.startswith(".")]
+        folders[:] = [path.name for path in inner if path not in (outputs / "artifacts", outputs / TRASH)]
+        linked = [path / FILE for path in inner if path.is_symlink() and (path / FILE).exists()]
+        found += [*linked, *([Path(place, FILE)] if FILE in names else [])]
+    return sorted(found)
+
+
 def _deliver(outputs: Path, folder: Path) -> str:
     run = TrackedRun(outputs, folder)
+    for item in run.outbox.items:
+        if "create" in item and item["create"]["sweep"] is not None:
+            Folder(outputs).place(f"sweeps/{item['create']['sweep']}")  # sweep.json is written there
     stage = run.stage()
     if stage == "hidden":
         return ""
     if run.outbox.delivered == len(run.outbox.items):
         return "mended" if stage == "there" and run.mend_artifacts() else ""
     if not run.outbox.deliver():
-        raise UserError(f"{folder}: the store did not take the run ({run.error}); {FILE} keeps it.")
+        raise UserError(f"the store did not take the run ({run.error}); {FILE} keeps it.")
     status = read_json(folder / "status.json")
     if status:
         write_json(folder / "status.json", {**status, "run_id": run.run_id})

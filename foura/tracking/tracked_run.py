@@ -15,14 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from foura.escape import redact
 from foura.tracking import journal
-from foura.tracking.store import artifacts_of, code_tags, open_store, parent_run
+from foura.tracking.store import GONE, UNKNOWN, artifacts_of, code_tags, open_store, parent_run
+from foura.untrusted import Folder
 
 PARENT_TAG = "mlflow.parentRunId"
 AT_ONCE = 100  # params that MLflow takes in a call
@@ -30,8 +31,6 @@ METRICS_AT_ONCE = 1000  # and values of metrics
 KEY = 250  # characters of a param's key that it takes
 VALUES = (6000, 500, 250)  # characters of a value: now, and on servers of earlier versions
 TAG = 5000  # characters of a tag
-UNKNOWN = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)  # of a run that the store does not have
-GONE = (UNKNOWN, ErrorCode.Name(INVALID_PARAMETER_VALUE))  # … or that is hidden in it
 ENDS = {"finished": "FINISHED", "interrupted": "KILLED"}  # MLflow's status by our state; FAILED for the others
 
 
@@ -105,6 +104,8 @@ class TrackedRun:
             return self._create(client, experiment_id, item["create"])
         if "params" in item:
             _log_params(client, run_id, item["params"])
+        elif "dataset" in item:
+            _log_dataset(client, run_id, item["dataset"])
         elif "metrics" in item:
             points = [
                 Metric(key, value, one["time"], one["step"]) for one in items for key, value in one["metrics"].items()
@@ -112,8 +113,8 @@ class TrackedRun:
             for start in range(0, len(points), METRICS_AT_ONCE):
                 client.log_batch(run_id, metrics=points[start : start + METRICS_AT_ONCE])
         elif "artifact" in item:
-            path = self.folder / item["artifact"]
-            if path.exists():  # else a user has deleted it since
+            path = Folder(self.folder).whole(item["artifact"])
+            if path is not None:  # else a user has deleted it since
                 artifacts_of(self.outputs, client).log(run_id, path, item["under"])
         elif "reopen" in item:
             client.update_run(run_id, status="RUNNING")
@@ -145,8 +146,8 @@ class TrackedRun:
         client, _ = open_store(self.outputs)
         artifacts, mended = artifacts_of(self.outputs, client), False
         for item in self.outbox.items[: self.outbox.delivered]:
-            path = self.folder / item.get("artifact", "")
-            if "artifact" in item and path.exists() and artifacts.lacks(self.run_id, path, item["under"]):
+            path = Folder(self.folder).whole(item["artifact"]) if "artifact" in item else None
+            if path is not None and artifacts.lacks(self.run_id, path, item["under"]):
                 artifacts.log(self.run_id, path, item["under"])
                 mended = True
         return mended
@@ -182,6 +183,7 @@ def start_run(
     tags: Mapping[str, Any],
     sweep: str | None,
     replaces: str | None = None,
+    dataset: Mapping[str, str] | None = None,
 ) -> TrackedRun:
     """A new MLflow run with its params and tags; in a sweep under the sweep's parent run.
 
@@ -189,6 +191,7 @@ def start_run(
         tags: with the run's "key".
         replaces: in a sweep: the id of the run that this folder had before. It is hidden, as are others with the same key, so
             that no result counts twice; `mlflow runs restore` brings a hidden run back.
+        dataset: name, digest, source and profile of the data.
 
     Raises:
         UserError: outside a sweep, the store does not answer. (A sweep checks that when it starts.)
@@ -207,7 +210,19 @@ def start_run(
     }
     run.outbox.send({"create": described})
     run.outbox.send({"params": {key: redact(str(value)) for key, value in params.items()}})
+    if dataset is not None:
+        run.outbox.send({"dataset": {key: redact(str(value)) for key, value in dataset.items()}})
     return run
+
+
+def _log_dataset(client: MlflowClient, run_id: str, told: Mapping[str, str]) -> None:
+    """List the data among the run's inputs; servers from before MLflow 2.4 have no place for it."""
+    dataset = Dataset(told["name"][:500], told["digest"], "local", told["source"], profile=told["profile"])
+    try:
+        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(ENDPOINT_NOT_FOUND):
+            raise
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:

@@ -37,7 +37,7 @@ OWN = {
     "bert": {"val/acc", "gap/acc", "test/acc", "test/f1", "test/mcc"},
     "unet": {"test/frechet", "test/kernel", "test/diversity", "test/copy_distance", "test/legible"},
 }
-MORE = ("optimizer.lr=1e-2", "evaluation.pictures_every=1")
+MORE = {"unet": ("evaluation.pictures_every=1",)}
 PICTURES = {
     "llama_small": {"completions.txt"},
     "bert": set(),
@@ -53,7 +53,8 @@ def runs(tmp_path_factory, train_into) -> Callable[[str], Ended]:
     def run(family: str) -> Ended:
         if family not in ended:
             outputs = tmp_path_factory.mktemp(family) / "outputs"
-            ended[family] = train_into(outputs, f"backbone={family}", "adapter=foura", *SMALL[family], *QUICK, *MORE)
+            more = (*QUICK, "optimizer.lr=1e-2", *MORE.get(family, ()))
+            ended[family] = train_into(outputs, f"backbone={family}", "adapter=foura", *SMALL[family], *more)
         return ended[family]
 
     return run

@@ -67,6 +67,29 @@ def test_the_password_is_in_the_secret_alone() -> None:
     assert "$(POSTGRES_PASSWORD)@postgres:5432/mlflow" in (DOCS / "kubernetes.yaml").read_text()
 
 
+def test_the_server_has_a_login_and_the_workers_have_it_from_the_secret() -> None:
+    (server,) = of_kind("Deployment")["mlflow"]["spec"]["template"]["spec"]["containers"]
+    assert "--app-name=basic-auth" in server["args"]
+    for container, name in ((server, "MLFLOW_AUTH_ADMIN_PASSWORD"), (worker(), "MLFLOW_TRACKING_PASSWORD")):
+        (password,) = [one for one in container["env"] if one["name"] == name]
+        assert password["valueFrom"]["secretKeyRef"] == {"name": "mlflow-login", "key": "password"}
+    assert env_of(worker())["MLFLOW_TRACKING_USERNAME"] == "admin"  # MLflow's name for its first user
+    text = (DOCS / "kubernetes.yaml").read_text()
+    assert "create secret generic mlflow-login" in text and "--from-literal=cookies=" in text
+
+
+def test_only_those_who_need_it_reach_the_server_and_the_database() -> None:
+    policies = of_kind("NetworkPolicy")
+    assert policies["nothing-in"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    for name, caller in (("postgres", "mlflow"), ("mlflow", "sweep-mine")):
+        spec, service = policies[name]["spec"], of_kind("Service")[name]["spec"]
+        assert spec["podSelector"]["matchLabels"] == service["selector"]
+        (rule,) = spec["ingress"]
+        assert rule["from"] == [{"podSelector": {"matchLabels": {"app": caller}}}]
+        assert [port["port"] for port in rule["ports"]] == [port["port"] for port in service["ports"]]
+    assert of_kind("Job")["sweep-mine"]["spec"]["template"]["metadata"]["labels"] == {"app": "sweep-mine"}
+
+
 def test_the_workers_share_one_store_and_one_folder_and_restart() -> None:
     job = of_kind("Job")["sweep-mine"]["spec"]
     assert job["completionMode"] == "Indexed" and job["completions"] == job["parallelism"] > 1

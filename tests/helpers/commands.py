@@ -43,7 +43,7 @@ def run_train(*arguments: str, outputs: Path) -> Ended:
     """`python train.py ARGUMENTS outputs=OUTPUTS`, from the folder that OUTPUTS is in."""
     GlobalHydra.instance().clear()
     cache = str(outputs.parent / "hf")
-    with _command("train.py", *arguments, f"outputs={outputs}") as said:
+    with _command("train.py", *arguments, f'outputs="{outputs}"') as said:
         os.environ["HF_DATASETS_CACHE"] = cache
         os.chdir(outputs.parent)
         code = _code(lambda: runpy.run_path(str(ROOT / "train.py"), run_name="__main__"))

@@ -10,9 +10,11 @@ from typing import Any
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from foura.tracking.address import sqlite_uri
+
 
 def client(outputs: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+    return MlflowClient(sqlite_uri(outputs / "mlflow.db"))
 
 
 def status(ended: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from foura.analysis.items import interval as interval_over_items
 from foura.analysis.statistics import LEVEL, interval
 from tests.conftest import ROOT
 
@@ -74,3 +75,32 @@ def documented(title: str) -> dict[str, list[float]]:
         name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         rows[name] = [float(cell) for cell in cells]
     return rows
+
+
+# standard deviations of the effects of (seed, item, both) on a difference of losses, and test items
+LOSSES = {
+    "losses on 40 items, seeds vary most": (1.0, 0.5, 1.0, 40),
+    "losses on 100 items, items vary most": (0.1, 1.0, 1.0, 100),
+    "losses on 400 items, both together vary most": (0.05, 1.0, 3.0, 400),
+}
+# of (seed, item) on the log odds of a right answer, and test items
+ACCURACIES = {"accuracies on 100 items": (0.1, 0.5, 100), "accuracies on 400 items": (0.3, 0.3, 400)}
+
+
+def covered_with_items(name: str, seeds: int, samples: int) -> float:
+    """Share of intervals over seeds and items that contain the true difference, 0, in percent."""
+    rng, hits = np.random.default_rng(seeds), 0
+    for _ in range(samples):
+        if name in LOSSES:
+            by_seed, by_item, by_both, items = LOSSES[name]
+            D = rng.normal(0, by_seed, (seeds, 1)) + rng.normal(0, by_item, (1, items))
+            D = D + rng.normal(0, by_both, (seeds, items))
+        else:
+            by_seed, by_item, items = ACCURACIES[name]
+            easy, liking = rng.normal(1.5, 1.5, items), rng.normal(0, by_item, items)
+            odds = [easy + side * liking + rng.normal(0, by_seed, (seeds, 1)) for side in (1, -1)]
+            right = [rng.random((seeds, items)) < 1 / (1 + np.exp(-one)) for one in odds]
+            D = right[0].astype(float) - right[1]
+        low, high = interval_over_items(D, LEVEL)
+        hits += low <= 0 <= high
+    return 100 * hits / samples

@@ -35,6 +35,7 @@ def test_every_method_that_hydra_calls_is_guarded() -> None:
             assert vars(kind)[name].__wrapped__.__qualname__ == f"{kind.__name__}.{name}"
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_experiment_was_deleted_says_so_before_the_first_run(train, tmp_path) -> None:
     outputs = tmp_path / "outputs"
     _, experiment = open_store(outputs)

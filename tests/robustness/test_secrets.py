@@ -74,6 +74,7 @@ def test_errors_that_quote_an_address(train, monkeypatch, tmp_path) -> None:
     nowhere(tmp_path, ended.out, swept.out)
 
 
+@pytest.mark.slow
 def test_tags_and_params(train, monkeypatch, tmp_path) -> None:
     """The environment's token, and a remote with a token in it, as CI checks code out."""
     monkeypatch.setenv("HF_TOKEN", SECRET)

@@ -152,6 +152,14 @@ def test_a_key_that_was_added_later_enters_where_it_is_not_at_its_default(monkey
         ("dataset.colums.text", "dataset.colums.text is not a key of dataset. Did you mean columns?"),
         ("trainer.max_epoch", "trainer.max_epoch is not a key of trainer. Did you mean max_epochs?"),
         ("rnak", "rnak is not a key. Did you mean rank?"),
+        ("lr", "lr is not a key. Did you mean adapter.lr, optimizer.lr?"),
+        ("learning_rate", "learning_rate is not a key. Did you mean adapter.lr, optimizer.lr?"),
+        ("trainer.lr", "trainer.lr is not a key of trainer. Did you mean adapter.lr, optimizer.lr?"),
+        ("epochs", "epochs is not a key. Did you mean dataset.epochs, trainer.max_epochs, trainer.min_epochs?"),
+        ("max_epochs", "max_epochs is not a key. Did you mean trainer.max_epochs?"),
+        ("num_epochs", "num_epochs is not a key. Did you mean dataset.epochs, trainer.max_epochs"),
+        ("batch_size", "batch_size is not a key. Did you mean dataset.batch_size, dataset.eval_batch_size?"),
+        ("gate", "gate is not a key. Did you mean"),
     ],
 )
 def test_a_key_that_hydra_does_not_find_is_answered_with_those_there_are(key, said) -> None:
@@ -232,7 +240,7 @@ def test_scientific_is_flat_and_resolved() -> None:
         ("dataset=imagefolder dataset.path=x dataset.config=a", False),
         ("dataset=imagefolder dataset.path=x dataset.background=black dataset.unreadable=drop", True),
         ("dataset.background=black", False),
-        ("dataset=imagefolder dataset.path=x dataset.splits={train:a}", True),
+        ("dataset=imagefolder dataset.path=x +dataset.splits={train:a}", True),
         ("backbone=llama_small dataset.too_long=drop", False),  # running text is cut into blocks anyway
         ("backbone=llama_small dataset=jsonl dataset.path=x dataset.format=completion dataset.too_long=drop", True),
         ("backbone=bert dataset.too_long=drop dataset.duplicates=drop", True),

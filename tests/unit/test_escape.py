@@ -23,8 +23,13 @@ from foura.escape import cell, in_figure, names_credential, printable, redact
         ),
         ("https://h/x?a=1&access_token=ab12#f", "https://h/x?a=1&access_token=***"),
         ("host=db user=ann password=hunter22 dbname=m", "host=db user=ann password=*** dbname=m"),
-        ("Authorization: Bearer abcdefghijklmnop", "Authorization: Bearer ***"),
+        ("Authorization: Bearer abcdefghijklmno1", "Authorization: Bearer ***"),
         ("the token hf_abcdefghijklmnopqrst is wrong", "the token *** is wrong"),
+        (
+            "basic understanding-and-knowledge of sk-learn-classifiers",
+            "basic understanding-and-knowledge of sk-learn-classifiers",
+        ),
+        ("hf_internal_testing_tiny_random_llama", "hf_internal_testing_tiny_random_llama"),
         ("sqlite:////home/a:b@c/outputs/mlflow.db", "sqlite:////home/a:b@c/outputs/mlflow.db"),
         ("git@github.com:x/y.git and a@b.c", "git@github.com:x/y.git and a@b.c"),
         (

@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("foura.tracking", "foura.bundled"),
     ("foura.data", "foura.analysis", "foura.backbone"),
     ("foura.metrics", "foura.figures", "foura.files", "foura.distributed", "foura.logs", "foura.threads"),
+    ("foura.untrusted", "foura.atomic", "foura.children"),
     ("foura.errors",),
     ("foura.escape",),
 )

@@ -83,6 +83,14 @@ def _pretrain(out: Path | None) -> None:
     pretrain_unet(out or FOLDER, steps=STEPS, seed=0)
 
 
+INFERENCE = """from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained(BASE)
+pipe.load_lora_weights(LORA)  # what `foura export RUN --to lora LORA --freeze` wrote
+pipe("a photo of sks dog", num_inference_steps=20).images[0].save("image.png")
+"""
+
+
 FAMILY = Family(
     name="unet",
     sources=("letters", "imagefolder", "hf"),
@@ -90,18 +98,24 @@ FAMILY = Family(
     formats={"captions": ("kernel", "loss")},
     uses={
         "": (
-            *("backbone.text_encoder", "backbone.gradient_checkpointing"),
-            *("dataset.eval_limit", "dataset.duplicates", "dataset.too_long", *SAMPLING),
+            "backbone.text_encoder",
+            "backbone.gradient_checkpointing",
+            "dataset.eval_limit",
+            "dataset.too_long",
+            *SAMPLING,
         ),
         "own backbone": ("backbone.img_size", "backbone.torch_dtype"),
         "own data": (
-            *("dataset.path", "dataset.splits", "dataset.unreadable", "dataset.background"),
-            *("dataset.prompt", "dataset.columns.image", "dataset.columns.text"),
+            *("dataset.path", "dataset.splits", "dataset.prompt", "dataset.columns.text"),
+            *("dataset.background", "dataset.unreadable"),
         ),
-        "source hf": ("dataset.config",),
+        "dataset=hf": ("dataset.config", "dataset.columns.image"),
         "bundled data": ("dataset.style",),
         "text encoder": ("optimizer.text_encoder_lr",),
     },
+    bundled_model="bundled UNet",
+    bundled_on="plain coloured letters",
+    inference=INFERENCE,
     causal=False,
     build=_build,
     save_merged=_save_merged,

@@ -61,7 +61,7 @@ def prepare_captioned(
         raise UserError("dataset.label_noise replaces classes by others, which captions do not have; leave it out.")
     background_colour(cfg.background)
     splits = _cut(_fitting(_readable(found, cfg), lost, cfg), cfg, seed)
-    images = {name: _squares(part, size, cfg.background) for name, part in splits.items()}
+    images = {name: _squares(part, size, cfg.background, cfg.any_size) for name, part in splits.items()}
     sets = {}
     for name, part in splits.items():
         latents = torch.cat([encode(chunk).cpu() for chunk in images[name].split(ENCODED_AT_ONCE)])
@@ -94,10 +94,11 @@ def _readable(found: dict[str, Captioned], cfg: DictConfig) -> dict[str, Caption
     """The splits without the images that cannot be read, for dataset.unreadable=drop; else the chosen ones are checked."""
     if cfg.unreadable == "refuse":
         return found
-    return {
-        split: items.subset(readable(range(len(items)), partial(_open, items), split, "drop"))
-        for split, items in found.items()
-    }
+    kept = {}
+    for split, items in found.items():
+        opens = partial(_open, items, any_size=cfg.any_size)
+        kept[split] = items.subset(readable(range(len(items)), opens, split, "drop"))
+    return kept
 
 
 def _fitting(found: dict[str, Captioned], lost: Callable[[str], int], cfg: DictConfig) -> dict[str, Captioned]:
@@ -106,8 +107,8 @@ def _fitting(found: dict[str, Captioned], lost: Callable[[str], int], cfg: DictC
     return {split: items.subset(kept[split]) for split, items in found.items()}
 
 
-def _open(items: Captioned, index: int, background: str = "white") -> Image.Image:
-    return open_image(items.images[index], items.names[index], "RGB", background, SMALLEST)
+def _open(items: Captioned, index: int, background: str = "white", any_size: bool = False) -> Image.Image:
+    return open_image(items.images[index], items.names[index], "RGB", background, SMALLEST, any_size)
 
 
 def _without_copies(splits: dict[str, Captioned], cfg: DictConfig) -> dict[str, Captioned]:
@@ -116,9 +117,9 @@ def _without_copies(splits: dict[str, Captioned], cfg: DictConfig) -> dict[str, 
     return {split: items.subset(kept[split]) for split, items in splits.items()}
 
 
-def _squares(items: Captioned, size: int, background: str) -> Tensor:
+def _squares(items: Captioned, size: int, background: str, any_size: bool) -> Tensor:
     """The middle squares of the images, (n, 3, size, size) in 0..1."""
-    return torch.stack([_square(_open(items, index, background), size) for index in range(len(items))])
+    return torch.stack([_square(_open(items, index, background, any_size), size) for index in range(len(items))])
 
 
 def _square(image: Image.Image, size: int) -> Tensor:

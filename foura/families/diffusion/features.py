@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foura.errors import UserError, reason
-from foura.families.timm_models import left_unset, local_name
+from foura.families.model_files import check_model
+from foura.families.timm_models import check_timm, left_unset, local_name
 from foura.files import here, read_weights
 
 AT_ONCE = 64  # images
@@ -62,6 +63,7 @@ class Timm(nn.Module):
         super().__init__()
         import timm
 
+        check_timm(name, None)
         try:
             with left_unset() as unset:
                 self.model = timm.create_model(local_name(name), pretrained=True, num_classes=0)
@@ -106,6 +108,7 @@ class Clip(nn.Module):
 
         folder, clip = here(name), cast(Any, transformers.CLIPModel)
         place = name if folder is None else str(folder)
+        check_model(place, None)
         try:
             self.model, found = clip.from_pretrained(place, use_safetensors=True, output_loading_info=True)
             self.processor = transformers.CLIPProcessor.from_pretrained(place, trust_remote_code=False)

@@ -8,12 +8,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from foura.backbone import check_layers
 from foura.bundled.caption_unet import Denoiser
 from foura.errors import UserError, reason
+from foura.families.model_files import check_model, check_parameters
 from foura.files import here
 
 MOST_TIMESTEPS, MOST_LATENTS = 100_000, 1024  # of any real scheduler, and of the side of any UNet's latents
+CONFIGS: tuple[str, ...] = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
+CONFIGS += ("scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json", "model_index.json")
 PREDICTIONS = ("epsilon", "v_prediction")
 WEIGHTS: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}  # safetensors: a pickle can run code
 
@@ -77,13 +79,19 @@ def _place(cfg: DictConfig) -> str:
 
 def _described(place: str, cfg: DictConfig) -> dict[str, Any]:
     """{part: its config}, checked before a model is built from it."""
+    check_model(place, cfg, CONFIGS)
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": DDPMScheduler}
     described: dict[str, Any] = {part: kind.load_config(place, subfolder=part) for part, kind in kinds.items()}
     text = CLIPTextConfig.from_pretrained(place, subfolder="text_encoder")
-    check_layers([*described.values(), text.to_dict()], cfg.name)
     timesteps = described["scheduler"].get("num_train_timesteps", 1000)
     if not 0 < timesteps <= MOST_TIMESTEPS:
         raise ValueError(f"the scheduler says num_train_timesteps={timesteps}")
+    folder = here(place)
+    if folder is not None:
+        check_parameters(lambda: AutoencoderKL.from_config(described["vae"]), folder / "vae", cfg)
+    if folder is not None and cfg.pretrained:
+        check_parameters(lambda: UNet2DConditionModel.from_config(described["unet"]), folder / "unet", cfg)
+        check_parameters(lambda: CLIPTextModel(text), folder / "text_encoder", cfg)
     return {**described, "text_encoder": text}
 
 

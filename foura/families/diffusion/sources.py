@@ -67,7 +67,7 @@ def _letters(cfg: DictConfig) -> dict[str, Captioned]:
 
 
 def _folders(cfg: DictConfig) -> dict[str, Captioned]:
-    root = existing(cfg.path)
+    root = existing(cfg)
     if not root.is_dir():
         raise UserError(f"dataset.path={cfg.path} is not a folder.")
     folders = split_folders(root, cfg.splits, IMAGE_FILES)
@@ -155,12 +155,12 @@ def _hub(cfg: DictConfig) -> dict[str, Captioned]:
 
 
 def _table(table: Any, name: str, cfg: DictConfig) -> Captioned:
-    images = encoded(image_records(table, cfg.columns.image))
+    images = encoded(image_records(table, cfg.columns.image), cfg)
     names = [f"{name} item {number}" for number in range(len(images))]
     if cfg.prompt is not None:
         return Captioned(images, [cfg.prompt] * len(images), names)
     check_column("dataset.columns.text", cfg.columns.text, table.column_names)
-    captions = rows(table.select_columns([cfg.columns.text])[cfg.columns.text])
+    captions = rows(table, cfg.columns.text)
     without = [n for n, caption in enumerate(captions) if not isinstance(caption, str) or not caption.strip()]
     if without:
         raise UserError(f"dataset.columns.text={cfg.columns.text}: {name} item {without[0]} has no caption.")

@@ -59,6 +59,18 @@ def _pretrain(out: Path | None) -> None:
     pretrain_encoder(out or FOLDER, epochs=EPOCHS, seed=0)
 
 
+INFERENCE = """import torch
+import foura  # makes the method known to PEFT
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+base = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=CLASSES)  # 1 for regression
+model, tokenizer = PeftModel.from_pretrained(base, ADAPTER).eval(), AutoTokenizer.from_pretrained(BASE)
+with torch.no_grad():
+    print(model(**tokenizer(["a text", "another"], padding=True, return_tensors="pt")).logits.softmax(-1))
+"""
+
+
 FAMILY = Family(
     name="bert",
     sources=("docstrings", "jsonl", "hf"),
@@ -67,15 +79,18 @@ FAMILY = Family(
     uses={
         "": (
             *("backbone.torch_dtype", "backbone.attn_implementation", "backbone.gradient_checkpointing"),
-            *("dataset.block_size", "dataset.eval_limit", "dataset.duplicates", "dataset.too_long"),
+            *("dataset.block_size", "dataset.eval_limit", "dataset.too_long"),
         ),
         "pretrained": ("backbone.load_in",),
         "own data": (
             *("dataset.path", "dataset.splits"),
             *("dataset.columns.text", "dataset.columns.text_pair", "dataset.columns.label"),
         ),
-        "source hf": ("dataset.config",),
+        "dataset=hf": ("dataset.config",),
     },
+    bundled_model="bundled BERT",
+    bundled_on="Python documentation",
+    inference=INFERENCE,
     causal=False,
     build=_build,
     save_merged=save_pretrained,

@@ -95,7 +95,7 @@ def start_at(backbone: EncoderBackbone, value: float) -> None:
 def _model(place: str, cfg: DictConfig, classes: Sequence[str] | None, pad: int) -> tuple[Any, set[str]]:
     """(the model, names of the weights that are not in its files)."""
     labels = {"num_labels": 1, "problem_type": "regression"} if classes is None else {"num_labels": len(classes)}
-    shape, options = load_shape(place, cfg, **labels), model_options(cfg)
+    shape, options = load_shape(place, cfg, AutoModelForSequenceClassification, **labels), model_options(cfg)
     if shape.pad_token_id is None:
         shape.pad_token_id = pad
     auto: Any = AutoModelForSequenceClassification

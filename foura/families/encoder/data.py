@@ -27,11 +27,9 @@ class SequenceData(RunData):
     """Items are (token ids, label).
 
     Attributes:
-        classes: names of the classes; None for regression.
         noisy: the training items that dataset.label_noise gave a wrong label.
     """
 
-    classes: list[str] | None
     noisy: list[Item] = field(default_factory=list)
 
 

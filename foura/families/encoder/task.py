@@ -40,13 +40,15 @@ class SequenceTask(Task):
     def loss(self, batch: Any) -> Tensor:
         return self._losses(self._scores(batch), batch["labels"]).mean()
 
-    def evaluate(self, name: str, batch: Any) -> None:
+    def evaluate(self, name: str, batch: Any) -> dict[str, Tensor]:
         scores, labels = self._scores(batch), batch["labels"]
+        losses, predicted = self._losses(scores, labels), scores.argmax(-1) if self.classes else scores
         for key, metric in self.evaluations[name].items():
             if key == "loss":
-                metric.update(self._losses(scores, labels))
+                metric.update(losses)
             else:
-                metric.update(scores.argmax(-1) if self.classes else scores, labels)
+                metric.update(predicted, labels)
+        return {"loss": losses, **({"acc": predicted == labels} if self.classes else {})}
 
     def results(self, name: str) -> dict[str, float]:
         values = {key: metric.compute() for key, metric in self.evaluations[name].items()}

@@ -65,20 +65,33 @@ def _pretrain(out: Path | None) -> None:
     pretrain_vit(out or WEIGHTS, images=IMAGES, epochs=EPOCHS, seed=0)
 
 
+INFERENCE = """import timm
+import torch
+import foura  # makes the method known to PEFT
+from peft import PeftModel
+
+base = timm.create_model(BASE, pretrained=True, num_classes=CLASSES)
+model = PeftModel.from_pretrained(base, ADAPTER).eval()
+prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(base), is_training=False)
+with torch.no_grad():
+    print(model(prepare(image)[None]).softmax(-1))  # image: Pillow's, of mode RGB
+"""
+
+
 FAMILY = Family(
     name="vit",
     sources=("digits", "imagefolder", "hf"),
     bundled=("digits",),
     formats={"classes": ("acc", "loss")},
     uses={
-        "": ("dataset.classes", "dataset.duplicates"),
+        "": ("dataset.classes",),
         "own backbone": ("backbone.img_size",),
-        "own data": (
-            *("dataset.path", "dataset.splits", "dataset.unreadable", "dataset.background"),
-            *("dataset.columns.image", "dataset.columns.label"),
-        ),
-        "source hf": ("dataset.config",),
+        "own data": ("dataset.path", "dataset.splits", "dataset.background", "dataset.unreadable"),
+        "dataset=hf": ("dataset.config", "dataset.columns.image", "dataset.columns.label"),
     },
+    bundled_model="bundled ViT",
+    bundled_on="rendered letters",
+    inference=INFERENCE,
     causal=False,
     build=_build,
     save_merged=_save_merged,

@@ -1,8 +1,10 @@
 """Image classifiers of timm: the bundled ViT, any timm name, a local timm folder, or a checkpoint file."""
 
 import difflib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from foura.backbone import Backbone, choose_targets
 from foura.bundled.vit import BUNDLED_VIT, INPUT_MEAN, INPUT_STD, WEIGHTS
 from foura.errors import UserError, reason
-from foura.families.timm_models import left_unset, local_name
+from foura.families.model_files import check_parameters
+from foura.families.timm_models import check_timm, left_unset, local_name
 from foura.files import find, read_weights, regular, unfit
 
 TARGETS = ("qkv", "attn.proj", "fc1", "fc2")
@@ -98,13 +101,19 @@ def _timm_model(cfg: DictConfig, num_classes: int) -> nn.Module:
         UserError: no such model, or weights that cannot be loaded or are of another model.
     """
     name = _timm_name(cfg.name)
+    check_timm(name, cfg)
     overlay = None
     if isinstance(cfg.pretrained, str):
         overlay = {"file": str(regular(find(cfg.pretrained, "backbone.pretrained")))}
     options: dict[str, Any] = {"pretrained_cfg_overlay": overlay, "num_classes": num_classes}
     try:
         with left_unset() as unset:
+            if name.startswith("local-dir:") and cfg.pretrained is True:
+                hollow = functools.partial(_created, name, cfg.img_size, pretrained=False, **options)
+                check_parameters(hollow, Path(name.removeprefix("local-dir:")), cfg)
             model = _created(name, cfg.img_size, pretrained=cfg.pretrained is not False, **options)
+    except UserError:
+        raise
     except Exception as error:  # timm, and what it builds from a config.json, raise many kinds; all say what is wrong
         raise UserError(
             f"backbone.name={name}: the weights could not be loaded ({reason(error)}). Give a file with "

@@ -35,11 +35,9 @@ class ImageData(RunData):
     """Items are (image (C, H, W) float32, class index).
 
     Attributes:
-        classes: their names.
         noisy: the training items that dataset.label_noise gave a wrong label; None without label noise.
     """
 
-    classes: list[str]
     noisy: Dataset | None = None
 
 
@@ -56,7 +54,7 @@ def prepare(
         UserError: too few items or classes to cut, or an image that cannot be read.
     """
     background_colour(cfg.background)
-    opener = partial(open_image, mode=image_mode, background=cfg.background)
+    opener = partial(open_image, mode=image_mode, background=cfg.background, any_size=cfg.any_size)
     splits = _without_copies(_cut(_readable(source.splits, opener, cfg), cfg), cfg)
     train = splits["train"]
     if cfg.limit is not None and cfg.limit < len(train):

@@ -65,7 +65,7 @@ def _digits(cfg: DictConfig) -> Source:
 
 
 def _folders(cfg: DictConfig) -> Source:
-    root = existing(cfg.path)
+    root = existing(cfg)
     if not root.is_dir():
         raise UserError(f"dataset.path={cfg.path} is not a folder.")
     folders = split_folders(root, cfg.splits, IMAGE_FILES)
@@ -111,7 +111,7 @@ def _labelled(tables: Mapping[str, tuple[str, Any]], column: str) -> dict[str, t
 
 
 def _unlabelled(table: Any, column: str) -> bool:
-    values = rows(table.select_columns([column])[column])
+    values = rows(table, column)
     return bool(values) and all(blank(value) or value == UNLABELLED for value in values)
 
 
@@ -121,14 +121,14 @@ def _table(table: Any, cfg: DictConfig, classes: list[str] | None) -> tuple[Labe
     check_column("dataset.columns.label", cfg.columns.label, table.column_names)
     labels, names = _labels(table, cfg.columns.label, classes)
     called = [f"item {index} ({(record or {}).get('path') or 'no file name'})" for index, record in enumerate(records)]
-    return Labelled(encoded(records), labels, called), names
+    return Labelled(encoded(records, cfg), labels, called), names
 
 
 def _labels(table: Any, column: str, classes: list[str] | None) -> tuple[np.ndarray, list[str]]:
     """(class indices int64 (items,), class names): as the column declares them, else its distinct values in order."""
     import datasets
 
-    feature, values = table.features[column], rows(table.select_columns([column])[column])
+    feature, values = table.features[column], rows(table, column)
     unlabelled = [value for value in values if not isinstance(value, str | int | float) or value != value]
     if unlabelled or not values:
         what = f"an item without a label ({unlabelled[0]!r})" if values else "no items"

@@ -26,19 +26,20 @@ class Classification(Task):
 
     def __init__(self, model: nn.Module, data: ImageData, cfg: DictConfig) -> None:
         super().__init__(model, cfg)
-        num_classes = len(data.classes)
+        num_classes = len(data.classes or ())
         self.evaluations: Any = nn.ModuleDict({name: _metrics(num_classes) for name in (*EVALUATIONS, "test")})
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         return nn.functional.cross_entropy(self.model(images), labels)
 
-    def evaluate(self, name: str, batch: tuple[Tensor, Tensor]) -> None:
+    def evaluate(self, name: str, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, labels = batch
         logits = self.model(images)
         losses = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         self.evaluations[name]["acc"].update(logits, labels)
         self.evaluations[name]["loss"].update(losses)
+        return {"acc": logits.argmax(1) == labels, "loss": losses}
 
     def final_measures(self, data: ImageData, folder: Path) -> dict[str, float]:
         """memorised/train: of the training items with a wrong label, the share that the model gives that very label.

@@ -46,6 +46,17 @@ def _pretrain(out: Path | None) -> None:
     pretrain_llama(out or FOLDER, epochs=EPOCHS, seed=0)
 
 
+INFERENCE = """import foura  # makes the method known to PEFT
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base, tokenizer = AutoModelForCausalLM.from_pretrained(BASE), AutoTokenizer.from_pretrained(BASE)
+model = PeftModel.from_pretrained(base, ADAPTER).eval()
+prompt = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
+"""
+
+
 FAMILY = Family(
     name="llama_small",
     sources=("stdlib", "text", "jsonl", "hf"),
@@ -59,18 +70,21 @@ FAMILY = Family(
     uses={
         "": (
             *("backbone.torch_dtype", "backbone.attn_implementation", "backbone.gradient_checkpointing"),
-            *("dataset.block_size", "dataset.eval_limit", "evaluation.passages", "evaluation.passage_tokens"),
-            *("dataset.duplicates",),
+            *("dataset.block_size", "dataset.eval_limit"),
+            *("evaluation.passages", "evaluation.passage_tokens"),
         ),
         "pretrained": ("backbone.load_in",),
         "own data": ("dataset.path", "dataset.splits"),
-        "source hf": ("dataset.config",),
-        "source text": ("dataset.unreadable",),
+        "dataset=hf": ("dataset.config",),
+        "dataset=text": ("dataset.unreadable",),
         "text": ("dataset.columns.text",),
         "completion": ("dataset.columns.prompt", "dataset.columns.completion", "dataset.too_long"),
         "commonsense": ("dataset.too_long",),
         "verbalizer": ("dataset.template", "dataset.verbalizer", "dataset.columns.label", "dataset.too_long"),
     },
+    bundled_model="bundled LLaMA",
+    bundled_on="English documentation that comes with Python",
+    inference=INFERENCE,
     causal=True,
     build=_build,
     save_merged=save_pretrained,

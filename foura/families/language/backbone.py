@@ -72,7 +72,7 @@ def build_llama(cfg: DictConfig) -> LanguageBackbone:
 
 
 def _model(place: str, cfg: DictConfig) -> nn.Module:
-    options, shape = model_options(cfg), load_shape(place, cfg)
+    options, shape = model_options(cfg), load_shape(place, cfg, AutoModelForCausalLM)
     if cfg.pretrained is False:
         return load_part("model", lambda _, **kw: AutoModelForCausalLM.from_config(shape, **kw), place, cfg, **options)
     model, found = load_part(

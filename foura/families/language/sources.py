@@ -74,7 +74,7 @@ def _stdlib() -> Iterator[Example]:
 def _files(cfg: DictConfig) -> dict[str, list[Example]]:
     """One file or a folder of them, with the folders or files train, validation and test where the user has them."""
     splits = {}
-    for split, (folder, files) in _text_files(existing(cfg.path), cfg).items():
+    for split, (folder, files) in _text_files(existing(cfg), cfg).items():
         if not files:
             raise UserError(f"{folder} has no text files ({', '.join(TEXT_FILES)}).")
         texts: dict[Path, str] = {}
@@ -117,6 +117,6 @@ def _by_name(folder: Path) -> dict[str, tuple[Path, list[Path]]]:
         names = ", ".join(file.name for found in splits.values() for file in found)
         raise UserError(
             f"{folder} has files that are named like splits ({names}) and others (such as {others[0].name}): {CHOOSE}; "
-            "dataset.splits={train: .} takes all of it as training data."
+            "+dataset.splits={train: .} takes all of it as training data."
         )
     return {split: (folder, found) for split, found in splits.items()}

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
+from foura.atomic import write_text
 from foura.families.language.data import LanguageData
 from foura.families.language.tokens import IGNORED
 from foura.families.task import EVALUATIONS, Task
@@ -47,20 +48,23 @@ class Language(Task):
             logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED
         )
 
-    def evaluate(self, name: str, batch: Any) -> None:
+    def evaluate(self, name: str, batch: Any) -> dict[str, Tensor] | None:
         logits, targets = self.model(**self.inputs(batch)).logits[:, :-1], batch["labels"][:, 1:]
         losses = nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
         ).view_as(targets)
         nats, tokens, size = losses.sum(1), (targets != IGNORED).sum(1), batch["bytes"]
+        each = None  # a mean over tokens is none over items
         if "question" in batch:
             answers = _likeliest(-nats, batch["question"])
-            right, judged = batch["gold"][answers].sum(), len(answers)
+            each = batch["gold"][answers]
+            right, judged = each.sum(), len(answers)
             nats, tokens, size = nats[batch["gold"]], tokens[batch["gold"]], size[batch["gold"]]
         else:
             right, judged = ((logits.argmax(-1) == targets) & (targets != IGNORED)).sum(), tokens.sum()
         for key, value in zip(COUNTS, (nats.sum(), tokens.sum(), right, judged, size.sum()), strict=True):
             self.counts[name][key].update(value)
+        return None if each is None else {"acc": each}
 
     def results(self, name: str) -> dict[str, float]:
         nats, tokens, right, judged, size = (float(self.counts[name][key].compute()) for key in COUNTS)
@@ -89,7 +93,7 @@ class Language(Task):
                     repr(self.tokenizer.decode(part[row].tolist())) for part in (prefix[:, -length:], truth, completed)
                 )
                 lines += [f"[{name}] … {start}", f"    text:  {text}", f"    model: {model}", ""]
-        (folder / "completions.txt").write_text("\n".join(lines), encoding="utf-8")
+        write_text(folder / "completions.txt", "\n".join(lines))
         return shares
 
     @torch.no_grad()

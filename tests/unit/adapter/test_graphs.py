@@ -80,6 +80,17 @@ def test_a_trace_is_the_model(variant, gradients, forgotten) -> None:
             torch.testing.assert_close(traced(*inputs(*shape)), model(*inputs(*shape)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["dct", "dft sequence"])
+def test_a_trace_has_the_model_s_gradients(variant) -> None:
+    model = adapted(variant).train()
+    own = copy.deepcopy(model)
+    torch.jit.trace(own, inputs(3, 6))(*inputs(5, 9)).square().sum().backward()
+    model(*inputs(5, 9)).square().sum().backward()
+    for (name, found), expected in zip(own.named_parameters(), model.parameters(), strict=True):
+        if expected.requires_grad:
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_an_exported_model_has_no_values_of_the_export(forgotten) -> None:
     """The bases that an export uses first are kept for training, so they must be real numbers."""
     model = adapted("random")

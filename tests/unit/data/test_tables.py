@@ -98,7 +98,8 @@ def test_what_cannot_be_read_is_said_in_a_sentence(name, content, words, tmp_pat
 
 
 def test_a_small_file_that_unpacks_to_more_than_the_limit_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("foura.files.MOST_TEXT", 1000)
+    monkeypatch.setattr("foura.files.UNPACKED", 1000)
+    monkeypatch.setattr("foura.files.PACKED_BY", 1)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b" " * 2000))
-    with pytest.raises(UserError, match="holds more than 1000 bytes when it is unpacked"):
+    with pytest.raises(UserError, match="holds more than 1035 when it is unpacked"):
         read_records(tmp_path / "a.jsonl.gz")

@@ -218,7 +218,7 @@ def test_a_sweep_of_it_is_reported(run) -> None:
     """The linear probe is worse than LoRA in both metrics, though one of them is greater for it."""
     ended = run("-m", "sweep=s", "adapter=lora,head", "seed=0,1,2,3", "trainer.max_epochs=10")
     assert ended.code == 0, ended.out
-    assert ended.out.count("finished, test confidence 0.") == 8
+    assert ended.out.count("finished, validation confidence 0.") == 8
     assert len(children(ended.outputs, "s")[1]) == 8
     report = ended.outputs / "sweeps" / "s" / "report"
     page = (report / "report.html").read_text()

@@ -99,3 +99,23 @@ def test_lora_is_the_baseline_wherever_it_stands() -> None:
     rows = [(name, seed, 0.001, "finished", result(0.5, 0.5)) for name in ("foura", "lora") for seed in range(3)]
     (study,) = studies(runs(*rows), [])
     assert study.baseline == "lora" and study.adapters == ["lora", "foura"]
+
+
+def test_the_interval_over_items_is_of_pairs_by_seed_and_item() -> None:
+    """foura is right at one more item than lora, another one for each seed: over seeds the difference is sure."""
+    rows = [(name, seed, 0.001, "finished", result(0.5, 0.5)) for name in ("lora", "foura") for seed in range(4)]
+    (study,) = studies(runs(*rows), [])
+    study.finished.loc[study.finished["adapter"] == "foura", "test/acc"] = 0.75
+    parts = []
+    for _, run in study.finished.iterrows():
+        right = [1.0, 1.0, 0.0, 0.0]
+        if run["adapter"] == "foura":
+            right[2 + run["seed"] % 2] = 1.0
+        parts.append(pd.DataFrame({"acc": right}).assign(run_id=run["run_id"]))
+    items = pd.concat(parts)
+    (row,) = compare.comparisons(study, study.quality, items).to_dict("records")
+    assert row["difference"] == pytest.approx(0.25) and row["items_low"] < 0 < row["items_high"]
+    (row,) = compare.comparisons(study, study.quality, items.iloc[1:]).to_dict("records")
+    assert pd.isna(row["items_low"])  # one run lacks an item: which pairs are formed is not known
+    (row,) = compare.comparisons(study, study.gap, items).to_dict("records")
+    assert pd.isna(row["items_low"])  # the gap is of validation data

@@ -97,8 +97,12 @@ def test_a_measure_without_a_margin_is_named() -> None:
 
 
 def test_what_an_interval_covers_follows_from_the_data() -> None:
-    study = study_of(rows(0.0, 40))
-    assert "the order of the data. They do not cover the choice of the 40 test items" in verdicts.coverage(study)
+    study, unknown = study_of(rows(0.0, 40)), study_of(rows(0.0))
+    table = comparisons(study, study.quality)
+    said = verdicts.coverage(study, table)
+    assert "the order of the data. They do not cover the choice of the 40 test items" in said
     study.finished["data_fingerprint"] = study.finished["seed"].astype(str)
-    assert "and the draw of training items" in verdicts.coverage(study)
-    assert "The number of test items was not recorded" in verdicts.coverage(study_of(rows(0.0)))
+    assert "and the draw of training items" in verdicts.coverage(study, table)
+    said = verdicts.coverage(study, table.assign(items_low=-0.1))
+    assert "The second interval, over test items too, also covers the choice of the 40 test items" in said
+    assert "The number of test items was not recorded" in verdicts.coverage(unknown, table)

@@ -1,5 +1,6 @@
 """Decisions that a run's result rests on, with scripted evaluations whose consequences are worked out by hand."""
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -98,3 +99,11 @@ def test_an_epoch_that_only_ties_is_not_selected(evaluations, train, monkeypatch
     monkeypatch.setitem(SCRIPT["val"], "acc", [0.8, 0.8, 0.8, 0.8])
     ended = train(*RUN, "select=acc")
     assert status(ended)["metrics"]["best/loss"] == 1.0
+
+
+def test_the_values_of_each_test_item_are_kept(train) -> None:
+    ended = train(*RUN, "dataset.eval_batch_size=100")
+    metrics, items = status(ended)["metrics"], pd.read_csv(ended.folder() / "test_items.csv")
+    assert len(items) == 719 and set(items) == {"acc", "loss"}
+    assert items["acc"].mean() == pytest.approx(metrics["test/acc"], abs=1e-6)
+    assert items["loss"].mean() == pytest.approx(metrics["test/loss"], rel=1e-4)

@@ -20,20 +20,8 @@ from tests.helpers.config import composed
 from tests.helpers.runs import client, status
 
 QUICK = ("rank=4", "dataset.limit=40", "trainer.max_epochs=1", "trainer.enable_progress_bar=false")
-METHODS = (
-    "foura",
-    "foura_dft",
-    "foura_random",
-    "lora",
-    "dora",
-    "rslora",
-    "sora",
-    "vera",
-    "fourierft",
-    "oft",
-    "full",
-    "head",
-)
+SLOW = ("foura_dft", "foura_random", "lora", "dora", "rslora", "vera", "fourierft", "oft", "head")
+METHODS = ["foura", "sora", "full", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 def started(*overrides: str, at: Path | None = None) -> tuple[Any, Any]:

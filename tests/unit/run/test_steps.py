@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from foura.errors import UserError
 from foura.methods import method_of
 from foura.run.loop import trainer_of
-from foura.run.steps import optimizer_steps
+from foura.run.steps import check_limits, optimizer_steps
 from tests.helpers.config import composed
 from tests.helpers.runs import status
 
@@ -68,13 +68,42 @@ def test_a_run_that_time_alone_ends_has_no_number_of_steps() -> None:
         optimizer_steps(composed("trainer.max_epochs=null", "trainer.max_time='00:00:01:00'").trainer, BATCHES)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0 of 10 batches is none"),
+        ("trainer.limit_train_batches=0.05", "trainer.limit_train_batches=0.05 of 10 batches is none"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0 of 2 batches is none"),
+        ("trainer.limit_test_batches=0.3", "trainer.limit_test_batches=0.3 of 3 batches is none"),
+        ("trainer.overfit_batches=0.01", "trainer.overfit_batches=0.01 of 10 batches is none"),
+        ("trainer.limit_val_batches=0.5", ""),
+        ("trainer.fast_dev_run=true", ""),
+        ("trainer.overfit_batches=1", ""),
+    ],
+)
+def test_limits_that_leave_nothing_are_said_before_training(override, said) -> None:
+    trainer, batches = composed(override).trainer, {"train": BATCHES, "val": 2, "test": 3}
+    if not said:
+        check_limits(trainer, batches)
+        return
+    with pytest.raises(UserError) as refused:
+        check_limits(trainer, batches)
+    assert said in str(refused.value)
+
+
 def test_adalora_plans_over_the_steps_that_are_made() -> None:
     cfg = composed("adapter=adalora", "rank=4")
     config = method_of(cfg).config(cfg, {}, optimizer_steps(OmegaConf.merge(cfg.trainer, {"max_steps": 10}), 100), {})
     assert (config.total_step, config.tinit, config.tfinal) == (10, 1, 3)
 
 
-@pytest.mark.parametrize("limits", [("trainer.max_steps=12",), ("trainer.limit_train_batches=2", "dataset.epochs=6")])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ("trainer.max_steps=12",),
+        pytest.param(("trainer.limit_train_batches=2", "dataset.epochs=6"), marks=pytest.mark.slow),
+    ],
+)
 def test_adalora_reaches_its_target_however_the_run_is_limited(limits, train) -> None:
     """4 batches an epoch for 12 steps of a possible 160, or 2 of them for 6 epochs: 1.5 times the rank is pruned by step 9."""
     ended = train("adapter=adalora", "rank=4", "optimizer.lr=0.01", *limits)

@@ -2,7 +2,8 @@
 
 from filelock import FileLock
 
-from foura.sweep.plan import run_status, states, sweep_status
+from foura.sweep.listing import runs_in
+from foura.sweep.plan import run_status, states, varied_keys
 from foura.tracking.status import write_json
 
 
@@ -32,4 +33,10 @@ def test_a_run_is_running_only_while_a_process_holds_it(tmp_path) -> None:
             "interrupted": 1,
             "waiting": 1,
         }
-    assert dict(sweep_status(tmp_path))["alive"]["state"] == "interrupted"
+    assert {run.name: run.state for run in runs_in(tmp_path)}["alive"] == "interrupted"
+
+
+def test_the_keys_that_vary_in_a_sweep() -> None:
+    jobs = [["adapter=lora", "+adapter.lr=1e-3", "rank=4"], ["adapter=lora", "+adapter.lr=3e-3", "rank=4"]]
+    assert varied_keys(jobs) == ["adapter.lr"]
+    assert varied_keys(jobs[:1]) == []

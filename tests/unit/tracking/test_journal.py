@@ -32,7 +32,8 @@ def store(monkeypatch) -> Store:
     return Store()
 
 
-ITEMS = [{"create": {}}, {"metrics": {"a": 1.0}, "step": 0}, {"end": "finished"}]
+CREATE = {"name": "lora r4", "params": {"rank": "4"}, "tags": {"uid": "u", "key": "k"}, "sweep": None, "time": 1}
+ITEMS = [{"create": CREATE}, {"metrics": {"a": 1.0}, "step": 0, "time": 2}, {"end": "finished"}]
 
 
 def test_what_a_store_refuses_arrives_later_and_in_order(store, tmp_path) -> None:

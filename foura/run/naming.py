@@ -1,0 +1,48 @@
+"""The name and the command of a run, as MLflow lists them."""
+
+import shlex
+from pathlib import Path, PurePath
+
+from omegaconf import DictConfig, OmegaConf
+
+from foura.config import UNSCIENTIFIC, outputs_dir
+from foura.tracking.status import read_json
+
+ALWAYS = ("adapter", "rank", "seed")  # keys that have a place of their own in a name
+CHOICES = ("backbone", "dataset", "trainer", "experiment")  # keys whose value says enough
+MOST = 3  # further keys in a name, which a list of runs has to fit
+LONGEST = 18  # characters of a value
+
+
+def overrides_of(folder: Path) -> list[str]:
+    """The overrides that a run was started with, as Hydra has noted them; [] where it has not."""
+    noted = folder / ".hydra" / "overrides.yaml"
+    return [str(text) for text in OmegaConf.load(noted)] if noted.is_file() else []
+
+
+def run_name(cfg: DictConfig, folder: Path, sweep: str | None) -> str:
+    """The adapter, the rank, the seed, and what else was set; of a run of a sweep, only what varies in the sweep."""
+    varied = None
+    if sweep is not None:
+        varied = read_json(outputs_dir(cfg) / "sweeps" / sweep / "sweep.json").get("varied")
+
+    def shows(key: str) -> bool:
+        return varied is None or key in str(varied).split(",")
+
+    further = []
+    for text in overrides_of(folder):
+        key, _, value = text.lstrip("+").partition("=")
+        hidden = key in (*ALWAYS, *UNSCIENTIFIC) or key.startswith(("hydra", "margins"))
+        if not hidden and shows(key):
+            shown = PurePath(value).name[:LONGEST] if "/" in value and key != "backbone.name" else value[-LONGEST:]
+            further.append(shown if key in CHOICES else f"{key.rpartition('.')[2]} {shown}")
+    numbers = {"rank": f"r{cfg.rank}", "seed": f"seed {cfg.seed}"}
+    return " ".join([cfg.adapter.name, *(text for key, text in numbers.items() if shows(key)), *further[:MOST]])
+
+
+def command_of(folder: Path) -> str:
+    """The command that repeats this run alone."""
+    told = [
+        text for text in overrides_of(folder) if text.lstrip("+").partition("=")[0] not in ("sweep", "force", "plan")
+    ]
+    return shlex.join(["python", "train.py", *told])

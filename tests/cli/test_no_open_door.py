@@ -1,0 +1,160 @@
+"""Nothing listens beyond this machine, and no Python of ours imports from the working directory."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.network import answers, free_port
+from tests.helpers.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+LISTENING = "0A"
+LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+QUICK = ("rank=2", "dataset.limit=40", "dataset.epochs=4", "trainer.accelerator=cpu")
+PLANTED = ("mlflow", "peft", "torch", "uvicorn", "joblib", "numpy", "datasets", "omegaconf", "foura", "train")
+
+
+def family(pid: int) -> Iterator[int]:
+    """A process and all that it started, whichever of them live."""
+    yield pid
+    try:
+        children = {
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        }
+    except OSError:
+        return
+    for child in children:
+        yield from family(child)
+
+
+def sockets(pid: int) -> set[str]:
+    """Inodes of the sockets of a process."""
+    found = set()
+    try:
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            target = os.readlink(entry.path)
+            if target.startswith("socket:"):
+                found.add(target.strip("socket:[]"))
+    except OSError:
+        pass
+    return found
+
+
+def listeners(pid: int) -> set[str]:
+    """Addresses (hex, without the port) at which a process or one that it started listens."""
+    own = set().union(*map(sockets, family(pid)))
+    found = set()
+    for kind in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+            cells = line.split()
+            if cells[3] == LISTENING and cells[9] in own:
+                found.add(cells[1].partition(":")[0])
+    return found
+
+
+def lives(pid: int) -> bool:
+    """True for a process that is there, and is not one that has ended and waits to be asked about."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def planted(tmp_path) -> Path:
+    """A working directory with modules that leave a mark when they are executed."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for name in PLANTED:
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'a').write({name!r})\n")
+    return folder
+
+
+def watched(command: list[str], cwd: Path, env: dict[str, str], until=None) -> tuple[set[str], str]:
+    """(addresses at which the command listened while it ran, what it printed)."""
+    process = subprocess.Popen(
+        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    seen: set[str] = set()
+
+    def ended() -> bool:
+        seen.update(listeners(process.pid))
+        return process.poll() is not None or (until is not None and until())
+
+    try:
+        wait_until(ended, "the end of the command", seconds=500, every=0.02)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert until is not None or process.returncode == 0, said
+    return seen, said
+
+
+@pytest.fixture
+def plain_env(run_env) -> dict[str, str]:
+    """Without PYTHONPATH, or with what shells make of it: an empty entry, which means the working directory."""
+    return {**run_env, "PYTHONPATH": ""}
+
+
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_processes_of_a_run_listen_on_this_machine_alone(trainer, root, planted, plain_env, tmp_path) -> None:
+    command = [
+        sys.executable,
+        str(root / "train.py"),
+        "adapter=foura",
+        *QUICK,
+        f"trainer={trainer}",
+        "trainer.devices=2",
+    ]
+    seen, said = watched([*command, f"outputs={tmp_path}/outputs"], planted, plain_env)
+    assert seen and seen <= set(LOOPBACK), said  # they talk to each other, and to nobody else
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_sweep_of_joblib_listens_nowhere_else(root, planted, plain_env, tmp_path) -> None:
+    command = [
+        sys.executable,
+        str(root / "train.py"),
+        "-m",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "sweep=s",
+    ]
+    seen, said = watched([*command, "adapter=head,lora", *QUICK, f"outputs={tmp_path}/outputs"], planted, plain_env)
+    assert seen <= set(LOOPBACK), said
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("how", ["module", "with an empty entry of PYTHONPATH"])
+def test_the_ui_listens_on_this_machine_alone(how, root, planted, run_env, plain_env, tmp_path, empty_store) -> None:
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "mlflow.db").write_bytes(empty_store.read_bytes())
+    # the package itself is found by its folder, as an installed one is
+    start = f"import sys; sys.path.insert(0, {str(root)!r}); from foura.cli import main; main()"
+    env = plain_env if how == "module" else {**plain_env, "PYTHONPATH": f"{os.pathsep}/nowhere"}
+    port = free_port()
+    command = [sys.executable, "-P", "-c", start, "ui", str(tmp_path / "outputs"), "--port", str(port)]
+    seen, said = watched(command, planted, env, until=lambda: answers(f"http://127.0.0.1:{port}/health"))
+    assert seen and seen <= set(LOOPBACK), said
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_worker_ends_with_the_command_that_started_it(root, run_env, tmp_path) -> None:
+    """It holds the run's lock: without it, a second process could begin in the same folder."""
+    command = [sys.executable, str(root / "train.py"), "adapter=foura", *QUICK[:2], "dataset.epochs=500"]
+    command += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"outputs={tmp_path}/outputs"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=run_env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: list((tmp_path / "outputs").glob("runs/*/checkpoint.pt")), "the first checkpoint")
+    workers = [pid for pid in family(process.pid) if pid != process.pid]
+    assert len(workers) >= 2
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(map(lives, workers)), "the end of the workers", seconds=60)

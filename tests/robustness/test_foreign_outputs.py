@@ -1,0 +1,392 @@
+"""Outputs of other people: journals, status files and exports take nothing from, and write nothing to, any other place."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+
+from foura.cli import main
+from foura.errors import UserError
+from foura.run.export import export
+from foura.run.load import check_adapter, read_config
+from foura.sweep.plan import run_status, sweep_status
+from foura.tracking.journal import FILE, Outbox
+from foura.tracking.status import read_json
+from foura.tracking.sync import sync
+from foura.tracking.typed import STATES
+from tests.helpers.hostile import BYTES, VALUES, damaged, in_time, mutated, refused, try_all
+from tests.helpers.runs import client
+from tests.helpers.untrusted import run_folder
+
+LINES, STATUSES, FOLDERS = 600, 600, 100  # examples of make test-all
+CREATE = {
+    "name": "lora r4 seed 0",
+    "params": {"rank": "4"},
+    "tags": {"uid": "a1", "key": "b2", "role": "run", "sweep": ""},
+    "sweep": None,
+    "replaces": None,
+    "time": 1,
+}
+
+
+@pytest.fixture
+def outputs(tmp_path, empty_store) -> Path:
+    (tmp_path / "outputs").mkdir()
+    shutil.copy(empty_store, tmp_path / "outputs" / "mlflow.db")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key.txt").write_text("mine")
+    return tmp_path / "outputs"
+
+
+def journal(outputs: Path, name: str, *items: dict, **create: object) -> Path:
+    folder = outputs / "runs" / name
+    folder.mkdir(parents=True)
+    described = {**CREATE, "name": name, "tags": {**CREATE["tags"], "uid": name}, **create}
+    lines = [{"create": described}, *items, {"end": "finished"}]
+    (folder / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def uploaded(outputs: Path) -> set[str]:
+    return {path.name for path in (outputs / "artifacts").rglob("*") if path.is_file()}
+
+
+def test_a_journal_takes_nothing_but_files_of_its_run(outputs, tmp_path) -> None:
+    secret = tmp_path / "secret" / "key.txt"
+    asked = [str(secret), "../../../secret/key.txt", "link", "inner/link", "linked/key.txt", "adapter"]
+    run = journal(outputs, "evil", *({"artifact": name, "under": None} for name in asked))
+    (run / "link").symlink_to(secret)
+    (run / "linked").symlink_to(secret.parent)
+    for inner in ("inner", "adapter"):
+        (run / inner).mkdir()
+        (run / inner / "link").symlink_to(secret)
+    good = journal(outputs, "good", {"artifact": "fine.txt", "under": None})
+    (good / "fine.txt").write_text("of the run")
+    done = dict(sync(outputs))
+    assert done["good"] == "delivered" and "is a link" in done["evil"]
+    assert uploaded(outputs) == {"fine.txt"}
+
+
+def test_a_journal_writes_nowhere_else(outputs, tmp_path) -> None:
+    names = ("../../../x", "..", "/tmp/x", "a/b", "evil")
+    (outputs / "sweeps").mkdir()
+    (outputs / "sweeps" / "evil").symlink_to(tmp_path / "secret")
+    for number, name in enumerate(names):
+        journal(outputs, f"evil{number}", sweep=name)
+    journal(outputs, "under", {"artifact": "x.txt", "under": "../../../../secret"})
+    (outputs / "runs" / "under" / "x.txt").write_text("x")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path, tmp_path / "secret", outputs / "sweeps")}
+    sync(outputs)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not list(tmp_path.rglob("sweep.json"))
+
+
+def test_a_linked_run_is_not_read_and_one_bad_journal_does_not_end_the_others(outputs, tmp_path) -> None:
+    other = journal(tmp_path / "elsewhere", "mine", {"artifact": "fine.txt", "under": None})
+    (other / "fine.txt").write_text("mine")
+    journal(outputs, "a-good")
+    (outputs / "runs" / "linked").symlink_to(other)
+    odd = [outputs / "runs" / name for name in ("b-pipe", "c-huge", "d-lock", "e-folder", "f-none")]
+    for folder in odd:
+        folder.mkdir()
+    os.mkfifo(odd[0] / FILE)
+    with open(odd[1] / FILE, "wb") as file:
+        file.truncate(3 * 2**30)
+    (odd[2] / FILE).write_text("\n")
+    (odd[2] / ".lock").mkdir()
+    (odd[3] / FILE).mkdir()
+    (odd[4] / FILE).write_bytes(b"\xff\x00[[[[{}\n" * 100)
+    journal(outputs, "z-good")
+    with in_time(60):
+        done = dict(sync(outputs))
+    assert done["a-good"] == done["z-good"] == "delivered"
+    assert all(done[name].startswith("refused: ") for name in ("linked", "b-pipe", "c-huge", "d-lock"))
+    assert {run.info.run_name for run in client(outputs).search_runs(["1"])} == {"a-good", "z-good"}
+
+
+def test_the_sync_command_says_what_it_did_not_send(outputs, monkeypatch, capsys) -> None:
+    journal(outputs, "good")
+    (outputs / "runs" / "bad").mkdir()
+    os.mkfifo(outputs / "runs" / "bad" / FILE)
+    monkeypatch.setattr("sys.argv", ["foura", "sync", str(outputs)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert str(ended.value.code).startswith("error: 1 of 2 runs could not be sent")
+    assert "delivered: good" in capsys.readouterr().out
+
+
+def test_any_journal_is_loaded_and_only_items_of_a_run_are_kept(tmp_path) -> None:
+    def deliver(run_id, item):
+        raise ConnectionError
+
+    items = st.one_of(
+        mutated(CREATE).map(lambda create: {"create": create}),
+        mutated({"metrics": {"val/loss": 0.5}, "step": 1, "time": 5}),
+        mutated({"artifact": "adapter", "under": None}, {"artifact": ["../x", "/x", "a\0", 3, None]}),
+        mutated({"delivered": 1, "run_id": "abc"}, {"delivered": [True, -1, 10**30], "run_id": ["../x", 3]}),
+        VALUES,
+    )
+
+    def check(content: bytes) -> None:
+        (tmp_path / FILE).write_bytes(content)
+        with in_time():
+            box = Outbox(deliver, tmp_path)
+        assert 0 <= box.delivered <= len(box.items) and (box.run_id is None or "/" not in box.run_id)
+        for item in box.items:
+            if "create" in item:
+                assert {"uid", "key"} <= item["create"]["tags"].keys() and isinstance(item["create"]["time"], int)
+            if "metrics" in item:
+                assert isinstance(item["step"], int) and isinstance(item["time"], int)
+            if "artifact" in item:
+                assert (tmp_path / item["artifact"]).resolve().is_relative_to(tmp_path.resolve())
+
+    lines = st.lists(items.map(json.dumps), max_size=6).map("\n".join)
+    try_all(lines.map(lambda text: text.encode("utf-8", "surrogatepass")) | BYTES, check, LINES)
+
+
+STATUS = {
+    "state": "running",
+    "key": "k",
+    "run_id": "r",
+    "metrics": {"test/acc": 0.5},
+    "seconds": 3.5,
+    "killed": 0,
+    "kept": [1, 2],
+    "error": "it failed",
+}
+
+
+def test_any_status_file_leaves_status_and_plan_working(tmp_path) -> None:
+    good = tmp_path / "good"
+    good.mkdir()
+    (good / "status.json").write_text(json.dumps({**STATUS, "state": "finished"}))
+    (tmp_path / "bad").mkdir()
+    likely = {"state": ["evil", 3, [], None], "seconds": ["x", -1, float("nan"), 1e308], "killed": ["x", -1, True]}
+    likely |= {"metrics": [3, {"a": "x"}, {"a": None}, []], "kept": [3, ["x"], [1, 2, 3]], "error": [3, [], "\x1b[2J"]}
+
+    def check(content: bytes) -> None:
+        (tmp_path / "bad" / "status.json").write_bytes(content)
+        found = dict(sweep_status(tmp_path))
+        assert found["good"]["state"] == "finished"
+        status = found["bad"]
+        assert status["state"] in (*STATES, "unreadable")
+        assert status.get("seconds", 0) >= 0 and isinstance(status.get("error", ""), str)
+        assert all(isinstance(value, int | float) for value in status.get("metrics", {}).values())
+        assert isinstance(status.get("killed", 0), int) and not isinstance(status.get("killed", 0), bool)
+
+    whole = json.dumps(STATUS).encode()
+    some = mutated(STATUS, likely).map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass"))
+    for name, values in likely.items():
+        for value in values:
+            check(json.dumps({**STATUS, name: value}).encode())
+    try_all(some | damaged(whole) | BYTES, check, STATUSES)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "huge", "folder"])
+def test_a_status_file_that_is_none_counts_as_unreadable(kind, tmp_path) -> None:
+    path = tmp_path / "status.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        (tmp_path / "other").write_text(json.dumps(STATUS))
+        path.symlink_to(tmp_path / "other")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with open(path, "wb") as file:
+            file.truncate(3 * 2**30)
+    with in_time(60):
+        assert read_json(path) == {} and run_status(tmp_path)["state"] == "unreadable"
+
+
+def test_looking_at_runs_truncates_nothing_through_a_lock(tmp_path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text(json.dumps(STATUS))
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine")
+    assert run_status(tmp_path / "run")["state"] == "interrupted" and (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    return run_folder(tmp_path_factory.mktemp("made") / "run", "lora")
+
+
+@pytest.fixture
+def run(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+FILES = (
+    "config.yaml",
+    "adapter",
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+    "adapter/README.md",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_export_takes_nothing_from_elsewhere(name, run, tmp_path) -> None:
+    """The target of the link is as it should be: what is refused is that it lies elsewhere."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(run / name, elsewhere)
+    (run / name).symlink_to(elsewhere)
+    with pytest.raises(UserError, match="is a link"):
+        export(run, "peft", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_in_a_run_does_not_hang_an_export(name, run, tmp_path) -> None:
+    shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+    os.mkfifo(run / name)
+    with in_time(60), pytest.raises((UserError, OSError)):
+        export(run, "peft", tmp_path / "out")
+
+
+def test_an_export_that_failed_does_not_block_the_next(run, tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            export(run, "peft", tmp_path / "out")
+    export(run, "peft", tmp_path / "out")
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
+
+
+def test_an_export_onto_a_dangling_link_is_refused_in_a_sentence(run, tmp_path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="exists already; name a folder that does not"):
+        export(run, "peft", tmp_path / "out")
+
+
+RESOLVED = ["${oc.env:HOME}", "evil/${oc.env:SECRET}", "a${rank}", "${oc.decode:'1'}", "${foura.times:2,3}", "\\${x}"]
+
+
+@pytest.mark.parametrize("text", RESOLVED)
+def test_nothing_in_a_run_s_config_is_computed(text, run, monkeypatch) -> None:
+    monkeypatch.setenv("SECRET", "mine-123")
+    config = (run / "config.yaml").read_text()
+    for key, line in (("name: embedded", f"name: '{text}'"), ("rank: 4", f"rank: '{text}'")):
+        assert key in config
+        (run / "config.yaml").write_text(config.replace(key, line))
+        with pytest.raises(UserError, match="would be computed") as said:
+            read_config(run)
+        assert "mine-123" not in str(said.value)
+
+
+def test_a_config_cannot_grow(run) -> None:
+    config = (run / "config.yaml").read_text()
+    grown = "\n".join(["v0: aaaaaaaaaa", *(f"v{n}: ${{v{n - 1}}}${{v{n - 1}}}" for n in range(1, 30))])
+    for text in (config + grown, config + "a: &a [1]\nb: *a\n", config + "a: !!binary aGk=\n", "[" * 5000, "a: " * 500):
+        (run / "config.yaml").write_text(text)
+        with in_time(30):
+            assert refused(lambda: read_config(run))
+
+
+UNSAFE = [
+    ("lora_alpha", float("nan")),
+    ("lora_alpha", float("inf")),
+    ("lora_alpha", 1e308),
+    ("lora_alpha", 10**400),
+    ("alpha_pattern", {"qkv": 1e308}),
+    ("lora_dropout", float("nan")),
+    ("init_lora_weights", "pissa_niter_10000000"),
+    ("init_lora_weights", "../../x"),
+    ("monteclora_config", {"n_samples": 10**9}),
+    ("loftq_config", {"loftq_iter": 10**6}),
+    ("eva_config", {"rho": 1e300}),
+    ("corda_config", {"cache_file": "/etc/passwd"}),
+    ("layer_replication", [[0, 10**6]]),
+    ("qalora_group_size", 10**9),
+    ("alora_invocation_tokens", [10**12]),
+    ("r", 4097),
+    ("rank_pattern", {"qkv": 10**6}),
+    ("megatron_core", "x" * 10**5),
+    ("evil", [1]),
+    ("target_parameters", [[[[[[[[[[1]]]]]]]]]]),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), UNSAFE, ids=lambda value: str(value)[:30])
+def test_an_adapter_config_has_fields_and_numbers_of_a_run_alone(field, value, run) -> None:
+    path, cfg = run / "adapter" / "adapter_config.json", read_config(run)
+    described = json.loads(path.read_text())
+    check_adapter(run / "adapter", cfg)
+    path.write_text(json.dumps({**described, field: value}))
+    with in_time(60), pytest.raises(UserError) as said:
+        check_adapter(run / "adapter", cfg)
+    assert field in str(said.value) or "number that is too long" in str(said.value)
+
+
+HEAVY = """
+import json, resource, sys
+from pathlib import Path
+from foura.errors import UserError
+from foura.families import build
+from foura.run.load import load_adapter, read_config
+run = Path(sys.argv[1])
+cfg = read_config(run)
+parts = build(cfg)
+path = run / "adapter" / "adapter_config.json"
+described = json.loads(path.read_text())
+before = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (before + 2**31, before + 2**31))
+for field, value in json.loads(sys.argv[2]):
+    path.write_text(json.dumps({**described, field: value}))
+    try:
+        load_adapter(parts.backbone.model, run, cfg)
+    except UserError as error:
+        assert "memory" not in str(error), error
+        print("refused", field)
+"""
+
+
+@pytest.mark.slow
+def test_no_adapter_config_fills_the_memory(run, run_env) -> None:
+    """In a process that may take 2 GB more than the model has."""
+    asked = [("r", 10**9), ("rank_pattern", {"qkv": 10**9}), ("layer_replication", [[0, 10**6]])]
+    command = [sys.executable, "-c", HEAVY, str(run), json.dumps(asked)]
+    ended = subprocess.run(command, env=run_env, capture_output=True, text=True, check=False)
+    assert ended.stdout.count("refused") == len(asked), ended.stderr[-2000:]
+
+
+def test_any_exported_folder_is_used_or_refused(run, tmp_path) -> None:
+    """A whole folder with files exchanged for links, pipes and folders, at random."""
+    cfg = read_config(run)
+    kinds = st.sampled_from(["link", "pipe", "folder", "empty", "gone", "same"])
+    number = iter(range(10**6))
+
+    def check(chosen: list[str]) -> None:
+        folder = tmp_path / f"n{next(number)}"
+        shutil.copytree(run, folder)
+        for name, kind in zip(FILES[2:], chosen, strict=True):
+            path = folder / name
+            if kind != "same":
+                path.unlink()
+            if kind == "link":
+                path.symlink_to(run / name)
+            elif kind in ("pipe", "folder"):
+                {"pipe": os.mkfifo, "folder": os.mkdir}[kind](path)
+            elif kind == "empty":
+                path.touch()
+        out = tmp_path / f"out{next(number)}"
+        was_refused = refused(lambda: export(folder, "peft", out))
+        assert was_refused != out.exists()
+        assert was_refused or "same" == chosen[0] == chosen[1]
+        shutil.rmtree(folder)
+
+    assert cfg.rank == 4
+    try_all(st.lists(kinds, min_size=3, max_size=3), check, FOLDERS)
+
+
+def test_memory_of_this_process_is_not_capped() -> None:
+    """The test above caps that of its child alone."""
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY

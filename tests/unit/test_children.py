@@ -1,0 +1,92 @@
+"""Python processes that are started, and what the commands say on bad days."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foura import cli
+from foura.children import command, protect_children
+from foura.errors import UserError
+from foura.run.start import _sentence
+
+HOME = str(Path(__file__).resolve().parents[2])
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("", [HOME]),
+        (f"{os.pathsep}/a", [HOME, "/a"]),
+        (f"/a{os.pathsep}{os.pathsep}/b{os.pathsep}", [HOME, "/a", "/b"]),
+        (f"/a{os.pathsep}{HOME}", ["/a", HOME]),
+    ],
+)
+def test_the_path_of_imports_keeps_what_the_user_named_and_no_empty_entry(given, kept, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", given)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    protect_children()
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == kept and os.environ["PYTHONSAFEPATH"] == "1"
+
+
+@pytest.mark.parametrize("start", [["-m", "planted"], ["-c", "import planted"], command("planted")[1:]])
+def test_a_module_in_the_working_directory_is_not_executed(start, tmp_path, monkeypatch) -> None:
+    (tmp_path / "planted.py").write_text("print('executed')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep)
+    protect_children()
+    ended = subprocess.run([sys.executable, *start], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode != 0 and "executed" not in ended.stdout and "No module named" in ended.stderr
+
+
+def test_a_child_imports_this_very_package(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "")
+    protect_children()
+    show = "import foura, json, sys; print(json.dumps([foura.__file__, sys.flags.safe_path]))"
+    ended = subprocess.run([sys.executable, "-c", show], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout) == [f"{HOME}/foura/__init__.py", True]
+
+
+@pytest.mark.parametrize("start", [["train.py"], ["-m", "foura", "status", "x"]])
+def test_a_working_directory_that_was_deleted_is_said(start, tmp_path, run_env) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    told = [f"{HOME}/{start[0]}", *start[1:]] if start[0].endswith(".py") else start
+    script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
+    asked = ["sh", "-c", script, "sh", str(gone), sys.executable, *told]
+    ended = subprocess.run(asked, env=run_env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.strip() == "error: the working directory was deleted; change to one that exists (cd ~)."
+
+
+def test_ctrl_c_in_a_command_is_a_sentence(tmp_path, monkeypatch, capsys) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "mlflow.db").touch()
+    monkeypatch.setattr("foura.report.page.report", stopped)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("sys.argv", ["foura", "report", "x", "--outputs", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted: stopped by Ctrl-C; the same command starts anew.\n"
+
+
+SHARED = [
+    "unable to write to file </torch_12_34>: No space left on device (28)",
+    "unable to allocate shared memory(shm) for file </torch_1_2>: Cannot allocate memory (12)",
+    "DataLoader worker (pid 5) is killed by signal: Bus error. It is possible that workers are out of shared memory.",
+    "[Errno 28] No space left on device: '/dev/shm/pym-1'",
+]
+
+
+@pytest.mark.parametrize("said", SHARED)
+def test_a_small_shared_memory_is_not_called_a_full_disk(said, tmp_path) -> None:
+    found = _sentence(RuntimeError(said), tmp_path)
+    assert found is not None and "dataset.num_workers=0" in found and "cannot write" not in found
+    wrapped = UserError("x")
+    assert _sentence(wrapped, tmp_path) is None
+    assert "cannot write" in str(_sentence(OSError(28, "No space left on device"), tmp_path))
