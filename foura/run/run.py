@@ -48,8 +48,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     """
     quiet()
     console, title = make_console(not distributed.is_main()), _title(cfg)
-    check_devices(cfg)
-    check_forgetting(cfg)
+    _check(cfg)
     seed_everything(cfg.seed, verbose=False)
     parts = build(cfg)
     before, loaders = Before(parts, cfg), Loaders(parts.data, cfg)
@@ -74,6 +73,12 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     if sweep is None:
         print_result(console, title, metrics, cfg, folder)
     return metrics
+
+
+def _check(cfg: DictConfig) -> None:
+    """Refuse what this machine does not have, and what cannot be measured."""
+    check_devices(cfg)
+    check_forgetting(cfg)
 
 
 def _title(cfg: DictConfig) -> str:
