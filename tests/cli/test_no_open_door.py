@@ -85,8 +85,9 @@ def watched(command: list[str], cwd: Path, env: dict[str, str], until=None) -> t
     seen: set[str] = set()
 
     def ended() -> bool:
-        seen.update(listeners(process.pid))
-        return process.poll() is not None or (until is not None and until())
+        done = process.poll() is not None or (until is not None and until())
+        seen.update(listeners(process.pid))  # after the question, which a server answers once it listens
+        return done
 
     try:
         wait_until(ended, "the end of the command", seconds=500, every=0.2)
@@ -133,13 +134,13 @@ def test_a_sweep_of_joblib_listens_nowhere_else(root, planted, plain_env, tmp_pa
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("how", ["module", "with an empty entry of PYTHONPATH"])
-def test_the_ui_listens_on_this_machine_alone(how, root, planted, run_env, plain_env, tmp_path, empty_store) -> None:
+@pytest.mark.parametrize("how", ["no PYTHONPATH", "an empty entry in PYTHONPATH"])
+def test_the_ui_listens_on_this_machine_alone(how, root, planted, plain_env, tmp_path, empty_store) -> None:
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "mlflow.db").write_bytes(empty_store.read_bytes())
     # the package itself is found by its folder, as an installed one is
     start = f"import sys; sys.path.insert(0, {str(root)!r}); from foura.cli import main; main()"
-    env = plain_env if how == "module" else {**plain_env, "PYTHONPATH": f"{os.pathsep}/nowhere"}
+    env = plain_env if how == "no PYTHONPATH" else {**plain_env, "PYTHONPATH": f"{os.pathsep}/nowhere"}
     port = free_port()
     command = [sys.executable, "-P", "-c", start, "ui", str(tmp_path / "outputs"), "--port", str(port)]
     seen, said = watched(command, planted, env, until=lambda: answers(f"http://127.0.0.1:{port}/health"))
