@@ -70,8 +70,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
         table = _table(task, loaders, before)
         metrics = final_metrics(task, cfg, best, table, folder) | before.forgetting(parts, task.model, cfg) | costs
         draw(task, recorder.epoch or 0, table, title, folder)
-        write_card(cfg, folder, about, metrics, parts.data)
-        _record(metrics, cfg, tracked, status, folder)
+        _record(metrics, about, parts, cfg, tracked, status, folder)
     if sweep is None:
         print_result(console, title, metrics, cfg, folder)
     return metrics
@@ -138,7 +137,16 @@ def _selected(trainer: Trainer, task: Task, recorder: Recorder, loaders: Loaders
     return task.history.pop()
 
 
-def _record(metrics: dict[str, float], cfg: DictConfig, tracked: TrackedRun, status: RunStatus, folder: Path) -> None:
+def _record(
+    metrics: dict[str, float],
+    about: str,
+    parts: Parts,
+    cfg: DictConfig,
+    tracked: TrackedRun,
+    status: RunStatus,
+    folder: Path,
+) -> None:
+    write_card(cfg, folder, about, metrics, parts.data)
     tracked.log_metrics(metrics)
     log_artifacts(tracked, folder)
     status.fields |= {"metrics": metrics, "curve": family_of(cfg).curve(cfg.dataset.format).key}

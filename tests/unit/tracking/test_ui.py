@@ -14,7 +14,9 @@ from tests.helpers.sweeps import grid, synthetic
 def test_the_address_opens_the_runs_and_not_mlflow_s_start_page() -> None:
     opened = ui.runs_address("http://127.0.0.1:5000", "1")
     assert opened.startswith("http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning")
-    assert ui.run_address("http://h:1", "2", "abc") == "http://h:1/#/experiments/2/runs/abc?workflowType=machine_learning"
+    assert (
+        ui.run_address("http://h:1", "2", "abc") == "http://h:1/#/experiments/2/runs/abc?workflowType=machine_learning"
+    )
 
 
 @pytest.mark.parametrize(
