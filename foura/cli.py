@@ -176,7 +176,7 @@ def _status(arguments: argparse.Namespace) -> None:
         for line in overview(outputs, arguments.best):
             print(line[: len(line) - len(line.lstrip())] + one_line(line))
         return
-    runs, now = runs_in(sweep_folder(outputs, arguments.sweep)), time.time()
+    runs, now = runs_in(sweep_folder(arguments.outputs, arguments.sweep)), time.time()
     for run in filter(None, [best(runs)] if arguments.best else runs):
         print(one_line(run.line(now)))
     counts = collections.Counter(run.state for run in runs)

@@ -209,12 +209,20 @@ def _measure(
     )
 
 
+def follows_seed(runs: pd.DataFrame, key: str) -> bool:
+    """True if a key has the run's seed as its value in every run, of several seeds: it is no condition of its own."""
+    column = f"param:{key}"
+    if column not in runs or runs["seed"].nunique() < 2:
+        return False
+    return bool((runs[column].astype(str) == runs["seed"].astype(str)).all())
+
+
 def _conditions(runs: pd.DataFrame, tune: Sequence[str]) -> tuple[list[str], list[str]]:
     """(keys that vary within an adapter, tuned keys among them), without keys that follow another one."""
     varying = []
     for column in runs:
         key = str(column).removeprefix("param:")
-        if not str(column).startswith("param:") or key == "seed":
+        if not str(column).startswith("param:") or key == "seed" or follows_seed(runs, key):
             continue
         if runs.groupby("adapter")[column].nunique(dropna=False).max() > 1:
             varying.append(key)

@@ -12,8 +12,9 @@ from foura.analysis.power import MOST
 from foura.analysis.statistics import LEAST, LEVEL
 from foura.report.collect import Look, Sweep
 from foura.report.rounding import decimals, fixed, signed
-from foura.report.study import Measure, Study, in_words
+from foura.report.study import Measure, Study, follows_seed, in_words
 
+SPLIT_SEED = "dataset.split_seed"
 VERDICTS = ("better", "worse", "equivalent", "undecided")
 
 
@@ -128,6 +129,8 @@ def coverage(study: Study, quality: pd.DataFrame) -> str:
     drawn = ", the order of the data and the draw of training items" if varies else " and the order of the data"
     items = study.finished.get("test_items", pd.Series(dtype=float)).dropna().unique()
     which = f"{items[0]:,.0f} test items" if len(items) == 1 else "test items"
+    cut = follows_seed(study.finished, SPLIT_SEED)
+    drawn = f", the cut of the splits{drawn.replace(' and the order', ', the order')}" if cut else drawn
     text = f"Intervals cover what a seed changes: the start of the adapter{drawn}. "
     if "items_low" in quality and quality["items_low"].notna().any():
         text += (
@@ -135,7 +138,12 @@ def coverage(study: Study, quality: pd.DataFrame) -> str:
             "Neither covers other data or other backbones; verdicts are by the first."
         )
     else:
-        text += f"They do not cover the choice of the {which}, other data or other backbones."
+        text += f"They do not cover {'' if cut else f'the choice of the {which}, '}other data or other backbones."
+    fixed_at = study.finished.get(f"param:{SPLIT_SEED}", pd.Series(dtype=str)).dropna().unique()
+    if cut:
+        text += f" Every seed cuts missing splits anew ({SPLIT_SEED} follows seed)."
+    elif len(fixed_at) == 1:
+        text += f" All seeds share their splits ({SPLIT_SEED}={fixed_at[0]})."
     if study.quality.split and len(items) == 0:
         text += " The number of test items was not recorded, so that steps of one item cannot be allowed for."
     return text

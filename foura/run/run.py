@@ -48,7 +48,8 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
     """
     quiet()
     console, title = make_console(not distributed.is_main()), _title(cfg)
-    _check(cfg)
+    check_devices(cfg)
+    check_forgetting(cfg)
     seed_everything(cfg.seed, verbose=False)
     parts = build(cfg)
     before, loaders = Before(parts, cfg), Loaders(parts.data, cfg)
@@ -69,16 +70,10 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
         table = _table(task, loaders, before)
         metrics = final_metrics(task, cfg, best, table, folder) | before.forgetting(parts, task.model, cfg) | costs
         draw(task, recorder.epoch or 0, table, title, folder)
-        _record(metrics, about, parts.data, cfg, tracked, status, folder)
+        _record(metrics, about, parts, cfg, tracked, status, folder)
     if sweep is None:
         print_result(console, title, metrics, cfg, folder)
     return metrics
-
-
-def _check(cfg: DictConfig) -> None:
-    """Refuse what this machine does not have, and what cannot be measured."""
-    check_devices(cfg)
-    check_forgetting(cfg)
 
 
 def _title(cfg: DictConfig) -> str:
@@ -145,13 +140,13 @@ def _selected(trainer: Trainer, task: Task, recorder: Recorder, loaders: Loaders
 def _record(
     metrics: dict[str, float],
     about: str,
-    data: Any,
+    parts: Parts,
     cfg: DictConfig,
     tracked: TrackedRun,
     status: RunStatus,
     folder: Path,
 ) -> None:
-    write_card(cfg, folder, about, metrics, data)
+    write_card(cfg, folder, about, metrics, parts.data)
     tracked.log_metrics(metrics)
     log_artifacts(tracked, folder)
     status.fields |= {"metrics": metrics, "curve": family_of(cfg).curve(cfg.dataset.format).key}

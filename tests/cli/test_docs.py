@@ -15,14 +15,16 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
+import foura
 import foura.metrics
 from foura import FouraConfig
 from foura.adapter.gates import GATES
 from foura.adapter.transforms import TRANSFORMS
-from foura.families import language
+from foura.families import FAMILIES, language
 from foura.families.language.formats import FORMATS
 from foura.methods import METHODS
 from tests.helpers.tiny_models import tiny_clip, tiny_llama, tiny_unet
+from tests.helpers.tokenizers import byte_level
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,6 +78,11 @@ def test_every_block_is_run_here() -> None:
         ("library.md", "Which file for which program"),
         ("library.md", "With diffusers"),
         ("library.md", "Several adapters in one model"),
+        ("library.md", "Using the adapter of a run"),
+        ("library.md", "Images"),
+        ("library.md", "Language"),
+        ("library.md", "Text classification"),
+        ("library.md", "Diffusion"),
         ("extending.md", "A transform"),
         ("extending.md", "A gate"),
         ("extending.md", "An adapter of your own"),
@@ -116,6 +123,86 @@ def test_several_adapters(base) -> None:
     names: dict[str, Any] = {"base": base, "batch_of_3": ids(3)}
     exec(PYTHON["library.md", "Several adapters in one model"], names)
     assert set(names["model"].peft_config) == {"a", "b", "both"}
+
+
+def test_the_adapter_of_a_run(train) -> None:
+    folder = train("adapter=foura", "rank=2", "dataset.limit=40", "trainer.max_epochs=1").folder()
+    names: dict[str, Any] = {"RUN": str(folder)}
+    exec(PYTHON["library.md", "Using the adapter of a run"], names)
+    with torch.no_grad():
+        assert names["model"](torch.zeros(1, 1, 16, 16)).shape == (1, 10)
+
+
+HEADINGS = {"vit": "Images", "llama_small": "Language", "bert": "Text classification", "unet": "Diffusion"}
+
+
+def test_every_family_has_lines_for_inference_that_its_cards_repeat() -> None:
+    assert HEADINGS.keys() == FAMILIES.keys()
+    assert all(PYTHON["library.md", heading] == FAMILIES[name].inference for name, heading in HEADINGS.items())
+
+
+def saved_adapter(base: nn.Module, **options: Any) -> None:
+    get_peft_model(copy.deepcopy(base), FouraConfig(r=2, init_weights=False, **options)).save_pretrained("adapter")
+
+
+def test_inference_with_images(monkeypatch, capsys) -> None:
+    import timm
+    from PIL import Image
+
+    shape = {"depth": 1, "embed_dim": 24, "num_heads": 2, "num_classes": 3}
+    base = timm.create_model("vit_tiny_patch16_224", pretrained=False, **shape)
+    saved_adapter(base, target_modules=["qkv"], modules_to_save=["head"])
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, num_classes: copy.deepcopy(base))
+    names = {"BASE": "vit", "ADAPTER": "adapter", "CLASSES": 3, "image": Image.new("RGB", (30, 40))}
+    exec(PYTHON["library.md", "Images"], names)
+    assert "tensor([[0." in capsys.readouterr().out
+
+
+def test_inference_with_language(base, capsys) -> None:
+    base.resize_token_embeddings(300)
+    base.save_pretrained("base")
+    byte_level().save_pretrained("base")
+    saved_adapter(base, target_modules=["q_proj"])
+    exec(PYTHON["library.md", "Language"], {"BASE": "base", "ADAPTER": "adapter"})
+    assert "Once upon a time" in capsys.readouterr().out
+
+
+def test_inference_with_text_classification(capsys) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    bert = BertForSequenceClassification(BertConfig(**shape, vocab_size=300, num_labels=3))
+    bert.save_pretrained("base")
+    byte_level().save_pretrained("base")
+    saved_adapter(bert, target_modules=["query"], modules_to_save=["classifier"])
+    exec(PYTHON["library.md", "Text classification"], {"BASE": "base", "ADAPTER": "adapter", "CLASSES": 3})
+    assert "tensor([[0." in capsys.readouterr().out
+
+
+def test_inference_with_diffusion(monkeypatch, tmp_path) -> None:
+    import diffusers
+    from PIL import Image
+
+    unet = tiny_unet()
+    unet.add_adapter(FouraConfig(r=2, target_modules=["to_q"], init_weights=False), "style")
+    foura.save_as_lora(unet, "as_lora", "style", naming="diffusers")
+    real = diffusers.StableDiffusionPipeline.lora_state_dict
+
+    class Pipe:
+        """A pipeline that reads LoRAs as diffusers does, and returns a picture."""
+
+        from_pretrained = classmethod(lambda cls, base: cls())
+
+        def load_lora_weights(self, folder: str) -> None:
+            state, _ = real(folder)
+            assert any("to_q.lora" in name for name in state)
+
+        def __call__(self, prompt: str, num_inference_steps: int) -> Any:
+            return SimpleNamespace(images=[Image.new("RGB", (8, 8))])
+
+    monkeypatch.setattr(diffusers, "StableDiffusionPipeline", Pipe)
+    exec(PYTHON["library.md", "Diffusion"], {"BASE": "base", "LORA": "as_lora"})
+    assert (tmp_path / "image.png").exists()
 
 
 def finished_with(adapter: str, train, tmp_path) -> dict[str, Any]:

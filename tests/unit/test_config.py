@@ -143,6 +143,13 @@ def test_a_key_that_was_added_later_enters_where_it_is_not_at_its_default(monkey
         config._check_node(OmegaConf.structured(Later(late=-1.0)), Later, "")
 
 
+def test_the_split_is_the_same_for_every_seed_or_drawn_with_it() -> None:
+    assert [composed(f"seed={seed}").dataset.split_seed for seed in (0, 3)] == [0, 0]
+    drawn = composed("seed=3", "dataset.split_seed=${seed}")
+    config.check(drawn)
+    assert drawn.dataset.split_seed == 3
+
+
 @pytest.mark.parametrize(
     ("key", "said"),
     [

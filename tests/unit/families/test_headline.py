@@ -1,6 +1,7 @@
 """One rule says by which metric a run is judged: in the run's lines, in the sweep's line, and in the report."""
 
 import io
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -36,7 +37,7 @@ def test_the_same_metric_everywhere(family, form) -> None:
     cfg = composed(f"backbone={family}", f"dataset.format={form}")
     end, epoch = (METRICS[key] for key in JUDGED[family, form])
     values = {end.column: 0.25, f"test/{epoch.key}": 0.25, f"best/{epoch.key}": 0.5, f"best/train_{epoch.key}": 0.75}
-    assert _result({"state": "finished", "metrics": values}, cfg) == (f"finished, test {end.label} 0.250:")
+    assert _result({"state": "finished", "metrics": values}, cfg) == (f"finished, validation {epoch.label} 0.500:")
     runs = pd.DataFrame({"param:backbone.family": [family], "param:dataset.format": [form]})
     assert judged_by(runs) == (end, epoch)
     said = printed(values, cfg)
@@ -67,5 +68,5 @@ def test_metrics_of_formats_are_records_and_one_has_curves(family, form) -> None
 def printed(values: dict[str, float], cfg) -> str:
     costs = {"cost/trainable_params": 1.0, "cost/step_time_ms": 1.0, "cost/peak_memory_mb": 1.0}
     out = io.StringIO()
-    print_result(Console(file=out, width=200), "title", {**values, **costs}, cfg)
+    print_result(Console(file=out, width=200), "title", {**values, **costs}, cfg, Path("runs/one"))
     return out.getvalue()

@@ -103,6 +103,19 @@ def test_what_an_interval_covers_follows_from_the_data() -> None:
     assert "the order of the data. They do not cover the choice of the 40 test items" in said
     study.finished["data_fingerprint"] = study.finished["seed"].astype(str)
     assert "and the draw of training items" in verdicts.coverage(study, table)
+    study.finished["param:dataset.split_seed"] = "0"
+    assert verdicts.coverage(study, table).endswith("All seeds share their splits (dataset.split_seed=0).")
     said = verdicts.coverage(study, table.assign(items_low=-0.1))
     assert "The second interval, over test items too, also covers the choice of the 40 test items" in said
     assert "The number of test items was not recorded" in verdicts.coverage(unknown, table)
+
+
+def test_splits_that_are_drawn_with_the_seed_are_no_condition_and_are_covered() -> None:
+    drawn = [{**row, "dataset.split_seed": row["seed"]} for row in rows(0.1, 40)]
+    study = study_of(drawn)
+    assert study.conditions == study_of(rows(0.1, 40)).conditions
+    table = comparisons(study, study.quality)
+    said = verdicts.coverage(study, table)
+    assert "the start of the adapter, the cut of the splits, the order of the data" in said
+    assert "They do not cover other data or other backbones. Every seed cuts missing splits anew" in said
+    assert list(table["verdict"]) == ["better"]
