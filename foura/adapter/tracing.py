@@ -10,4 +10,5 @@ def traced() -> bool:
 
 def exported() -> bool:
     """True where the graph is meant for another program: all of `traced` but torch.compile."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    # not torch.compiler.is_exporting(): torch 2.11 answers yes under torch.compile, too
+    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
