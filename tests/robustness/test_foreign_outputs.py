@@ -15,7 +15,8 @@ from foura.cli import main
 from foura.errors import UserError
 from foura.run.export import export
 from foura.run.load import check_adapter, read_config
-from foura.sweep.plan import run_status, sweep_status
+from foura.sweep.listing import best, runs_in
+from foura.sweep.plan import run_status
 from foura.tracking.journal import FILE, Outbox
 from foura.tracking.status import read_json
 from foura.tracking.sync import sync
@@ -172,9 +173,9 @@ def test_any_status_file_leaves_status_and_plan_working(tmp_path) -> None:
 
     def check(content: bytes) -> None:
         (tmp_path / "bad" / "status.json").write_bytes(content)
-        found = dict(sweep_status(tmp_path))
-        assert found["good"]["state"] == "finished"
-        status = found["bad"]
+        assert {run.name: run.state for run in runs_in(tmp_path)}["good"] == "finished"
+        best(runs_in(tmp_path))
+        status = run_status(tmp_path / "bad")
         assert status["state"] in (*STATES, "unreadable")
         assert status.get("seconds", 0) >= 0 and isinstance(status.get("error", ""), str)
         assert all(isinstance(value, int | float) for value in status.get("metrics", {}).values())
