@@ -5,7 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from foura import __version__, atomic
+from foura import __version__
+from foura.atomic import write_text
 from foura.data.run_data import RunData
 from foura.escape import printable, redact
 from foura.families import family_of
@@ -42,7 +43,7 @@ def write_card(cfg: DictConfig, folder: Path, facts: str, metrics: Mapping[str, 
         [*_header(cfg), *_about(cfg, folder, facts), *_results(cfg, metrics), *_use(cfg, classes_of(cfg, data))]
     )
     shown = "\n".join(printable(line) for line in redact(text).split("\n"))
-    atomic.write_text(folder / "adapter" / "README.md", shown + "\n")
+    write_text(folder / "adapter" / "README.md", shown + "\n")
 
 
 def _base(cfg: DictConfig) -> str:

@@ -3,10 +3,13 @@
 import shlex
 from pathlib import Path, PurePath
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import DictConfig
 
 from foura.config import UNSCIENTIFIC, outputs_dir
+from foura.errors import UserError
 from foura.tracking.status import read_json
+from foura.untrusted import CONFIG, Folder
 
 ALWAYS = ("adapter", "rank", "seed")  # keys that have a place of their own in a name
 CHOICES = ("backbone", "dataset", "trainer", "experiment")  # keys whose value says enough
@@ -16,8 +19,14 @@ LONGEST = 18  # characters of a value
 
 def overrides_of(folder: Path) -> list[str]:
     """The overrides that a run was started with, as Hydra has noted them; [] where it has not."""
-    noted = folder / ".hydra" / "overrides.yaml"
-    return [str(text) for text in OmegaConf.load(noted)] if noted.is_file() else []
+    inside, name = Folder(folder), ".hydra/overrides.yaml"
+    if not inside.has(name):
+        return []
+    try:
+        noted = yaml.safe_load(inside.read(name, CONFIG))  # nothing in it is computed: run folders are untrusted
+    except (UserError, yaml.YAMLError):
+        return []
+    return [text for text in noted if isinstance(text, str)] if isinstance(noted, list) else []
 
 
 def run_name(cfg: DictConfig, folder: Path, sweep: str | None) -> str:

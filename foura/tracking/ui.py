@@ -17,7 +17,7 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foura import atomic
+from foura.atomic import write_bytes
 from foura.errors import UserError
 from foura.tracking.status import read_json, write_json
 from foura.untrusted import TEXT, Folder
@@ -76,7 +76,7 @@ def remember(outputs: Path, base: str) -> None:
             with contextlib.suppress(UserError, OSError):  # a link, or a page of somebody else: it keeps its links
                 text = Folder(outputs).read(page, TEXT).decode("utf-8", errors="surrogateescape")
                 moved = text.replace(f'href="{before}/#/', f'href="{base}/#/')
-                atomic.write_bytes(page, moved.encode("utf-8", errors="surrogateescape"))
+                write_bytes(page, moved.encode("utf-8", errors="surrogateescape"))
 
 
 def free_port(host: str) -> int:

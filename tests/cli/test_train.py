@@ -60,7 +60,15 @@ def test_a_run_leaves_what_the_contract_says(finished) -> None:
     assert run.data.params["adapter.transform"] == "dct"
     assert run.data.params["optimizer.lr"] == "0.001"
     artifacts = {item.path for item in client(ended.outputs).list_artifacts(state["run_id"])}
-    assert artifacts == {"adapter", "config.yaml", "curves.png", "layers.png", "layers.csv", "spectra.csv"}
+    assert artifacts == {
+        "adapter",
+        "config.yaml",
+        "curves.png",
+        "layers.png",
+        "layers.csv",
+        "spectra.csv",
+        "test_items.csv",
+    }
     history = client(ended.outputs).get_metric_history(state["run_id"], "val/acc")
     assert [point.step for point in history] == [0, 1]
     opened = client(ended.outputs).get_metric_history(state["run_id"], "adapter/open_ranks")

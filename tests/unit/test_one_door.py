@@ -59,7 +59,7 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "foura.bundled.docstrings": (OURS, {"rglob", "read_bytes"}),
     "foura.bundled.pretrain_llama": (OURS, {"rglob", "read_text"}),
     "foura.children": (PROGRAMS, {"os.execv"}),
-    "foura.cli": (PROGRAMS, {"os.execv"}),
+    "foura.cli": (PROGRAMS, {"os.execv", "subprocess.Popen", "open"}),
     "foura.data.confined": (CHECKED, {"load_dataset", "load_dataset_builder", "read_text"}),
     "foura.data.duplicates": (CHECKED, {"open"}),
     "foura.data.images": (CHECKED, {"open"}),
@@ -85,12 +85,16 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "foura.run.export": (SCRATCH, {"rmtree", "os.replace", "copyfile"}),
     "foura.run.launch": (PROGRAMS, {"subprocess.Popen"}),
     "foura.run.load": (CHECKED, {"from_pretrained"}),
+    "foura.run.run": ("names alone", {"glob"}),
     "foura.run.resume": (CHECKED, {"torch.load"}),
+    "foura.sweep.callback": ("of the report that this process has just made", {"read_text"}),
+    "foura.sweep.listing": ("names and sizes alone, and the move to the trash", {"glob", "rglob", "os.replace"}),
     "foura.sweep.plan": ("names and sizes alone", {"glob", "rglob"}),
     "foura.sweep.requeue": (PROGRAMS, {"subprocess.run"}),
     "foura.tracking.artifacts": (CHECKED, {"copyfile", "copytree", "os.replace"}),
     "foura.tracking.store": (PROGRAMS, {"subprocess.run"}),
     "foura.tracking.sync": ("names alone", {"os.walk"}),
+    "foura.tracking.ui": ("names alone, and a browser", {"glob", "open"}),
 }
 
 

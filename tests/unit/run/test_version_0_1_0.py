@@ -161,6 +161,9 @@ def test_a_sweep_is_reported_with_its_old_numbers(outputs, monkeypatch, capsys) 
 def test_the_status_of_a_sweep_and_its_journals_are_read(outputs, monkeypatch, capsys) -> None:
     lines = command(monkeypatch, capsys, "status", "old", "--outputs", outputs)
     assert lines[-1] == "6 started: 6 finished" and len(lines) == 7
+    # the artifacts of the old store are not in the fixture, as where a user deleted them
+    mended = command(monkeypatch, capsys, "sync", outputs)
+    assert len(mended) == 9 and all(line.startswith("mended: ") for line in mended)
     assert command(monkeypatch, capsys, "sync", outputs) == ["nothing to send"]
 
 

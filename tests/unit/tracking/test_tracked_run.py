@@ -195,13 +195,14 @@ def test_sync_makes_a_lost_store_again_and_leaves_deleted_runs_deleted(outputs, 
     (kept.folder / "gone.txt").write_text("x")
     kept.log_artifact(kept.folder / "gone.txt")
     kept.close("finished")
+    started(outputs, "asked").close("finished")
     client(outputs).delete_run(hidden.run_id)
     hidden.outbox._write({"end": "finished"})
     assert sync(outputs) == []
     (kept.folder / "gone.txt").unlink()
     moved = shutil.copytree(outputs, tmp_path / "moved")
     (moved / "mlflow.db").unlink()
-    assert TrackedRun(moved, moved / "runs" / "created").stage() == "lost"
+    assert TrackedRun(moved, moved / "runs" / "asked").stage() == "lost"
     assert {("hidden", "made again"), ("kept", "made again")} <= set(sync(moved))
     again = TrackedRun(moved, moved / "runs" / "kept")
     assert again.run_id != kept.run_id and again.stage() == "there"

@@ -147,8 +147,9 @@ def parquet(folder, tmp_path, monkeypatch) -> Path:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    rows = {"picture": [str(path) for path in sorted(folder.rglob("*.png"))]}
-    rows["kind"] = [Path(path).parent.name for path in rows["picture"]]
+    files = sorted(folder.rglob("*.png"))
+    rows = {"picture": [{"bytes": path.read_bytes(), "path": path.name} for path in files]}
+    rows["kind"] = [path.parent.name for path in files]
     table = datasets.Dataset.from_dict(rows).cast_column("picture", datasets.Image())
     place = tmp_path / "hub"
     place.mkdir()
