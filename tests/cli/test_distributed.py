@@ -39,7 +39,7 @@ def tracked(outputs: Path) -> list:
 @pytest.mark.parametrize(
     ("trainer", "choice"),
     [
-        ("ddp", ("adapter=foura", *VIT)),
+        pytest.param("ddp", ("adapter=foura", *VIT), marks=pytest.mark.slow),
         pytest.param("ddp", ("adapter=adalora", *VIT), marks=pytest.mark.slow),
         pytest.param("ddp", ("adapter=sora", *VIT), marks=pytest.mark.slow),
         pytest.param("ddp", ("adapter=full", *VIT), marks=pytest.mark.slow),

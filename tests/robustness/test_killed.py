@@ -55,7 +55,7 @@ def test_killed_and_repeated_is_as_never_killed(at, number, choice, train, root,
 
 
 @pytest.mark.parametrize(
-    ("signum", "sweep"), [(signal.SIGINT, ()), slow(signal.SIGTERM, ("-m", "sweep=s")), slow(signal.SIGTERM, ())]
+    ("signum", "sweep"), [slow(signal.SIGINT, ()), slow(signal.SIGTERM, ("-m", "sweep=s")), slow(signal.SIGTERM, ())]
 )
 def test_stopped_within_an_epoch_resumes_from_that_step(signum, sweep, train, root, run_env, tmp_path) -> None:
     """60 items in batches of 2: an epoch has 30 steps, and the signal comes in the middle of the second."""

@@ -48,6 +48,9 @@ def adapt(base: nn.Module, train: bool = True, **fields) -> PeftModel:
     return model
 
 
+QUICK = (("none", "dft"), ("frozen", "dct"))  # the others are slow
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("gate", ["none", "adaptive", "frozen"])
 def test_a_fresh_adapter_is_an_exact_no_op(base, x, transform, gate) -> None:
@@ -168,8 +171,14 @@ def test_inputs_of_any_rank(base, shape, scope) -> None:
     assert out.shape == (*shape[:-1], 3) and torch.isfinite(out).all()
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("gate", ["none", "frozen"])
+@pytest.mark.parametrize(
+    ("transform", "gate"),
+    [
+        pytest.param(transform, gate, marks=pytest.mark.slow if (gate, transform) not in QUICK else ())
+        for transform in TRANSFORMS
+        for gate in ("none", "frozen")
+    ],
+)
 def test_an_export_is_the_same_function_without_foura(base, x, transform, gate, tmp_path) -> None:
     model = adapt(
         base,

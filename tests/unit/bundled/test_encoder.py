@@ -106,6 +106,7 @@ def test_the_checksum_is_of_the_weights(tmp_path) -> None:
         verify_checksum(damaged)
 
 
+@pytest.mark.slow
 def test_pretraining_lowers_the_loss_and_writes_all(tmp_path, monkeypatch) -> None:
     texts = [text for text in load_docstrings().texts for _ in range(2)]
     documents = [" ".join(texts[start : start + 40]) for start in range(0, 800, 40)]

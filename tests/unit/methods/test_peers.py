@@ -117,8 +117,14 @@ def test_a_larger_rank_means_fewer_parameters_for_randlora_alone() -> None:
     assert count(4) > count(16)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("adapter", SHIPPED)
+@pytest.mark.parametrize(
+    ("adapter", "family"),
+    [
+        pytest.param(adapter, family, marks=pytest.mark.slow if family != "vit" and adapter != "oft" else ())
+        for family in FAMILIES
+        for adapter in SHIPPED
+    ],
+)
 def test_an_adapter_loads_again_merges_and_is_measured(adapter, family, tmp_path) -> None:
     """On a fresh backbone it gives the same outputs, as the merged model does, and the layer table has merging's ΔW."""
     cfg = composed(f"adapter={adapter}", f"backbone={family}", "rank=4", *SMALL[family])

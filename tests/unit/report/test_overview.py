@@ -1,6 +1,7 @@
 """One verdict over several studies of a sweep."""
 
 import numpy as np
+import pytest
 
 from foura.report.collect import load_sweep
 from foura.report.overview import over_tasks, overview_note
@@ -23,6 +24,7 @@ def test_a_sweep_over_datasets_has_one_verdict_over_all(tmp_path) -> None:
     assert np.allclose(table["mean"], 2.0, atol=0.3)
 
 
+@pytest.mark.slow
 def test_a_study_with_another_baseline_or_no_margin_is_left_out_and_named(tmp_path) -> None:
     for dataset in ("digits", "letters", "shapes"):
         synthetic(tmp_path, "s", grid(0.02), dataset=dataset)
