@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from foura.families import build
 from foura.families.images.task import Classification
 from foura.methods.state import adapter_parameters
-from tests.helpers.runs import status
+from tests.helpers.runs import scientific, status
 
 # By epoch. The validation loss is best in the second epoch, the accuracy in the third (the fourth only ties), and on the
 # evaluated part of the training data everything is best in the last.
@@ -107,3 +108,16 @@ def test_the_values_of_each_test_item_are_kept(train) -> None:
     assert len(items) == 719 and set(items) == {"acc", "loss"}
     assert items["acc"].mean() == pytest.approx(metrics["test/acc"], abs=1e-6)
     assert items["loss"].mean() == pytest.approx(metrics["test/loss"], rel=1e-4)
+
+
+def test_the_start_does_not_depend_on_what_the_data_drew(train, monkeypatch) -> None:
+    short = (*RUN, "trainer.max_epochs=1")
+    first = scientific(status(train(*short))["metrics"])
+
+    def drawing(cfg):
+        parts = build(cfg)
+        torch.rand(7)
+        return parts
+
+    monkeypatch.setattr("foura.run.run.build", drawing)
+    assert scientific(status(train(*short, into="again"))["metrics"]) == first
