@@ -105,6 +105,8 @@ def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _ui(arguments: argparse.Namespace) -> None:
+    # an empty entry of PYTHONPATH is the working directory, whose mlflow.py would be taken for MLflow
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]
     store = _store(arguments.outputs)
     if importlib.util.find_spec("mlflow") is None:
         raise ModuleNotFoundError(name="mlflow")

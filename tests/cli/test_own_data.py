@@ -42,7 +42,8 @@ def test_own_json_lines(train, tmp_path, form) -> None:
     keys = [f"dataset.path={tmp_path / 'data.jsonl'}", f"dataset.format={form}"]
     if form == "verbalizer":
         keys += ["dataset.template='{sentence} was'", "dataset.verbalizer=[' bad',' good']"]
-    ended = train("backbone=llama_small", "dataset=jsonl", *keys, *QUICK, "dataset.label_noise=0.2")
+    noise = () if form == "completion" else ("dataset.label_noise=0.2",)  # a completion has no wrong answer
+    ended = train("backbone=llama_small", "dataset=jsonl", *keys, *QUICK, *noise)
     assert ended.code == 0, ended.out
     metrics = status(ended)["metrics"]
     assert 0 <= metrics["test/acc"] <= 1 and "memorised/train" not in metrics
