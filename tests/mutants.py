@@ -85,9 +85,9 @@ MUTANTS = (
     Mutant("foura/data/labels.py", "np.random.default_rng([seed, 1])", "np.random.default_rng([0, 1])", SPLITS),
     Mutant("foura/run/run.py", "    seed_everything(cfg.seed, verbose=False)  # the adapter starts alike", "    pass  # the adapter starts alike", "tests/unit/methods/test_equal_start.py " + RUN),
     # the method: the equation that the comparison is about
-    Mutant("foura/methods/foura.py", "foura_alpha=cfg.alpha * cfg.rank", "foura_alpha=cfg.alpha", "tests/unit/methods"),
+    Mutant("foura/methods/foura.py", "foura_alpha=cfg.alpha * cfg.rank", "foura_alpha=cfg.alpha", "tests/unit/methods/test_foura.py"),
     Mutant("foura/methods/lora.py", '"lora_alpha": cfg.alpha * cfg.rank', '"lora_alpha": cfg.alpha', "tests/unit/methods"),
-    Mutant("foura/methods/foura.py", "transform=adapter.transform,", 'transform="dct",', "tests/unit/methods"),
+    Mutant("foura/methods/foura.py", "transform=adapter.transform,", 'transform="dct",', "tests/unit/methods/test_foura.py"),
     Mutant("foura/methods/attach.py", "if p.requires_grad)\n\n    def count_above", ")\n\n    def count_above", "tests/unit/methods/test_equal_parameters.py"),
     # who is paired with whom, which runs count, and by which rate
     Mutant("foura/analysis/statistics.py", "shared = sorted(set(candidate) & set(baseline))", "shared = sorted(candidate)[: len(baseline)]; baseline = dict(zip(shared, baseline.values()))", STATISTICS),
