@@ -1,4 +1,4 @@
-"""What adapters cost, as ratios to PEFT's LoRA of the same rank: `make bench`. README.md says how it is measured."""
+"""The cost of adapters, as ratios to PEFT's LoRA of the same rank: `make bench`. README.md says how it is measured."""
 
 import argparse
 import csv

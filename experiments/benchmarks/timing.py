@@ -70,7 +70,7 @@ def synchronise(device: str) -> None:
 
 
 def saved_mib(model: nn.Module, forward: Callable[[], Tensor]) -> float:
-    """What one forward pass saves for backward, MiB: unique storages that are no parameters or buffers."""
+    """Memory that one forward pass saves for backward, MiB: unique storages that are no parameters or buffers."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     storages: dict[int, int] = {}
 

@@ -205,7 +205,7 @@ class FoldingLayer(FouraLayer):
         return Part(self.r[name], self.scaling[name], self.mask(name))
 
     def fold_key(self, name: str, side: str) -> tuple[Any, ...]:
-        """What layers that fold together have in common."""
+        """Equal for the layers that fold together: transform, width, device, dtype, and whether gradients are wanted."""
         transform, source = self.transform[name], self.own(name, side)
         width = transform.in_features if side == DOWN else (transform.out_features, transform.splits)
         gradients = source.requires_grad and torch.is_grad_enabled()

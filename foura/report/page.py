@@ -125,7 +125,7 @@ class Section:
         self.compared = {measure.column: compare.comparisons(study, measure, items) for measure in study.measures}
 
     def made(self, looks: list[Look]) -> dict[str, Any]:
-        """What page.html shows of the study."""
+        """The study's part of page.html, by the names that the template uses."""
         study = self.study
         self._csv(self.means, "summary")
         quality = self.compared[study.quality.column]

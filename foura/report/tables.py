@@ -41,7 +41,7 @@ def means_table(study: Study, means: pd.DataFrame) -> Shown:
 
 
 def cost_table(study: Study, means: pd.DataFrame) -> Shown:
-    """What training cost, by adapter and condition."""
+    """The cost of training, by adapter and condition."""
     note = (
         "Runs at the same time slow each other, so that step times are good for an order of magnitude; make bench measures "
         "cost."

@@ -1,4 +1,4 @@
-"""What a run is about, in one line: the sizes of its splits, chance, and the backbone with its pretraining."""
+"""The facts of a run in one line: the sizes of its splits, chance, and the backbone with its pretraining."""
 
 from omegaconf import DictConfig
 

@@ -52,7 +52,7 @@ def texts(path: Path | str, **fields) -> list[str]:
 
 @pytest.fixture
 def asked() -> list[str]:
-    """What a server on this machine was asked for; its address is the first entry."""
+    """The requests to a server on this machine; its address is the first entry."""
     seen: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -24,7 +24,7 @@ def test_no_clock_is_read(path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(TESTS)))
 def test_no_test_imports_another(path) -> None:
-    """What several tests need is in tests/helpers."""
+    """Code that several tests need is in tests/helpers."""
     imports = re.findall(r"^\s*(?:from|import) (tests[.\w]*)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     own = ".".join(path.relative_to(TESTS.parent).with_suffix("").parts)
     assert [name for name in imports if ".test_" in name and name != own] == []

@@ -1,4 +1,4 @@
-"""What callers pass stays theirs: configs, modes of modules, random numbers. And the scope of a gate that nobody named."""
+"""Arguments stay the caller's: configs, modes of modules, random numbers. And the scope of a gate that nobody named."""
 
 import copy
 import warnings

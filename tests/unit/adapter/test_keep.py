@@ -258,7 +258,7 @@ def test_layers_fold_together_however_they_are_injected(x) -> None:
 
 
 def test_a_model_that_is_dropped_is_freed() -> None:
-    """What layers share does not keep them alive."""
+    """The shared `Folds` does not keep layers alive."""
     model = adapted()
     model(torch.randn(2, 10, dtype=torch.float64)).sum().backward()
     weight = weakref.ref(layers(model)[0].base_layer.weight)

@@ -1,4 +1,4 @@
-"""What of a run's config becomes which field of the method's."""
+"""Fields of the method's config, from the config of a run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What single methods add to training: state that resumes, what is saved of them, and which weights they change."""
+"""Additions of single methods to training: state that resumes, what is saved of them, and which weights they change."""
 
 import copy
 from pathlib import Path

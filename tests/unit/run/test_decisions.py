@@ -22,7 +22,7 @@ RUN += ("trainer.enable_progress_bar=false",)
 
 
 class Evaluations:
-    """What was evaluated under each name: the labels, and the adapter's parameters at the time."""
+    """The evaluations under each name: the labels, and the adapter's parameters at the time."""
 
     def __init__(self) -> None:
         self.labels: dict[str, list[list[int]]] = {"train_eval": [], "val": [], "test": []}
