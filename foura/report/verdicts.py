@@ -121,7 +121,7 @@ def margins(study: Study) -> str:
 
 
 def coverage(study: Study, quality: pd.DataFrame) -> str:
-    """The coverage of the intervals, in words, from what varies between seeds. quality: the comparisons of the study's quality."""
+    """The coverage of the intervals in words, by what varies between seeds. quality: comparisons of the study's quality."""
     keys = ["adapter", *study.conditions]
     varies = "data_fingerprint" in study.finished and bool(
         (study.finished.groupby(keys, dropna=False)["data_fingerprint"].nunique() > 1).any()
