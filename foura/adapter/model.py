@@ -23,10 +23,11 @@ from foura.adapter.config import CAUSAL, LOOKS_AHEAD, FouraConfig, looks_ahead
 from foura.adapter.conv import CONVOLUTIONS, Conv
 from foura.adapter.embedding import Embedding
 from foura.adapter.gates import Gate
-from foura.adapter.keep import FoldingLayer, forget_prefolded, prefold
+from foura.adapter.keep import FoldingLayer
 from foura.adapter.layer import FouraLayer
 from foura.adapter.linear import Linear
 from foura.adapter.merging import quantization_backend, untie
+from foura.adapter.prefold import forget_prefolded, prefold
 
 
 class FouraModel(BaseTuner):
