@@ -21,11 +21,11 @@ def draw_curves(history: list[dict[str, float]], metrics: Sequence[str], selecte
     axes[-1].plot(epochs, [row[f"gap/{metrics[-1]}"] for row in history], color=GREY)
     axes[-1].axhline(0, color="black", linewidth=0.5)
     axes[-1].set_title(f"gap in {METRICS[metrics[-1]].label}")
-    axes[-1].set_ylabel("larger: more overfitting")
     for axis in axes:
         axis.axvline(selected + 1, color=GREY, linestyle=":", linewidth=1)
         axis.set_xlabel("epoch")
         axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("epoch (larger gap: more overfitting)")
     fig.suptitle(f"{in_figure(title)} · dotted: selected epoch", fontsize=10)
     save_figure(fig, path)
 
