@@ -36,5 +36,5 @@ def test_a_price_that_a_grad_scaler_would_lose_is_refused() -> None:
     wanted = ["adapter=foura", "adapter.gate_sparsity=0.5", "trainer=gpu"]
     config.check(composed(*wanted, "trainer.precision=bf16-mixed"))
     config.check(composed("adapter=foura", "trainer=gpu", "trainer.precision=16-mixed"))
-    with pytest.raises(UserError, match="gate_sparsity=0.5 would have no effect with trainer.precision=16-mixed"):
+    with pytest.raises(UserError, match=r"gate_sparsity=0\.5 would have no effect with trainer\.precision=16-mixed"):
         config.check(composed(*wanted, "trainer.precision=16-mixed"))
