@@ -39,30 +39,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 EVALUATIONS = 5  # of validation loss in a run
 RANKS = {"vit": (16, 64, 4), "llama_small": (16,), "unet": (16,)}
-COLUMNS = (
-    "backbone",
-    "form",
-    "scope",
-    "rank",
-    "gate_rate",
-    "price",
-    "rate",
-    "seed",
-    "steps",
-    "seconds",
-    "val_loss",
-    "val_acc",
-)
-COLUMNS += (
-    "open",
-    "open_over_layers",
-    "selective_layers",
-    "frozen_val_loss",
-    "frozen_val_acc",
-    "frozen_open",
-    "frozen_most",
-)
-COLUMNS += ("layers", "by_step")
+COLUMNS = ("backbone", "form", "scope", "rank", "gate_rate", "price", "rate", "seed", "steps", "seconds")
+COLUMNS += ("val_loss", "val_acc", "open", "open_over_layers", "selective_layers")
+COLUMNS += ("frozen_val_loss", "frozen_val_acc", "frozen_open", "frozen_most", "frozen_kb", "layers", "by_step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +211,7 @@ def gates_of(run: Run, task: Any, loaders: Any) -> dict[str, Any]:
     """Open ranks by layer, input and denoising step; then the same model with frozen gates."""
     import torch
 
-    from foura.adapter import freeze_gates
+    from foura.adapter import freeze_gates, to_lora
     from foura.adapter.freeze import gate_statistics, spread_of
 
     inputs = list(loaders.inputs(task, loaders.data.validation, INPUTS))
@@ -251,6 +230,8 @@ def gates_of(run: Run, task: Any, loaders: Any) -> dict[str, Any]:
     kept = freeze_gates(task.model, loaders.inputs(task, loaders.data.train))
     frozen = evaluated(task, loaders)
     row |= {f"frozen_val_{key}": frozen.get(key) for key in ("loss", "acc")}
+    _, lora = to_lora(task.model, per_layer_ranks=True)
+    row["frozen_kb"] = round(sum(tensor.nbytes for name, tensor in lora.items() if ".lora_" in name) / 1024, 1)
     return row | {"frozen_open": round(sum(kept.values()) / len(kept), 3), "frozen_most": max(kept.values())}
 
 
@@ -282,10 +263,10 @@ def _key_of(row: dict[str, str]) -> str:
     return Run(**{name: float(row[name]) if kinds[name] in (int, float) else row[name] for name in KEYS}).key  # type: ignore[arg-type]
 
 
-def screen(runs: Iterable[Run], out: Path, jobs: int, seconds: float) -> int:
-    """Run what is not in `out` yet, `jobs` at a time, and start nothing after `seconds`; returns how many finished."""
+def screen(runs: Iterable[Run], out: Path, jobs: int, seconds: float) -> tuple[int, int]:
+    """Run what is not in `out` yet, `jobs` at a time, and start nothing after `seconds`; returns (finished, failed)."""
     end = time.monotonic() + seconds
-    done, waiting, count = finished(out), set[Future[dict[str, Any]]](), 0
+    done, waiting, count, failed = finished(out), dict[Future[dict[str, Any]], Run](), 0, 0
     todo = (run for run in runs if run.key not in done)
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -298,11 +279,15 @@ def screen(runs: Iterable[Run], out: Path, jobs: int, seconds: float) -> int:
             writer.writeheader()
         while True:
             while len(waiting) < jobs and time.monotonic() < end and (run := next(todo, None)) is not None:
-                waiting.add(pool.submit(measure, run))
+                waiting[pool.submit(measure, run)] = run
             if not waiting:
-                return count
-            ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in ready:
+                return count, failed
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                run = waiting.pop(future)
+                if (error := future.exception()) is not None:
+                    failed += 1
+                    print(f"{run}: {type(error).__name__}: {error}", file=sys.stderr)
+                    continue
                 writer.writerow(future.result())
                 file.flush()
                 count += 1
@@ -318,8 +303,9 @@ def main() -> None:
     args = parser.parse_args()
     ordered = sorted((item for name in args.backbones for item in grid(name, args.seeds)), key=lambda item: item[0])
     runs = [run for _, run in ordered]
-    count = screen(runs, args.out, args.jobs, args.seconds)
-    print(f"{count} runs finished; {len(finished(args.out))} of {len(runs)} are in {args.out}")
+    count, failed = screen(runs, args.out, args.jobs, args.seconds)
+    print(f"{count} runs finished, {failed} failed; {len(finished(args.out))} of {len(runs)} are in {args.out}")
+    sys.exit(failed > 0)
 
 
 if __name__ == "__main__":
