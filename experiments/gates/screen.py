@@ -268,7 +268,9 @@ def screen(runs: Iterable[Run], out: Path, jobs: int, seconds: float) -> tuple[i
     end = time.monotonic() + seconds
     done, waiting, count, failed = finished(out), dict[Future[dict[str, Any]], Run](), 0, 0
     todo = (run for run in runs if run.key not in done)
-    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+    os.environ.update(
+        OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         out.open("a", encoding="utf-8", newline="") as file,
