@@ -1,6 +1,7 @@
 """Gates on data: how many ranks they open, and freezing them to a fixed mask (paper sec. 3.4, "frozen mask")."""
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,8 @@ def freeze_gates(model: nn.Module, batches: Iterable[Batch]) -> dict[str, int]:
             passed (so a DataLoader of (inputs, labels) works); anything else is passed as it is.
 
     Returns:
-        {module name: number of open ranks}, for the layers that had a gate.
+        {module name: number of open ranks}, for the layers that had a gate. A layer of which every rank closes adapts
+        nothing from then on, which a warning says; the adapter stays valid.
 
     Raises:
         ValueError: no active adapter has an adaptive (input-dependent) gate, or there is no data.
@@ -48,6 +50,12 @@ def freeze_gates(model: nn.Module, batches: Iterable[Batch]) -> dict[str, int]:
             frozen.add(adapter)
     for adapter in frozen:
         replace_config(model, adapter, gate="frozen", gate_sparsity=0.0)
+    if closed := [name for name, ranks in kept.items() if not ranks]:
+        warnings.warn(
+            f"{len(closed)} of {len(kept)} layers have no rank whose mean gate is above {OPEN}: frozen, they adapt nothing "
+            f"({', '.join(closed[:3])}{', …' if len(closed) > 3 else ''})",
+            stacklevel=2,
+        )
     return kept
 
 

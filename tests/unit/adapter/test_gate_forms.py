@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import foura
 from foura import FouraConfig
-from foura.adapter.freeze import foura_layers, gate_statistics
+from foura.adapter.freeze import foura_layers, gate_statistics, open_counts, spread_of
 from foura.adapter.gate import GATE_SCOPES, Gate
 from foura.adapter.gate_forms import GATE_FORMS, HardConcreteGate
 from foura.adapter.gates import GATES
@@ -204,6 +204,40 @@ def test_a_form_saves_loads_copies_freezes_and_merges(form, scope, tmp_path) -> 
     again = PeftModel.from_pretrained(wrapped(form).unload(), str(tmp_path / "two")).eval()
     torch.testing.assert_close(again(x), frozen, rtol=0, atol=1e-12)
     torch.testing.assert_close(model.merge_and_unload()(x), frozen, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["entropy", "sigmoid", "hard", "hard_concrete"])
+def test_a_layer_whose_ranks_all_close_adapts_nothing_and_stays_valid(form, tmp_path) -> None:
+    model, x = wrapped(form).eval(), coordinates(4, 5, 10)
+    layers = foura_layers(model)
+    with torch.no_grad():
+        layers["2"].gate("default").weight_out.zero_()
+        layers["2"].gate("default").bias_out.fill_(-20.0)
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 layers have no rank whose mean gate is above 0.5.* adapt nothing \(2\)"
+    ):
+        kept = foura.freeze_gates(model, [x])
+    assert kept["2"] == 0 and kept["0"] > 0
+    out = model(x)
+    torch.testing.assert_close(layers["2"](y := coordinates(4, 5, 12)), layers["2"].base_layer(y))
+    model.save_pretrained(str(tmp_path / "foura"))
+    again = PeftModel.from_pretrained(wrapped(form).unload(), str(tmp_path / "foura")).eval()
+    torch.testing.assert_close(again(x), out, rtol=0, atol=1e-12)
+    foura.save_as_lora(model, tmp_path / "lora", per_layer_ranks=True)
+    lora = PeftModel.from_pretrained(
+        wrapped(form).unload(), str(tmp_path / "lora"), autocast_adapter_dtype=False
+    ).eval()
+    torch.testing.assert_close(lora(x), out, rtol=0, atol=1e-10)
+    torch.testing.assert_close(model.merge_and_unload()(x), out, rtol=0, atol=1e-10)
+
+
+def test_how_many_inputs_open_how_many_ranks() -> None:
+    """Four inputs and three ranks: 3, 1, 1 and 0 open; mean 1.25, variance (9 + 1 + 1) / 4 - 1.25²."""
+    gates = torch.tensor([[0.9, 0.8, 0.7], [0.9, 0.1, 0.5], [0.2, 0.3, 0.6], [0.1, 0.1, 0.1]])
+    counts = open_counts(gates)
+    assert counts.tolist() == [1, 2, 0, 1]
+    assert spread_of(counts) == pytest.approx(math.sqrt(2.75 - 1.5625))
+    assert open_counts(gates.view(2, 2, 3)).tolist() == counts.tolist()
 
 
 def test_an_adapter_saved_without_a_form_is_the_entropy_gate(tmp_path) -> None:
