@@ -105,6 +105,14 @@ class AdapterConfig:
     # frozen: adaptive in training, frozen after it
     gate: str = _choice_of("none", _names("foura.adapter.gates:GATES", "none", "adaptive", "frozen"))
     gate_scope: str = _choice(MISSING, "sequence", "token")
+    gate_form: str = since(
+        "0.2.0",
+        _choice_of(
+            "entropy",
+            _names("foura.adapter.gate_forms:GATE_FORMS", "entropy", "sigmoid", "softmax", "hard", "hard_concrete"),
+        ),
+    )
+    gate_sparsity: float = since("0.2.0", _number(0.0, at_least=0.0))  # λ: a price for open ranks
     dropout: float = _number(0.0, at_least=0.0, below=1.0)
     use_rslora: bool = False
     sparsity: float = _number(10.0, at_least=0.0)  # sora: λ, how fast gates close

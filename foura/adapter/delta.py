@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from foura.adapter.gates import Gate
+from foura.adapter.gate import Gate
 from foura.adapter.transforms import Transform
 
 if TYPE_CHECKING:

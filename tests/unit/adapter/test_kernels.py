@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from foura.adapter import kernels
-from foura.adapter.gates import EntropyGate
+from foura.adapter.gate_forms import EntropyGate
 from tests.helpers.kernels import CASES
 
 pytest.importorskip("triton", reason="Triton is not installed")
