@@ -31,9 +31,10 @@ from foura.schema import Config, defaults_since
 from foura.untrusted import CONFIG, Folder, is_name
 
 # Keys that name a run and say where it is kept, and cannot change its numbers.
-UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "margins", "force", "plan", "outputs")
+UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "tuning_seeds", "margins", "force", "plan", "outputs")
 UNSCIENTIFIC += ("trainer.enable_progress_bar", "trainer.profiler", "dataset.num_workers")
 DEEPEST = 16  # levels of a config
+SWEEPER, TARGET = "foura", "hydra_plugins.foura.Sweeper"  # the choice of hydra/sweeper that is foura/sweep/sweeper.py
 # words of other frameworks for the last part of a key
 SYNONYMS = {"learning_rate": "lr", "num_epochs": "epochs", "steps": "max_steps", "r": "rank"}
 # Hydra's launchers that are not installed with foura, and the extra that has each
@@ -41,8 +42,10 @@ LAUNCHERS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 
 
 def register() -> None:
-    """Register the schema and the resolvers of conf/ with Hydra and OmegaConf."""
+    """Register the schema, the sweeper and the resolvers of conf/ with Hydra and OmegaConf."""
     ConfigStore.instance().store(name="schema", node=Config)
+    sweeper = {"_target_": TARGET, "max_batch_size": None, "params": None}
+    ConfigStore.instance().store(group="hydra/sweeper", name=SWEEPER, node=sweeper)
     OmegaConf.register_new_resolver("foura.times", lambda a, b: float(a) * float(b), replace=True)
     OmegaConf.register_new_resolver("foura.folder", folder_name, replace=True)
     OmegaConf.register_new_resolver("foura.sweep", _sweep_name, use_cache=True, replace=True)

@@ -206,6 +206,7 @@ class OptimizerConfig:
 class EvaluationConfig:
     """Measurements at the end of a run, beside loss and accuracy."""
 
+    test: bool = since("0.2.0", True)  # false: the test data is not used (tuning runs)
     drift: bool = False  # forgetting: loss on the bundled backbone's pretraining data, after minus before
     passages: int = _number(32, at_least=1)  # llama_small: passages to complete, for memorisation
     passage_tokens: int = _number(16, at_least=1)  # … and how much of them
@@ -277,7 +278,9 @@ class Config:
     select: str = _choice_of("loss", lambda: (metric.key for metric in shown(EPOCH)))
     iso_parameters: bool = False  # the largest rank with no more parameters than LoRA has at `rank`
     sweep: str | None = None  # groups runs under one parent run
-    tune: list[str] = field(default_factory=list)  # swept keys whose best value the report picks on validation
+    tune: list[str] = field(default_factory=list)  # swept keys whose best value is chosen on validation data
+    # of runs that choose it, by successive halving; []: it is chosen on the compared runs' own validation data
+    tuning_seeds: list[int] = field(default_factory=lambda: [1000, 1001, 1002])
     # the largest difference that counts as none, of each metric that adapters are compared by; None: the metric's default
     margins: dict[str, float | None] = field(
         default_factory=lambda: dict.fromkeys(metric.margin_key for metric in with_margins())
