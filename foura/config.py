@@ -27,7 +27,7 @@ from foura.files import read_text
 from foura.methods import OPTIONAL as METHOD_KEYS
 from foura.methods import method_of
 from foura.metrics import with_margins
-from foura.schema import Config, defaults_since
+from foura.schema import Config, defaults_since, former_defaults
 from foura.untrusted import CONFIG, Folder, is_name
 
 # Keys that name a run and say where it is kept, and cannot change its numbers.
@@ -248,12 +248,13 @@ def _unscientific(key: str) -> bool:
 def run_key(cfg: DictConfig) -> str:
     """Hash of the scientific config (16 hex digits): equal keys are the same experiment.
 
-    A key of the schema that is marked by `since` enters where it is not at its default, so that configs of before have the
-    hash that they had.
+    A key of the schema that is marked by `since` enters where it is not at its default, and one that is marked by `formerly`
+    with its former default, so that configs of before have the hash that they had.
     """
+    former = former_defaults(Config)
     silent = [key for key, default in defaults_since(Config).items() if OmegaConf.select(cfg, key) == default]
     told = [
-        (key, value)
+        (key, former[key][1] if key in former and value == former[key][0] else value)
         for key, value in sorted(scientific(cfg).items())
         if not any(key == one or key.startswith(f"{one}.") for one in silent)
     ]

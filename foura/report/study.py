@@ -13,6 +13,7 @@ from foura.report.tuning import never_finished, pick
 
 BASELINES = ("lora", "foura_dct", "head")  # the baseline is the first of these that a study has
 PREFERRED = ("rank", "alpha", "dataset.limit", "dataset.label_noise", "adapter.lr", "dataset.epochs", "dataset.style")
+NO_CONDITION = ("seed", "evaluation.drift")  # keys that may vary within a condition: the latter changes no other number
 TESTED = "param:evaluation.test"  # "False": a tuning run
 LAYERS = "layers/"  # prefix of metrics that are means over layers of a column of layers.csv
 
@@ -242,7 +243,7 @@ def _conditions(runs: pd.DataFrame, tune: Sequence[str]) -> tuple[list[str], lis
     varying = []
     for column in runs:
         key = str(column).removeprefix("param:")
-        if not str(column).startswith("param:") or key == "seed" or follows_seed(runs, key):
+        if not str(column).startswith("param:") or key in NO_CONDITION or follows_seed(runs, key):
             continue
         if runs.groupby("adapter")[column].nunique(dropna=False).max() > 1:
             varying.append(key)
