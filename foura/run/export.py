@@ -10,17 +10,17 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from foura.adapter import freeze_gates
-from foura.adapter.gates import GATES
+from foura.adapter.freeze import foura_layers
 from foura.adapter.merging import untie
 from foura.atomic import new_folder
 from foura.backbone import Backbone
 from foura.errors import UserError, reason
 from foura.families import build, family_of
 from foura.families.family import Parts
-from foura.files import read_json
 from foura.logs import quiet
 from foura.methods import method_of
-from foura.run.load import check_adapter, load_adapter, load_bare, read_config, rebuild
+from foura.run.export_forms import check_export
+from foura.run.load import check_adapter, load_adapter, load_bare, rebuild
 from foura.run.loop import Loaders
 from foura.untrusted import WEIGHTS, Folder
 
@@ -43,46 +43,40 @@ def export(run: Path, to: str, out: Path, freeze: bool = False, per_layer_ranks:
         a sentence: what was written, and who reads it.
 
     Raises:
-        UserError: this adapter does not have the form; the sentence names those that it has.
+        UserError: of `check_export`, or something that the form cannot hold.
     """
+    cfg, gated = check_export(run, to, out, freeze)
     with new_folder(out) as scratch:
-        return _export(run, to, scratch, freeze, per_layer_ranks)
+        return _export(run, cfg, to, scratch, gated, per_layer_ranks)
 
 
-def _export(run: Path, to: str, out: Path, freeze: bool, per_layer_ranks: bool) -> str:
+def _export(run: Path, cfg: DictConfig, to: str, out: Path, gated: bool, per_layer_ranks: bool) -> str:
     quiet()
-    cfg = read_config(run)
     family, method = family_of(cfg), method_of(cfg)
-    forms = ("peft", "merged", *family.save_as_lora)
-    if to not in forms:
-        raise UserError(
-            f"--to {to} is not a form of adapters of backbone={family.name}; choose one of {', '.join(forms)}."
-        )
     if to == "peft":
         return _copy(run, cfg, out)
-    if to != "merged" and not method.exports:
-        raise UserError(f"adapter={cfg.adapter.name} is saved in its own form already: use --to peft or --to merged.")
-    gated = method.trained is None and _is_gated(run)
-    if gated and not freeze:
-        raise UserError("this adapter's gate depends on the input, so it is not a single update: add --freeze.")
     parts = _with_data(cfg) if gated else None
     backbone = rebuild(run, cfg) if parts is None else parts.backbone
     if method.trained is not None:
         return _save_merged(backbone, load_bare(run, backbone, cfg), cfg, out)
     model: Any = load_adapter(backbone.model, run, cfg)
-    if parts is not None:
-        freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
+    if cfg.backbone.name == "embedded":  # PEFT would look for a model of this name on the hub
+        model.peft_config["default"].base_model_name_or_path = None
+    frozen = "" if parts is None else _freeze(model, parts, cfg)
     if to == "merged":
-        return _save_merged(backbone, model, cfg, out)
+        return frozen + _save_merged(backbone, model, cfg, out)
     try:
-        return family.save_as_lora[to](model, out, per_layer_ranks)
+        return frozen + family.save_as_lora[to](model, out, per_layer_ranks)
     except ValueError as error:  # the library's answers for something trained that the form cannot hold
         raise UserError(f"--to {to}: {reason(error)}") from error
 
 
-def _is_gated(run: Path) -> bool:
-    gate = read_json(run / "adapter" / "adapter_config.json").get("gate")
-    return isinstance(gate, str) and gate in GATES and GATES[gate].depends_on_input
+def _freeze(model: Any, parts: Parts, cfg: DictConfig) -> str:
+    """Freeze the gates on the run's training data; returns how many ranks stay, as the beginning of a message."""
+    layers = foura_layers(model)
+    kept = freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
+    ranks = sum(layers[name].r[adapter] for name in kept for adapter in layers[name].active_adapters)
+    return f"gate frozen, {sum(kept.values())} of {ranks} ranks kept; "
 
 
 def _with_data(cfg: DictConfig) -> Parts:

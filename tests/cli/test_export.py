@@ -1,5 +1,8 @@
 """`foura export`: what comes out loads where foura is not needed, and computes the same."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -61,6 +64,14 @@ def test_an_adaptive_gate_asks_for_freeze(train, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["foura", "export", str(run), "--to", "lora", str(tmp_path / "out"), "--freeze"])
     main()
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_libraries_behind_an_export_say_nothing(train, run_env, tmp_path) -> None:
+    run = train("adapter=foura", *QUICK, "dataset.limit=40").folder()
+    command = [sys.executable, "-m", "foura", "export", str(run), "--to", "lora", str(tmp_path / "out"), "--freeze"]
+    ended = subprocess.run(command, env=run_env, capture_output=True, text=True, check=True)
+    assert ended.stderr == "" and len(ended.stdout.splitlines()) == 1
 
 
 def test_a_diffusion_adapter_for_diffusers_and_kohya(train, tmp_path) -> None:
