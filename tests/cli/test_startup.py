@@ -81,6 +81,22 @@ def test_an_export_that_cannot_be_made_is_refused_at_once(gate, form, said, run_
     assert "hydra" in imported and not imported & HEAVY
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["adapter=lora", "rank=4"], "lora r4 seed 0: loading …"),
+        pytest.param(["-m", "sweep=s", "seed=0,1"], "sweep s: 2 runs, 0 done, 2 to run", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_says_that_it_is_loading_before_it_loads(arguments, said, root, run_env, tmp_path) -> None:
+    """In place of torch there is a module that says when it is imported, and ends the process."""
+    (tmp_path / "torch.py").write_text("import os\nprint('torch is imported', flush=True)\nos._exit(3)")
+    env = run_env | {"PYTHONPATH": os.pathsep.join((str(tmp_path), run_env["PYTHONPATH"]))}
+    command = [sys.executable, str(root / "train.py"), *arguments]
+    ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.stdout.splitlines() == [said, "torch is imported"]
+
+
 @pytest.mark.parametrize("command", ["train.py adapter=lora", "-m foura merge-eval a b"])
 @pytest.mark.parametrize(
     ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
