@@ -100,6 +100,13 @@ class FouraModel(BaseTuner):
                 self.model._forward_hooks_always_called.pop(number, None)
         return model
 
+    def _cast_adapter_dtype(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's own, which puts new parameters in place of half-precision ones."""
+        super()._cast_adapter_dtype(*args, **kwargs)
+        for module in self.model.modules():
+            if isinstance(module, FoldingLayer):
+                module.adopt()
+
     def _check_merge_allowed(self) -> None:
         """PEFT calls this before it merges."""
         super()._check_merge_allowed()
