@@ -149,7 +149,7 @@ class BackboneConfig:
     name: str = "embedded"
     pretrained: Union[bool, str] = True  # noqa: UP007  (OmegaConf reads this form)
     img_size: int | None = _number(None, at_least=1)  # None: the size that the model was made for
-    target_modules: Any = field(default=None, metadata=TEXTS)  # None: the linear layers of the family
+    target_modules: Any = field(default=None, metadata=TEXTS)  # None: the layers that the family adapts
     output_splits: dict[str, int] = field(default_factory=dict)
     gate_scope: str = _choice("sequence", "sequence", "token")  # what adapter.gate_scope follows
     torch_dtype: str | None = _choice(None, "float32", "bfloat16", "float16")  # of the frozen weights; None: float32

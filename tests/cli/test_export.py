@@ -1,6 +1,8 @@
 """`foura export`: what comes out loads where foura is not needed, and computes the same."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -65,16 +67,24 @@ def test_an_adaptive_gate_asks_for_freeze(train, tmp_path, monkeypatch, capsys) 
     written = tmp_path / "out" / "adapter_model.safetensors"
     said = capsys.readouterr().out
     found = re.search(
-        r"Frozen gates: ([\d.]+) of (\d+) ranks open on average, (\d+) to (\d+) by layer; "
+        r"Frozen gates: (\d+) of (\d+) ranks kept, (\d+) to (\d+) by layer; "
         r"validation loss ([\d.]+) with adaptive gates, ([\d.]+) frozen\. ([\d.]+) MB, ([\d.]+) MB with adaptive gates\.",
         said,
     )
     assert found, said
-    mean, rank, least, most, before, after, now, was = map(float, found.groups())
-    assert 0 <= least <= mean <= most <= rank and abs(after - before) < 1
+    kept, ranks, least, most, before, after, now, was = map(float, found.groups())
+    assert 0 <= least <= most <= kept <= ranks and abs(after - before) < 1
     assert now == pytest.approx(written.stat().st_size / 1e6, abs=0.006)
     adapter = run / "adapter" / "adapter_model.safetensors"
     assert was == pytest.approx(adapter.stat().st_size / 1e6, abs=0.006)
+
+
+@pytest.mark.slow
+def test_the_libraries_behind_an_export_say_nothing(train, run_env, tmp_path) -> None:
+    run = train("adapter=foura", *QUICK, "dataset.limit=40").folder()
+    command = [sys.executable, "-m", "foura", "export", str(run), "--to", "lora", str(tmp_path / "out"), "--freeze"]
+    ended = subprocess.run(command, env=run_env, capture_output=True, text=True, check=True)
+    assert ended.stderr == "" and len(ended.stdout.splitlines()) == 1
 
 
 def test_a_diffusion_adapter_for_diffusers_and_kohya(train, tmp_path) -> None:
