@@ -1,6 +1,6 @@
 """Tables of the screen by the criteria of README.md, from screen.csv: `python experiments/gates/summary.py [CSV]`.
 
-Prints Markdown, and writes conditions.csv: a line per setting, means over seeds.
+Prints Markdown, and writes conditions.csv, a line per setting (means over seeds), quality.svg and steps.svg.
 """
 
 import json
@@ -10,7 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from foura.figures import plt, save_figure  # noqa: E402
+
 CONDITION = ["backbone", "rank", "form", "scope", "gate_rate", "price"]
 SHARE = 0.05  # of the rank: criteria (a) and (b)
 LAYERS = 0.25  # of the layers: criterion (a)
@@ -91,6 +95,44 @@ def by_price(found: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def draw_quality(found: pd.DataFrame, path: Path) -> None:
+    """Validation loss above ungated DCT's against open ranks, a line over λ per form, a panel per backbone and rank."""
+    some = found[(found["gate_rate"] == 16) & found["worse"].notna()]
+    groups = list(some.groupby(["backbone", "rank", "scope"]))
+    fig, axes = plt.subplots(1, len(groups), figsize=(3.3 * len(groups), 3.4), layout="constrained", squeeze=False)
+    for axis, (where, part) in zip(axes[0], groups, strict=True):
+        for number, (form, own) in enumerate(part.sort_values("price").groupby("form")):
+            axis.plot(own["open"], own["worse"], marker="os^Dv"[number], markersize=4, linewidth=1, label=form)
+        axis.axhspan(-1, TENTH, color="0.92")
+        axis.set_ylim(min(-0.1, part["worse"].min() - 0.05), min(1.5, part["worse"].max() + 0.1))
+        axis.set_title(f"{where[0]}, rank {where[1]}, {where[2]}", fontsize=9)
+        axis.set_xlabel("open ranks")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("loss above ungated, share of its gain")
+    axes[0, -1].legend(frameon=False, fontsize=8)
+    save_figure(fig, path)
+
+
+def draw_steps(runs: pd.DataFrame, path: Path) -> None:
+    """Open ranks by denoising step on the UNet, a line per form at the gate's rate 16 without a price, means over seeds."""
+    some = runs[
+        (runs["backbone"] == "unet") & (runs["gate_rate"] == 16) & (runs["price"] == 0) & runs["by_step"].notna()
+    ]
+    groups = list(some.groupby("scope"))
+    fig, axes = plt.subplots(1, len(groups), figsize=(4.2 * len(groups), 3.0), layout="constrained", squeeze=False)
+    for axis, (scope, part) in zip(axes[0], groups, strict=True):
+        for number, (form, own) in enumerate(part.groupby("form")):
+            steps = np.mean([json.loads(values) for values in own["by_step"]], axis=0)
+            axis.plot(range(1, len(steps) + 1), steps, marker="os^Dv"[number], markersize=3, linewidth=1, label=form)
+        axis.set_title(f"scope {scope}", fontsize=9)
+        axis.set_xlabel("denoising step (noise to image)")
+        axis.set_ylim(0, 16.5)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("open ranks of 16")
+    axes[0, -1].legend(frameon=False, fontsize=8)
+    save_figure(fig, path)
+
+
 def main() -> None:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "screen.csv"
     runs = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"], dtype={"scope": str})
@@ -131,6 +173,8 @@ def main() -> None:
     print("\nopen ranks by price, at the gate's rate 16\n")
     priced = by_price(found)
     print(table(priced, list(priced.columns)))
+    draw_quality(found, HERE / "quality.svg")
+    draw_steps(runs, HERE / "steps.svg")
 
 
 if __name__ == "__main__":
