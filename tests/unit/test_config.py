@@ -190,6 +190,8 @@ def test_a_key_that_hydra_does_not_find_is_answered_with_those_there_are(key, sa
         ("sweep=../x", "sweep='../x'"),
         ("+adapter.rnk=3", "adapter.rnk is not a key of adapter"),
         ("+nonsense=3", "nonsense is not a key"),
+        ("~force", "leave ~force out"),
+        ("~rank", "leave ~rank out"),
         ("dataset=imagefolder", "dataset.path is not set"),
     ],
 )

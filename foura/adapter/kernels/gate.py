@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _unflatten_dense_tensors
 from torch.autograd.function import once_differentiable
 
 from foura.adapter.kernels.launch import Weights, gate_backward, gate_forward
@@ -53,8 +54,7 @@ def _three_axes(z: Tensor) -> Tensor:
 
 
 def _cut(flat: Tensor, weights: Weights) -> list[Tensor]:
-    parts = flat.to(weights[0].dtype).split([weight.numel() for weight in weights])
-    return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
+    return list(_unflatten_dense_tensors(flat.to(weights[0].dtype), weights))
 
 
 class _Gated(torch.autograd.Function):
