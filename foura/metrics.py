@@ -88,6 +88,7 @@ _LISTED = (
     Metric("val/diversity", "diversity", True, shown=(CURVE,)),
     Metric("val/copy_distance", "copy distance", True, shown=(CURVE,)),
     Metric("adapter/effective_rank", "open ranks", True, shown=(UPDATE,)),
+    Metric("layers/open_std", "open ranks over inputs (sd)", True, shown=(UPDATE,)),
     Metric("adapter/delta_norm", "‖ΔW‖", False, shown=(UPDATE,)),
     Metric("layers/stable_rank", "stable rank", True, shown=(UPDATE,)),
     Metric("layers/entropy_rank", "entropy rank", True, shown=(UPDATE,)),

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ PRICES = (0.0, 0.01, 0.001, 0.1)
 CONTROL_RATES = (1.0, 3.0, 1 / 3)  # of the ungated adapter, times the backbone's
 INPUTS = 256  # validation items on which open ranks are counted
 BY_STEP = 12  # denoising steps at which they are, on the UNet
+# the LLaMA's data is the standard library of the Python that runs: differences are between runs of the same versions alone
+VERSIONS = f"python {sys.version_info.major}.{sys.version_info.minor}, torch {version('torch')}"
 # what differs from the default run of each backbone: short runs, one adapter rate
 SETTINGS: dict[str, tuple[str, ...]] = {
     "vit": ("adapter.lr=3e-3", "dataset.epochs=20"),
@@ -41,7 +44,16 @@ EVALUATIONS = 5  # of validation loss in a run
 RANKS = {"vit": (16, 64, 4), "llama_small": (16,), "unet": (16,)}
 COLUMNS = ("backbone", "form", "scope", "rank", "gate_rate", "price", "rate", "seed", "steps", "seconds")
 COLUMNS += ("val_loss", "val_acc", "open", "open_over_layers", "selective_layers")
-COLUMNS += ("frozen_val_loss", "frozen_val_acc", "frozen_open", "frozen_most", "frozen_kb", "layers", "by_step")
+COLUMNS += (
+    "frozen_val_loss",
+    "frozen_val_acc",
+    "frozen_open",
+    "frozen_most",
+    "frozen_kb",
+    "versions",
+    "layers",
+    "by_step",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +150,7 @@ def measure(run: Run) -> dict[str, Any]:
     start = time.perf_counter()
     torch.manual_seed(run.seed)
     task, loaders = task_of(run, cfg, parts)
-    row: dict[str, Any] = dataclasses.asdict(run)
+    row: dict[str, Any] = dataclasses.asdict(run) | {"versions": VERSIONS}
     try:
         row["steps"], found = trained(run, task, loaders, cfg)
         row |= {f"val_{key}": found.get(key) for key in ("loss", "acc")}
@@ -295,18 +307,30 @@ def screen(runs: Iterable[Run], out: Path, jobs: int, seconds: float) -> tuple[i
                 count += 1
 
 
+def chosen(run: Run, where: Iterable[str]) -> bool:
+    """True if the run has one of the values that each condition, such as "form=none,softmax", lists."""
+    for condition in where:
+        name, _, values = condition.partition("=")
+        own = getattr(run, name)
+        if not any(own == type(own)(value) for value in values.split(",")):
+            return False
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("backbones", nargs="+", choices=list(SETTINGS))
     parser.add_argument("-j", "--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no run after so many")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--where", nargs="*", default=[], help="only such runs: rank=64 form=none,softmax")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("screen.csv"))
     args = parser.parse_args()
     ordered = sorted((item for name in args.backbones for item in grid(name, args.seeds)), key=lambda item: item[0])
-    runs = [run for _, run in ordered]
+    runs = [run for _, run in ordered if chosen(run, args.where)]
     count, failed = screen(runs, args.out, args.jobs, args.seconds)
-    print(f"{count} runs finished, {failed} failed; {len(finished(args.out))} of {len(runs)} are in {args.out}")
+    there = finished(args.out) & {run.key for run in runs}
+    print(f"{count} runs finished, {failed} failed; {len(there)} of {len(runs)} are in {args.out}")
     sys.exit(failed > 0)
 
 

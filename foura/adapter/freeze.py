@@ -117,9 +117,8 @@ def gate_statistics(model: nn.Module, batches: Iterable[Batch]) -> dict[str, dic
                 _call(model, batch)
                 for key, gates in records:
                     rows = gates.double().reshape(-1, gates.shape[-1])
-                    found = rows.sum(0), rows.square().sum(0), open_counts(rows)
-                    known = sums.get(key)
-                    sums[key] = found if known is None else tuple(map(torch.add, known, found))
+                    total, square, counts = sums.get(key, (0.0, 0.0, 0.0))
+                    sums[key] = total + rows.sum(0), square + rows.square().sum(0), counts + open_counts(rows)
                 records.clear()
     finally:
         for module, training in modes.items():  # not model.train(): parts of it may be kept in evaluation

@@ -126,8 +126,8 @@ class Section:
     def __init__(self, sweep: Sweep, study: Study, folder: Path, prefix: str) -> None:
         self.sweep, self.study, self.folder, self.prefix = sweep, study, folder, prefix
         ids = _spread_over_conditions(study)
-        self.layers, self.spectra, self.strengths = (
-            sweep.tables(ids, f"{name}.csv") for name in ("layers", "spectra", "strengths")
+        self.layers, self.spectra, self.strengths, self.steps = (
+            sweep.tables(ids, f"{name}.csv") for name in ("layers", "spectra", "strengths", "ranks_by_step")
         )
         with_layers(study, self.layers)
         self.means = compare.summary(study)
@@ -152,7 +152,7 @@ class Section:
             "cost": [self._figure("cost", plots.pareto(study, self.means), COST_CAPTION)],
             "cost_table": tables.cost_table(study, self.means),
             "updates": self._updates(),
-            "gates": updates.gate_map(study, self.layers)[1],
+            "gates": updates.gate_maps(study, self.layers)[1],
             "updates_table": tables.updates_table(study, self.means),
             "images": self._images(),
             "numbers": self._numbers(),
@@ -185,7 +185,8 @@ class Section:
         self._csv(self.strengths, "strengths")
         return [
             self._figure("spectra", updates.spectra(self.study, self.spectra), "Means over layers and runs."),
-            self._figure("gates", updates.gate_map(self.study, self.layers)[0], "Open ranks of the gated adapters."),
+            self._figure("gates", updates.gate_maps(self.study, self.layers)[0], "Open ranks of the gated adapters."),
+            self._figure("steps", updates.by_denoising_step(self.study, self.steps), "Means over layers and runs."),
             self._figure(
                 "strength", updates.by_strength(self.study, self.strengths), "Image metrics against the adapter scale."
             ),

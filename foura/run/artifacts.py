@@ -18,10 +18,19 @@ from foura.atomic import put, remove
 from foura.config import outputs_dir
 from foura.families import family_of
 from foura.families.task import Task
-from foura.files import write_checksum
+from foura.files import write_checksum, write_csv
 from foura.metrics import TABLE, shown
 from foura.run.figures import draw_curves, draw_layers
-from foura.run.layers import mean_effective_rank, total_delta_norm, write_spectra, write_table
+from foura.run.gate_figure import draw_gates
+from foura.run.layers import (
+    mean_effective_rank,
+    mean_open_std,
+    total_delta_norm,
+    write_open_counts,
+    write_spectra,
+    write_table,
+)
+from foura.run.recorder import Recorder
 from foura.tracking.tracked_run import TrackedRun
 
 SUFFIXES = (".yaml", ".png", ".csv", ".txt")  # of the files that are logged, beside the adapter
@@ -74,13 +83,17 @@ def final_metrics(
     return metrics | {key: value for key, value in of_update.items() if value is not None}
 
 
-def draw(task: Task, selected: int, table: list[dict[str, Any]], title: str, folder: Path) -> None:
-    """Write curves.png, and for a model with adapted layers layers.csv, spectra.csv and layers.png."""
-    draw_curves(task.history, task.metrics, selected, title, folder / "curves.png")
+def draw(task: Task, recorder: Recorder, table: list[dict[str, Any]], title: str, folder: Path) -> None:
+    """Write curves.png, for a model with adapted layers layers.csv, spectra.csv and layers.png, and of gates gates.png."""
+    draw_curves(task.history, task.metrics, recorder.epoch or 0, title, folder / "curves.png")
     if table:
         write_table(table, folder / "layers.csv")
         write_spectra(table, folder / "spectra.csv")
         draw_layers(table, title, folder / "layers.png")
+    if any(row.get("open_counts") for row in table) and recorder.ranks_by_epoch:
+        write_csv(recorder.ranks_by_epoch, folder / "ranks_by_epoch.csv")
+        write_open_counts(table, folder / "open_counts.csv")
+        draw_gates(table, recorder.ranks_by_epoch, title, folder / "gates.png")
 
 
 def log_artifacts(tracked: TrackedRun, folder: Path) -> None:
@@ -90,12 +103,18 @@ def log_artifacts(tracked: TrackedRun, folder: Path) -> None:
             tracked.log_artifact(artifact)
 
 
-def print_result(console: Console, title: str, metrics: dict[str, float], cfg: DictConfig, folder: Path) -> None:
+def print_result(
+    console: Console,
+    title: str,
+    metrics: dict[str, float],
+    table: list[dict[str, Any]],
+    cfg: DictConfig,
+    folder: Path,
+) -> None:
     """Print a table of the run's main metrics, the place of its adapter, and the command that shows the runs."""
     metric = family_of(cfg).curve(cfg.dataset.format)
     key = metric.key
     heading = f"{title}: {metric.label} of the selected epoch, and cost"
-    rank = metrics.get("adapter/effective_rank")
     train, val = metrics[f"best/train_{key}"], metrics[f"best/{key}"]
     cells = {
         "parameters": f"{metrics['cost/trainable_params']:,.0f}",
@@ -104,7 +123,7 @@ def print_result(console: Console, title: str, metrics: dict[str, float], cfg: D
         **({"test": f"{metrics[f'test/{key}']:.3f}"} if cfg.evaluation.test else {}),
         "gap": f"{metric.gap(train, val):+.3f}",
         **{other.label: f"{metrics[other.column]:.3f}" for other in shown(TABLE) if other.column in metrics},
-        "open ranks": "-" if rank is None else f"{rank:.1f}",
+        "open ranks": open_ranks(table),
         "step ms": f"{metrics['cost/step_time_ms']:.0f}",
         "peak MB": f"{metrics['cost/peak_memory_mb']:,.0f}",
     }
@@ -112,6 +131,14 @@ def print_result(console: Console, title: str, metrics: dict[str, float], cfg: D
     outputs, adapter = os.path.relpath(outputs_dir(cfg)), os.path.relpath(folder / "adapter")
     console.print(f"adapter: {adapter} (its README.md says how to load it)", soft_wrap=True)
     console.print(f"Look at the runs: foura ui{'' if outputs == 'outputs' else ' ' + outputs} --open", soft_wrap=True)
+
+
+def open_ranks(table: list[dict[str, Any]]) -> str:
+    """The mean over layers of `layer_table`, and for gates that depend on the input the standard deviation over inputs."""
+    rank, spread = mean_effective_rank(table), mean_open_std(table)
+    if rank is None:
+        return "-"
+    return f"{rank:.1f}" if spread is None else f"{rank:.1f} ± {spread:.1f}"
 
 
 def _table_of(heading: str, cells: Mapping[str, str], width: int) -> Table:

@@ -44,7 +44,11 @@ def draw_layers(table: list[dict[str, Any]], title: str, path: Path) -> None:
         axis = axes[0, 0]
         axis.barh(places, [row["rank"] for row in table], color="none", edgecolor=GREY, linewidth=0.6, label="rank")
         axis.barh(places, [row["effective_rank"] for row in table], color=TRAIN, label="open ranks")
-        axis.set_title("open ranks (mean number of open gates)")
+        gated = [place for place, row in enumerate(table) if row["open_low"] is not None]
+        if gated:
+            ends = [[table[place][end] for place in gated] for end in ("open_low", "open_high")]
+            axis.hlines(gated, *ends, color="black", linewidth=1.2, label="90 % of inputs")
+        axis.set_title("open ranks (line: 90 % of inputs)" if gated else "open ranks")
         axis.set_xlim(0, 1.02 * max(max(row["rank"], row["effective_rank"]) for row in table))
     axes[0, -1].barh(places, [row["delta_norm"] or 0.0 for row in table], color=VALIDATION)
     axes[0, -1].set_title("size of the update, ‖ΔW‖")

@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from foura.adapter.freeze import effective_rank, gate_statistics
+from foura.adapter.freeze import effective_rank, gate_statistics, spread_of
 from foura.adapter.layer import FouraLayer
 from foura.analysis.spectrum import (
     amplification,
@@ -29,7 +29,10 @@ from foura.methods.state import whole_layer
 
 # of ΔW: analysis/spectrum.py
 OF_UPDATE = ("delta_norm", "stable_rank", "entropy_rank", "spread", "amplification", "low_frequency")
-COLUMNS = ("layer", "in_features", "out_features", "parameters", "rank", "effective_rank", "gate_std", *OF_UPDATE)
+# of a gate that depends on the input, over inputs
+OF_INPUTS = ("gate_std", "open_std", "open_low", "open_high")
+COLUMNS = ("layer", "in_features", "out_features", "parameters", "rank", "effective_rank", *OF_INPUTS, *OF_UPDATE)
+TAIL = 0.05  # open_low and open_high leave so many inputs out on each side
 SHOWN = 64  # singular values of a layer that spectra.csv keeps
 
 
@@ -39,9 +42,10 @@ def layer_table(
     """One row (see COLUMNS) per adapted layer, and its leading singular values under "singular_values".
 
     rank is the adapter's `r`; effective_rank the mean number of open gates over the inputs, or the rank of an ungated
-    adapter; gate_std the standard deviation of a gate over inputs, averaged over ranks; delta_norm the Frobenius norm of ΔW
-    as merging would apply it (at the mean gate for an adaptive one, which has no single ΔW). Values that a method does not
-    have are None.
+    adapter; gate_std the standard deviation of a gate over inputs, averaged over ranks; open_std that of the number of open
+    ranks, and open_low to open_high the range that all but a twentieth on each side have; delta_norm the Frobenius norm of
+    ΔW as merging would apply it (at the mean gate for an adaptive one, which has no single ΔW). Values that a method does not
+    have are None. A gated layer's row has the counts of `gate_statistics` under "open_counts".
 
     Args:
         model: the trained model; it is not changed.
@@ -79,6 +83,12 @@ def mean_effective_rank(table: list[dict[str, Any]]) -> float | None:
     return sum(ranks) / len(ranks) if ranks else None
 
 
+def mean_open_std(table: list[dict[str, Any]]) -> float | None:
+    """Mean over gated layers of open_std, or None without one."""
+    spreads = [row["open_std"] for row in table if row["open_std"] is not None]
+    return sum(spreads) / len(spreads) if spreads else None
+
+
 def total_delta_norm(table: list[dict[str, Any]]) -> float | None:
     """Frobenius norm of all layers' ΔW together, or None where a layer has none."""
     norms = [row["delta_norm"] for row in table]
@@ -88,6 +98,17 @@ def total_delta_norm(table: list[dict[str, Any]]) -> float | None:
 def write_table(table: list[dict[str, Any]], path: Path) -> None:
     """Write the table as CSV, with empty cells for None."""
     write_csv(table, path, COLUMNS)
+
+
+def write_open_counts(table: list[dict[str, Any]], path: Path) -> None:
+    """Write how many inputs open how many ranks as CSV, for gated layers: layer, open (ranks), inputs (above 0)."""
+    rows = [
+        {"layer": row["layer"], "open": number, "inputs": int(count)}
+        for row in table
+        for number, count in enumerate(row.get("open_counts", ()))
+        if count
+    ]
+    write_csv(rows, path, ("layer", "open", "inputs"))
 
 
 def write_spectra(table: list[dict[str, Any]], path: Path) -> None:
@@ -106,7 +127,7 @@ def _foura_row(name: str, layer: FouraLayer, weight: Tensor, open_ranks: float, 
     row = {**_sizes(name, layer), "rank": rank, "effective_rank": open_ranks}
     mean_gate = None
     if gates is not None:
-        row["gate_std"] = float(gates["default"]["std"].mean())
+        row |= _of_inputs(gates["default"])
         mean_gate = gates["default"]["mean"]
     return row | _of_update(layer.get_delta_weight("default", mean_gate), weight, rank)
 
@@ -127,7 +148,7 @@ def _full_row(name: str, layer: Any, before: Tensor) -> dict[str, Any]:
     delta = layer.weight.detach().cpu().float() - before.cpu().float()
     row = {"layer": name, "in_features": in_features, "out_features": out_features}
     row |= {"parameters": sum(p.numel() for p in layer.parameters()), "rank": None, "effective_rank": None}
-    return row | {"gate_std": None} | _of_update(delta, before, None)
+    return row | dict.fromkeys(OF_INPUTS) | _of_update(delta, before, None)
 
 
 def _sizes(name: str, layer: Any) -> dict[str, Any]:
@@ -137,7 +158,20 @@ def _sizes(name: str, layer: Any) -> dict[str, Any]:
         "in_features": in_features,
         "out_features": out_features,
         "parameters": sum(p.numel() for key, p in layer.named_parameters() if not key.startswith("base_layer.")),
-        "gate_std": None,
+        **dict.fromkeys(OF_INPUTS),
+    }
+
+
+def _of_inputs(gates: dict[str, Tensor]) -> dict[str, Any]:
+    """The columns about a gate's inputs, and the counts behind them; gates: of `gate_statistics`."""
+    counts = gates["counts"].cpu()
+    reached = counts.cumsum(0) / counts.sum()
+    return {
+        "gate_std": float(gates["std"].mean()),
+        "open_std": spread_of(counts),
+        "open_low": int((reached < TAIL).sum()),
+        "open_high": int((reached < 1.0 - TAIL).sum()),
+        "open_counts": counts.tolist(),
     }
 
 

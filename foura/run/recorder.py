@@ -32,6 +32,7 @@ class Recorder(Callback):
     Attributes:
         epoch: the selected epoch, from 0; None before the first evaluation. row: its row of the history.
         state: its `adapter_parameters`, on the CPU.
+        ranks_by_epoch: {"epoch", layer: open ranks} of each epoch so far; empty without gates.
     """
 
     def __init__(self, select: str, tracked: TrackedRun, progress: ProgressDisplay, folder: Path) -> None:
@@ -41,6 +42,7 @@ class Recorder(Callback):
         self.state: dict[str, Tensor] = {}
         self.logged = tracked.logged_steps("val/loss")
         self.open_ranks = OpenRanks()
+        self.ranks_by_epoch: list[dict[str, float]] = []
 
     @property
     def state_key(self) -> str:
@@ -67,6 +69,7 @@ class Recorder(Callback):
             return
         row = task.history[-1]
         row |= self.open_ranks.mean()
+        self.ranks_by_epoch += self.open_ranks.by_layer(int(row["epoch"]))
         with torch.random.fork_rng(devices=[]):  # measuring must not change the training
             row |= task.epoch_measures()
         self._select(row, task)
@@ -101,10 +104,11 @@ class Recorder(Callback):
         load_adapter_parameters(task.model, self.state)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "row": self.row, "state": self.state}
+        return {"epoch": self.epoch, "row": self.row, "state": self.state, "ranks_by_epoch": self.ranks_by_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.row, self.state = state["epoch"], state["row"], state["state"]
+        self.ranks_by_epoch = state.get("ranks_by_epoch", [])  # 0.1.0 wrote none
 
 
 class OpenRanks:
@@ -136,6 +140,14 @@ class OpenRanks:
         opened = [sum(counts) / len(counts) for counts in self.counts.values()]
         total = distributed.all_reduce_sum(sum(opened) / len(opened))[0]
         return {"adapter/open_ranks": total / distributed.world_size()}
+
+    def by_layer(self, epoch: int) -> list[dict[str, float]]:
+        """[{"epoch", layer: open ranks}], means over inputs and processes; [] for a model without gates."""
+        if not self.counts:
+            return []
+        totals = distributed.all_reduce_sum(*(sum(counts) / len(counts) for counts in self.counts.values()))
+        means = (total / distributed.world_size() for total in totals)
+        return [{"epoch": epoch, **dict(zip(self.counts, means, strict=True))}]
 
     def _count(self, name: str, gate: Any, inputs: Any, gates: Tensor) -> None:
         mask = gate.mask_for(gates)

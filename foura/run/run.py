@@ -70,10 +70,10 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
         _test(trainer, task, loaders, cfg)
         table = _table(task, loaders, before)
         metrics = final_metrics(task, cfg, best, table, folder) | before.forgetting(parts, task.model, cfg) | costs
-        draw(task, recorder.epoch or 0, table, title, folder)
+        draw(task, recorder, table, title, folder)
         _record(metrics, about, parts, cfg, tracked, status, folder)
     if sweep is None:
-        print_result(console, title, metrics, cfg, folder)
+        print_result(console, title, metrics, table, cfg, folder)
     return metrics
 
 

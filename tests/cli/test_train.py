@@ -67,8 +67,20 @@ def test_a_run_leaves_what_the_contract_says(finished) -> None:
         "layers.png",
         "layers.csv",
         "spectra.csv",
+        "gates.png",
+        "open_counts.csv",
+        "ranks_by_epoch.csv",
         "test_items.csv",
     }
+    by_epoch = list(csv.DictReader((ended.folder() / "ranks_by_epoch.csv").open()))
+    assert [row["epoch"] for row in by_epoch] == ["0", "1"] and len(by_epoch[0]) == 1 + 16
+    counts = list(csv.DictReader((ended.folder() / "open_counts.csv").open()))
+    inputs = {
+        layer: sum(int(row["inputs"]) for row in counts if row["layer"] == layer)
+        for layer in by_epoch[0]
+        if layer != "epoch"
+    }
+    assert set(inputs.values()) == {40}
     history = client(ended.outputs).get_metric_history(state["run_id"], "val/acc")
     assert [point.step for point in history] == [0, 1]
     opened = client(ended.outputs).get_metric_history(state["run_id"], "adapter/open_ranks")
@@ -78,6 +90,21 @@ def test_a_run_leaves_what_the_contract_says(finished) -> None:
         gap = sign * (row[f"train_eval/{metric}"] - row[f"val/{metric}"])
         assert row[f"gap/{metric}"] == pytest.approx(gap)
         assert row[f"final/gap_{metric}"] == pytest.approx(gap)
+
+
+@pytest.mark.slow
+def test_a_price_closes_ranks_of_the_bundled_vit(train) -> None:
+    """Open ranks fall with every step of λ, and frozen exports with them."""
+    gate = ("adapter.gate_form=hard", "adapter.gate_scope=token", "adapter.lr=3e-3", "adapter.gate_lr=5e-2")
+    opened = []
+    for price in (0, 0.003, 0.03, 0.3):
+        ended = train(
+            "adapter=foura", "rank=8", "dataset.epochs=8", *gate, f"adapter.gate_sparsity={price}", into=f"{price}"
+        )
+        opened.append(status(ended)["metrics"]["adapter/effective_rank"])
+        saved = json.loads((ended.folder() / "adapter" / "adapter_config.json").read_text())
+        assert (saved["gate_form"], saved["gate_sparsity"]) == ("hard", price)
+    assert opened == sorted(opened, reverse=True) and opened[-1] < 0.5 * opened[0], opened
 
 
 def test_the_saved_adapter_is_the_tested_one(train) -> None:

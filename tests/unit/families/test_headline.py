@@ -68,5 +68,5 @@ def test_metrics_of_formats_are_records_and_one_has_curves(family, form) -> None
 def printed(values: dict[str, float], cfg) -> str:
     costs = {"cost/trainable_params": 1.0, "cost/step_time_ms": 1.0, "cost/peak_memory_mb": 1.0}
     out = io.StringIO()
-    print_result(Console(file=out, width=200), "title", {**values, **costs}, cfg, Path("runs/one"))
+    print_result(Console(file=out, width=200), "title", {**values, **costs}, [], cfg, Path("runs/one"))
     return out.getvalue()

@@ -129,13 +129,29 @@ def test_accuracy_has_steps_of_one_item_and_loss_has_none() -> None:
 
 def test_a_gate_map_of_one_colour_is_a_sentence() -> None:
     study = study_of(two_rates())
-    rows = [{"run_id": one, "layer": name, "rank": 4, "effective_rank": 3.0, "gate_std": 0.1}
+    rows = [{"run_id": one, "layer": name, "rank": 4, "effective_rank": 3.0, "gate_std": 0.1, "open_std": 0.2}
             for one in study.finished["run_id"] for name in ("a", "b")]  # fmt: skip
-    panels, sentence = updates.gate_map(study, pd.DataFrame(rows))
-    assert not panels and sentence.startswith("Every gate of every layer has 75.0% of its ranks open")
-    rows[0]["effective_rank"] = 1.0
-    panels, sentence = updates.gate_map(study, pd.DataFrame(rows))
-    assert len(panels) == 1 and not sentence
-    assert updates.open_shares(study, pd.DataFrame(rows)).loc["a", ("lora", 4, 0.001)] == pytest.approx(
-        (0.25 + 2 * 0.75) / 3
-    )
+    panels, said = updates.gate_maps(study, pd.DataFrame(rows))
+    assert not panels and said[0].startswith("Every gate of every layer has 75.0% of its ranks open")
+    assert "differs between inputs by 5.0% of the rank" in said[1] and len(said) == 2
+    older = pd.DataFrame(rows).drop(columns="open_std")  # layers.csv of 0.1.0
+    assert updates.gate_maps(study, older)[1] == said[:1]
+    rows[0] |= {"effective_rank": 1.0, "open_std": 1.4}
+    panels, said = updates.gate_maps(study, pd.DataFrame(rows))
+    assert [panel.alt.split(",")[0] for panel in panels] == ["open ranks by layer", "spread of open ranks over inputs"]
+    assert not said
+    shares = (updates.of_gates(study, pd.DataFrame(rows), name) for name in ("effective_rank", "open_std"))
+    found = [table.loc["a", ("lora", 4, 0.001)] for table in shares]
+    assert found == pytest.approx([(0.25 + 2 * 0.75) / 3, (1.4 + 2 * 0.2) / 4 / 3])
+
+
+def test_open_ranks_by_denoising_step() -> None:
+    study = study_of(two_rates())
+    rows = [
+        {"run_id": one, "step": step, "a": 4.0 - step, "b": 2.0}
+        for one in study.finished["run_id"]
+        for step in range(3)
+    ]
+    panels = updates.by_denoising_step(study, pd.DataFrame(rows))
+    assert len(panels) == 4 and all(panel.alt.startswith("open ranks by denoising step") for panel in panels)
+    assert updates.by_denoising_step(study, pd.DataFrame()) == []
