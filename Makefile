@@ -8,7 +8,7 @@ OLDEST := .venv-oldest
 # two processes; tests that share a trained run stay in one of them
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-gpu test-all test-oldest test-mutants bench lint ui install
+.PHONY: help demo test test-gpu test-all test-oldest test-mutants bench lint ui install build
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## the main job: FouRA on the embedded ViT, then LoRA beside it
+demo: $(STAMP)  ## the main job: FouRA on the bundled ViT, then LoRA beside it
 	$(BIN)/python train.py adapter=foura rank=64
 	$(BIN)/python train.py adapter=lora rank=64
 
@@ -56,6 +56,11 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+build: $(STAMP)  ## a wheel and a source distribution in dist/, checked against the files of the package
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(BIN)/python -m tests.helpers.built dist
 
 ui: $(STAMP)  ## the MLflow UI over outputs/
 	$(BIN)/foura ui

@@ -68,8 +68,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: something is at `path` already.
     """
-    if os.path.lexists(path):
-        raise UserError(f"{path} exists already; name a folder that does not.")
+    require_new(path)
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.writing"):
@@ -83,6 +82,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.rename(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def require_new(path: Path) -> None:
+    """Require a path at which nothing is.
+
+    Raises:
+        UserError: something is there already, a link too.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists already; name a folder that does not.")
 
 
 def as_umask(place: Path) -> None:

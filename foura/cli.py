@@ -17,6 +17,7 @@ from typing import Any
 
 from foura.children import command, protect_children, require_working_directory
 from foura.errors import UserError, cannot_write, exit_without_lab, one_line, print_traceback, reason
+from foura.logs import quiet
 from foura.threads import spin_briefly
 
 
@@ -26,6 +27,7 @@ def main() -> None:
     require_working_directory()
     protect_children()
     sys.excepthook = print_traceback
+    quiet()  # before a library is loaded that speaks while it is imported
     arguments = _parser().parse_args()
     try:
         arguments.run_command(arguments)
@@ -210,6 +212,9 @@ def _sync(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from foura.run.export_forms import check_export
+
+    check_export(arguments.run, arguments.to, arguments.out, arguments.freeze)  # before torch is loaded
     from foura.run.export import export
 
     said = export(arguments.run, arguments.to, arguments.out, arguments.freeze, arguments.per_layer_ranks)

@@ -97,6 +97,7 @@ def check(cfg: DictConfig) -> None:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
+    refuse_deleted(cfg)
     with flag_override(cfg, "readonly", False):
         _read_lists(cfg, Config, "")
     _check_node(cfg, Config, "")
@@ -106,6 +107,21 @@ def check(cfg: DictConfig) -> None:
     name = cfg.sweep
     if name is not None and not is_name(name):
         raise UserError(f"sweep={name!r} must be 1 to 100 letters, digits, '.', '_', '+' or '-': it names a folder.")
+
+
+def refuse_deleted(node: DictConfig, schema: type = Config, prefix: str = "") -> None:
+    """Refuse a config that lacks a key, as by ~rank in a command.
+
+    Raises:
+        UserError: the first key.
+    """
+    present = set(node)
+    for spec in dataclasses.fields(schema):
+        key = prefix + spec.name
+        if spec.name not in present:
+            raise UserError(f"{key} is deleted, and every run needs it: leave ~{key} out of the command.")
+        if isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type):
+            refuse_deleted(node[spec.name], spec.type, f"{key}.")
 
 
 def _read_lists(node: DictConfig, schema: type, prefix: str) -> None:

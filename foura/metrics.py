@@ -96,7 +96,7 @@ _LISTED = (
     Metric("cost/trainable_params", "parameters", False, shown=(COST,)),
     Metric("cost/step_time_ms", "step", False, "ms", shown=(COST,)),
     Metric("cost/peak_memory_mb", "peak memory", False, "MB", shown=(COST,)),
-    Metric("cost/step_gflops", "GFLOP a step", False, shown=(COST,)),
+    Metric("cost/step_gflops", "GFLOP per step", False, shown=(COST,)),
     Metric("cost/adapter_mb", "adapter", False, "MB", shown=(COST,)),
 )
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _LISTED}

@@ -121,6 +121,14 @@ class AdapterConfig:
     # frozen: adaptive in training, frozen after it
     gate: str = _choice_of("none", _names("foura.adapter.gates:GATES", "none", "adaptive", "frozen"))
     gate_scope: str = _choice(MISSING, "sequence", "token")
+    gate_form: str = since(
+        "0.2.0",
+        _choice_of(
+            "entropy",
+            _names("foura.adapter.gate_forms:GATE_FORMS", "entropy", "sigmoid", "softmax", "hard", "hard_concrete"),
+        ),
+    )
+    gate_sparsity: float = since("0.2.0", _number(0.0, at_least=0.0))  # λ: a price for open ranks
     dropout: float = _number(0.0, at_least=0.0, below=1.0)
     use_rslora: bool = False
     sparsity: float = _number(10.0, at_least=0.0)  # sora: λ, how fast gates close
@@ -141,7 +149,7 @@ class BackboneConfig:
     name: str = "embedded"
     pretrained: Union[bool, str] = True  # noqa: UP007  (OmegaConf reads this form)
     img_size: int | None = _number(None, at_least=1)  # None: the size that the model was made for
-    target_modules: Any = field(default=None, metadata=TEXTS)  # None: the linear layers of the family
+    target_modules: Any = field(default=None, metadata=TEXTS)  # None: the layers that the family adapts
     output_splits: dict[str, int] = field(default_factory=dict)
     gate_scope: str = _choice("sequence", "sequence", "token")  # what adapter.gate_scope follows
     torch_dtype: str | None = _choice(None, "float32", "bfloat16", "float16")  # of the frozen weights; None: float32

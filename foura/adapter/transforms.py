@@ -22,9 +22,11 @@ from foura.adapter.dct import dct, dct_basis, inverse_dct
 from foura.adapter.tracing import exported
 
 # Above this length an FFT is cheaper than a product with the basis matrix, which would also take N² floats. On a GPU launches
-# count more than operations, and a product is one launch.
+# count more than operations, and a product is one launch: for few rows it is used up to a larger length.
 MATRIX_LIMIT = 512
 MATRIX_LIMIT_CUDA = 1024
+MATRIX_LIMIT_CUDA_FEW = 4096  # 64 MiB of float32
+MOST_WORK_CUDA = 2**31  # multiplications of such a product
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,11 @@ class DCT(Transform):
 
 
 def _is_short(rows: Tensor) -> bool:
-    return rows.shape[-1] <= (MATRIX_LIMIT_CUDA if rows.is_cuda else MATRIX_LIMIT)
+    length = rows.shape[-1]
+    if not rows.is_cuda:
+        return length <= MATRIX_LIMIT
+    few = length <= MATRIX_LIMIT_CUDA_FEW and rows.numel() * length <= MOST_WORK_CUDA
+    return few or length <= MATRIX_LIMIT_CUDA
 
 
 class DFT(Transform):

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from peft import get_peft_model
 from torch import Tensor, nn
 
-from foura.backbone import NUMBERED, Backbone, describe_linear_layers, fused_outputs, layer_size, target_layers
+from foura.backbone import NUMBERED, Backbone, describe_layers, fused_outputs, layer_size, target_layers
 from foura.errors import UserError, reason
 from foura.methods import method_of
 from foura.methods.method import Layers, Method
@@ -44,8 +44,8 @@ def attach(backbone: Backbone, cfg: DictConfig, steps: int) -> nn.Module:
     layers = target_layers(model, backbone.targets)
     if not layers:
         raise UserError(
-            f"adapter={cfg.adapter.name} goes on linear layers and found none to adapt; the model has: "
-            f"{describe_linear_layers(model)}. adapter=full and adapter=head need none."
+            f"adapter={cfg.adapter.name} goes on linear layers and convolutions, and found none to adapt; the model has: "
+            f"{describe_layers(model)}. adapter=full and adapter=head need none."
         )
     cfg = _with_splits(cfg, fused_outputs(model, layers))
     if cfg.iso_parameters:
@@ -95,7 +95,7 @@ def _wrapped(
     model: nn.Module, cfg: DictConfig, method: Method, layers: Layers, steps: int, common: dict[str, Any]
 ) -> tuple[nn.Module, Any]:
     """(the model with the adapter, the adapter's PEFT config)."""
-    config, described = method.config(cfg, layers, steps, common), describe_linear_layers(model)
+    config, described = method.config(cfg, layers, steps, common), describe_layers(model)
     try:
         adapted = get_peft_model(model, config)
     except method.refusals as error:

@@ -6,15 +6,22 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
+def scaled_rows(A: Tensor, gate: Tensor) -> Tensor:
+    """diag(g) A for A of any number of dimensions."""
+    return gate.reshape(-1, *[1] * (A.dim() - 1)) * A
+
+
 class RankGates(nn.Module):
-    """A (r, in_features) -> diag(g) A, with the trained g (r,) drawn from N(0, 1), as in the authors' code."""
+    """A (r, in_features), or (r, in_channels, *kernel), -> diag(g) A, with the trained g (r,) drawn from N(0, 1), as in the
+    authors' code.
+    """
 
     def __init__(self, r: int) -> None:
         super().__init__()
         self.gate = nn.Parameter(torch.randn(r))
 
     def forward(self, A: Tensor) -> Tensor:
-        return self.gate.unsqueeze(-1) * A
+        return scaled_rows(A, self.gate)
 
 
 def add_gates(model: nn.Module) -> None:

@@ -42,11 +42,13 @@ class Sora(Lora):
 
     def saved(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of an ordinary LoRA: diag(g) A instead of g and A, with rows of zeros where ranks are closed."""
+        from foura.methods.rank_gates import scaled_rows
+
         folded = {name: tensor for name, tensor in state.items() if not name.endswith((TRAINED, GATE))}
         for name, tensor in state.items():
             if name.endswith(TRAINED):
                 layer = name.removesuffix(TRAINED)
-                folded[f"{layer}.weight"] = state[layer + GATE].unsqueeze(-1) * tensor
+                folded[f"{layer}.weight"] = scaled_rows(tensor, state[layer + GATE])
         return folded
 
     def load_saved(self, model: nn.Module, state: dict[str, Tensor]) -> None:

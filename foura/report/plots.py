@@ -70,6 +70,7 @@ def further_curves(study: Study, histories: pd.DataFrame) -> list[Panel]:
             if measure == "adapter/open_ranks":  # of all ranks: a zoom would make rounding look like a change
                 ranks = study.finished.set_index("run_id")["rank"]
                 axis.set_ylim(0, 1.05 * ranks[part["run_id"].unique()].max())
+                axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
             title = _titled(METRICS[measure].label, in_words(facet, study.conditions))
             panels.append(_by_epoch(fig, axis, title))
     return numbered(panels)

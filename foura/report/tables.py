@@ -70,8 +70,8 @@ def differences_table(study: Study, measure: Measure, table: pd.DataFrame) -> Sh
         "verdict",
     ]
     note = (
-        f"Intervals and p hold together for the {len(table)} rows. Detectable: the true difference that these seeds find in 4 "
-        "of 5 cases. To decide: about how many seeds would."
+        "Intervals and p hold together for all rows. Detectable: the true difference that these seeds find in 4 of 5 cases. "
+        "To decide: about how many seeds would."
     )
     shown_table = Shown(f"{measure.label}: differences from {study.baseline}", columns, note=note)
     for row in table.to_dict("records"):
@@ -98,7 +98,7 @@ def slopes_table(study: Study, measure: Measure, table: pd.DataFrame) -> Shown:
     """Change of a measure per doubling of the x axis. table: of `compare.slopes`."""
     assert study.x is not None
     names = ["adapter", *(name_of(key) for key in study.facets)]
-    note = f"Intervals hold together for the {len(table)} rows."
+    note = "Intervals hold together for all rows."
     columns = [*names, "per doubling", "interval", "seeds"]
     shown_table = Shown(f"{measure.label}: change each time {name_of(study.x)} doubles", columns, note=note)
     for row in table.to_dict("records"):

@@ -1,6 +1,7 @@
 """Figures of what the adapters learned: spectra of the updates, gates, and image metrics by strength."""
 
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from foura.escape import in_figure
 from foura.report.plots import some
@@ -32,6 +33,7 @@ def spectra(study: Study, values: pd.DataFrame) -> list[Panel]:
                     own.index, own, label=in_figure(adapter), linewidth=1.3, markersize=4, markevery=every, **style
                 )
         axis.set_xlabel("index (largest singular value = 1)")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axis.set_ylim(0, 1.05)
         where = in_words(facet, study.conditions)
         title = f"singular values of ΔW{f' ({where})' if where else ''}"

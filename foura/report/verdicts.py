@@ -36,7 +36,7 @@ def total(table: pd.DataFrame, baseline: str) -> str:
     """The number of comparisons with each verdict."""
     counts = table["verdict"].value_counts()
     said = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if word in counts)
-    return f"of {len(table)} comparisons with {baseline}: {said}."
+    return f"of {len(table)} comparison{'' if len(table) == 1 else 's'} with {baseline}: {said}."
 
 
 def reason(row: Mapping[str, Any]) -> str:
@@ -83,9 +83,10 @@ def more_seeds(table: pd.DataFrame, sweep: Sweep) -> tuple[str, str] | None:
     count = math.ceil(statistics.median_high(needs))
     undecided = int((table["verdict"] == "undecided").sum())
     decided = sum(need <= count for need in needs)
+    which = "the undecided one" if undecided == 1 else f"{decided} of the {undecided} undecided"
     have = sorted(sweep.runs["seed"].unique().tolist())
     said = (
-        f"About {count} seeds (now {len(have)}) would decide {decided} of the {undecided} undecided in 4 of 5 cases, if "
+        f"About {count} seeds (now {len(have)}) would decide {which} in 4 of 5 cases, if "
         "differences and spread stay as they are. The same sweep resumes with"
     )
     return said, with_seeds(sweep.command, sweep.name, have, count)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from foura.adapter import freeze_gates
-from foura.adapter.gates import GATES
+from foura.adapter.freeze import foura_layers
 from foura.adapter.merging import untie
 from foura.atomic import new_folder
 from foura.backbone import Backbone
 from foura.errors import UserError, reason
 from foura.families import build, family_of
 from foura.families.family import Parts
-from foura.files import read_json
+from foura.families.task import Task
 from foura.logs import quiet
 from foura.methods import method_of
-from foura.run.load import check_adapter, load_adapter, load_bare, read_config, rebuild
+from foura.run.export_forms import check_export
+from foura.run.load import check_adapter, load_adapter, load_bare, rebuild
 from foura.run.loop import Loaders
 from foura.untrusted import WEIGHTS, Folder
 
@@ -43,46 +45,63 @@ def export(run: Path, to: str, out: Path, freeze: bool = False, per_layer_ranks:
         a sentence: what was written, and who reads it.
 
     Raises:
-        UserError: this adapter does not have the form; the sentence names those that it has.
+        UserError: of `check_export`, or something that the form cannot hold.
     """
+    cfg, gated = check_export(run, to, out, freeze)
     with new_folder(out) as scratch:
-        return _export(run, to, scratch, freeze, per_layer_ranks)
+        return _export(run, cfg, to, scratch, gated, per_layer_ranks)
 
 
-def _export(run: Path, to: str, out: Path, freeze: bool, per_layer_ranks: bool) -> str:
+def _export(run: Path, cfg: DictConfig, to: str, out: Path, gated: bool, per_layer_ranks: bool) -> str:
     quiet()
-    cfg = read_config(run)
     family, method = family_of(cfg), method_of(cfg)
-    forms = ("peft", "merged", *family.save_as_lora)
-    if to not in forms:
-        raise UserError(
-            f"--to {to} is not a form of adapters of backbone={family.name}; choose one of {', '.join(forms)}."
-        )
     if to == "peft":
         return _copy(run, cfg, out)
-    if to != "merged" and not method.exports:
-        raise UserError(f"adapter={cfg.adapter.name} is saved in its own form already: use --to peft or --to merged.")
-    gated = method.trained is None and _is_gated(run)
-    if gated and not freeze:
-        raise UserError("this adapter's gate depends on the input, so it is not a single update: add --freeze.")
     parts = _with_data(cfg) if gated else None
     backbone = rebuild(run, cfg) if parts is None else parts.backbone
     if method.trained is not None:
         return _save_merged(backbone, load_bare(run, backbone, cfg), cfg, out)
     model: Any = load_adapter(backbone.model, run, cfg)
-    if parts is not None:
-        freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
+    if cfg.backbone.name == "embedded":  # PEFT would look for a model of this name on the hub
+        model.peft_config["default"].base_model_name_or_path = None
+    frozen = "" if parts is None else f" {_freeze(model, parts, cfg)}"
     if to == "merged":
-        return _save_merged(backbone, model, cfg, out)
+        return _save_merged(backbone, model, cfg, out) + frozen
     try:
-        return family.save_as_lora[to](model, out, per_layer_ranks)
+        said = family.save_as_lora[to](model, out, per_layer_ranks) + frozen
     except ValueError as error:  # the library's answers for something trained that the form cannot hold
         raise UserError(f"--to {to}: {reason(error)}") from error
+    return f"{said} {_sizes(run, out)}" if frozen else said
 
 
-def _is_gated(run: Path) -> bool:
-    gate = read_json(run / "adapter" / "adapter_config.json").get("gate")
-    return isinstance(gate, str) and gate in GATES and GATES[gate].depends_on_input
+def _freeze(model: Any, parts: Parts, cfg: DictConfig) -> str:
+    """Freeze the gates on the training data; a sentence: ranks kept, and the validation loss before and after."""
+    task, loaders = parts.task(model), Loaders(parts.data, cfg)
+    before = _validation_loss(task, loaders)
+    with warnings.catch_warnings():  # the sentence says it
+        warnings.filterwarnings("ignore", message=".*adapt nothing")
+        kept = freeze_gates(model, loaders.inputs(task, parts.data.train))
+    layers = foura_layers(model)
+    ranks = sum(layers[name].r[adapter] for name in kept for adapter in layers[name].active_adapters)
+    nothing = sum(count == 0 for count in kept.values())
+    closed = f", {nothing} of {len(kept)} layers adapt nothing" if nothing else ""
+    after = _validation_loss(task, loaders)
+    return (
+        f"Frozen gates: {sum(kept.values())} of {ranks} ranks kept, {min(kept.values())} to {max(kept.values())} by "
+        f"layer{closed}; validation loss "
+        f"{before:.4f} with adaptive gates, {after:.4f} frozen."
+    )
+
+
+@torch.no_grad()
+def _validation_loss(task: Task, loaders: Loaders) -> float:
+    task.model.eval()
+    return task.mean_loss(loaders.evaluation()[1])
+
+
+def _sizes(run: Path, out: Path) -> str:
+    was, now = (sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in (run / "adapter", out))
+    return f"{now / 1e6:.2f} MB, {was / 1e6:.2f} MB with adaptive gates."
 
 
 def _with_data(cfg: DictConfig) -> Parts:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from foura.escape import in_figure
 from foura.figures import GREY, TRAIN, VALIDATION, plt, save_figure
 from foura.metrics import METRICS
@@ -24,6 +26,7 @@ def draw_curves(history: list[dict[str, float]], metrics: Sequence[str], selecte
     for axis in axes:
         axis.axvline(selected + 1, color=GREY, linestyle=":", linewidth=1)
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("epoch (larger gap: more overfitting)")
     fig.suptitle(f"{in_figure(title)} · dotted: selected epoch", fontsize=10)

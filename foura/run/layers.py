@@ -131,18 +131,25 @@ def _full_row(name: str, layer: Any, before: Tensor) -> dict[str, Any]:
 
 
 def _sizes(name: str, layer: Any) -> dict[str, Any]:
+    in_features, out_features = layer_size(layer.get_base_layer())
     return {
         "layer": name,
-        "in_features": layer.in_features,
-        "out_features": layer.out_features,
+        "in_features": in_features,
+        "out_features": out_features,
         "parameters": sum(p.numel() for key, p in layer.named_parameters() if not key.startswith("base_layer.")),
         "gate_std": None,
     }
 
 
 def _of_update(delta: Tensor, weight: Tensor, rank: int | None) -> dict[str, Any]:
-    """The columns about ΔW (out_features, in_features), over `rank` directions, or 16 for a method without a rank."""
-    delta, weight = delta.detach().cpu().float(), weight.detach().cpu()
+    """The columns about ΔW (out_features, in_features), over `rank` directions, or 16 for a method without a rank.
+
+    Of a convolution, whose weight is (out_channels, in_channels, *kernel), a row is the flat kernel of an output channel;
+    frequencies are those over input channels.
+    """
+    by_channel = delta.detach().cpu().float().movedim(1, -1).flatten(0, -2)
+    delta, weight = delta.detach().cpu().float().flatten(1), weight.detach().cpu()
+    weight = weight.flatten(1) if weight.dim() > 2 else weight  # quantised ones are left as they are
     values = singular_values(delta)
     directions = min(rank or 16, len(values))
     same_shape = weight.shape == delta.shape  # not of quantised weights, which are stored packed
@@ -152,6 +159,6 @@ def _of_update(delta: Tensor, weight: Tensor, rank: int | None) -> dict[str, Any
         "entropy_rank": entropy_rank(values),
         "spread": spread(values, directions),
         "amplification": amplification(weight, delta, directions) if same_shape else None,
-        "low_frequency": low_frequency_share(delta),
+        "low_frequency": low_frequency_share(by_channel),
         "singular_values": values[:SHOWN].tolist(),
     }

@@ -82,7 +82,7 @@ def _overlap(model: PeftModel, first: str, second: str) -> float:
         for name in (first, second):
             gated = isinstance(layer, FouraLayer) and name in layer.foura_gate
             fixed: dict[str, Any] = {"gate": torch.ones(layer.r[name])} if gated else {}
-            pair.append(layer.get_delta_weight(name, **fixed).detach().cpu())
+            pair.append(layer.get_delta_weight(name, **fixed).detach().cpu().flatten(1))
         found.append(overlap(pair[0], pair[1], layer.r[second]))
     return sum(found) / len(found)
 

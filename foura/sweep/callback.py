@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from foura import distributed
-from foura.config import outputs_dir
+from foura.config import outputs_dir, refuse_deleted
 from foura.errors import UserError, first_line, traceback_of
 from foura.families import family_of
 from foura.sweep.plan import job_folder, job_overrides, plan, plan_lines, states, varied_keys
@@ -53,6 +53,7 @@ class SweepCallback(Callback):
             raise UserError(
                 "a sweep starts the processes of its runs itself: python train.py -m trainer=ddp …, without torchrun."
             )
+        refuse_deleted(config)
         tuning = tuning_of(config)
         if config.plan:
             print("\n".join(plan_lines(plan(config, jobs_of(config, tuning)))))

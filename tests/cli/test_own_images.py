@@ -1,5 +1,6 @@
 """Training on a folder of one's own images, on the bundled model and on timm's."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from foura.families.images.backbone import build_vit
+from foura.run.export import export
 from tests.helpers.runs import status
 
 
@@ -74,3 +76,18 @@ def test_an_image_that_a_worker_cannot_read_is_said_in_one_sentence(train, image
     ended = train("dataset=imagefolder", f"dataset.path={images}", "trainer.max_epochs=1", "dataset.num_workers=1")
     assert "dark/3.png cannot be read as an image" in str(ended.code), ended.out
     assert "Traceback" not in str(ended.code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenetv2_035", "test_coatnet"])
+def test_a_convolutional_model_trains_and_exports(name, train, images, tmp_path) -> None:
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "start.pt")
+    ended = train(
+        *("dataset=imagefolder", f"dataset.path={images}", f"backbone.name={name}", "backbone.img_size=64"),
+        *(f"backbone.pretrained={tmp_path / 'start.pt'}", "adapter=foura", "rank=4", "trainer.max_epochs=2"),
+    )
+    assert ended.code == 0, ended.out
+    assert "linear layers and convolutions, " in " ".join(ended.out.split())
+    rows = list(csv.DictReader((ended.folder() / "layers.csv").open()))
+    assert len(rows) > 18 and all(float(row["delta_norm"]) > 0 and row["stable_rank"] for row in rows)
+    assert "agree with the adapted model's" in export(ended.folder(), "merged", tmp_path / "merged", freeze=True)

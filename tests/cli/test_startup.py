@@ -1,11 +1,15 @@
 """Commands that train nothing answer at once: they import nothing heavy, so that a slow machine does not matter."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from tests.helpers.config import composed
 from tests.helpers.imports import HEAVY, imports_of
 
 TYPOS = {
@@ -50,7 +54,50 @@ def test_a_place_without_runs_is_said_at_once(command, run_env, tmp_path) -> Non
     assert "foura" in imported and not imported & HEAVY
 
 
-@pytest.mark.parametrize("command", ["train.py adapter=lora", "-m foura export . --to lora out"])
+def saved_run(folder: Path, *overrides: str, gate: str) -> Path:
+    """A run's folder as far as the checks of an export read it."""
+    OmegaConf.save(composed(*overrides), folder / "config.yaml", resolve=True)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "FOURA", "gate": gate}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("gate", "form", "said"),
+    [
+        ("adaptive", "lora", "this adapter's gate depends on the input, so it is not a single update: add --freeze."),
+        ("adaptive", "merged", "add --freeze."),
+        ("none", "kohya", "--to kohya is not a form of adapters of backbone=vit; choose one of peft, merged, lora."),
+        ("none", "lora", "exists already; name a folder that does not."),
+    ],
+)
+def test_an_export_that_cannot_be_made_is_refused_at_once(gate, form, said, run_env, tmp_path) -> None:
+    run, out = saved_run(tmp_path, "adapter=foura", gate=gate), tmp_path / "out"
+    if "exists" in said:
+        out.mkdir()
+    answer, imported = imports_of(["-m", "foura", "export", str(run), "--to", form, str(out)], run_env, tmp_path)
+    assert answer.returncode == 1 and answer.stderr.startswith("error: ") and answer.stderr.strip().endswith(said)
+    assert len(answer.stderr.strip().splitlines()) == 1
+    assert "hydra" in imported and not imported & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["adapter=lora", "rank=4"], "lora r4 seed 0: loading …"),
+        pytest.param(["-m", "sweep=s", "seed=0,1"], "sweep s: 2 runs, 0 done, 2 to run", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_says_that_it_is_loading_before_it_loads(arguments, said, root, run_env, tmp_path) -> None:
+    """In place of torch there is a module that says when it is imported, and ends the process."""
+    (tmp_path / "torch.py").write_text("import os\nprint('torch is imported', flush=True)\nos._exit(3)")
+    env = run_env | {"PYTHONPATH": os.pathsep.join((str(tmp_path), run_env["PYTHONPATH"]))}
+    command = [sys.executable, str(root / "train.py"), *arguments]
+    ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.stdout.splitlines() == [said, "torch is imported"]
+
+
+@pytest.mark.parametrize("command", ["train.py adapter=lora", "-m foura merge-eval a b"])
 @pytest.mark.parametrize(
     ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
 )

@@ -73,5 +73,5 @@ def test_the_ui_lists_a_sweep_opens_a_run_and_shows_the_report(train, run_env, t
     finally:
         os.killpg(server.pid, signal.SIGTERM)
     report = seen((ended.outputs / "sweeps/look/report/report.html").as_uri(), "comparisons", tmp_path, "page")
-    assert "of 1 comparisons with head" in report and "<img" in report
+    assert "of 1 comparison with head" in report and "<img" in report
     assert "http" not in report.split("Where this comes from")[0]  # nothing is fetched

@@ -1,15 +1,17 @@
 """Targets by structure: every linear layer of the blocks, never the head or the embeddings; fused layers by their parts."""
 
 import pytest
-import timm
 import torch
 import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from foura.backbone import choose_targets, describe_share, fused_outputs, target_layers
+from foura.backbone import choose_targets, describe_share, fused_outputs, layer_size, target_layers
+from foura.errors import UserError
 from foura.families.images.backbone import TARGETS as VIT
+from foura.families.images.backbone import build_vit
 from foura.families.language.backbone import TARGETS as LLAMA
+from tests.helpers.config import composed
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64, "num_attention_heads": 4}
 GROUPED = {**SHAPE, "num_key_value_heads": 2}
@@ -63,18 +65,79 @@ def test_the_targets_of_a_llama_are_named_as_ever() -> None:
     assert choose_targets(built("Llama"), None, LLAMA, "lm_head", blocks=True) == list(LLAMA)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
-def test_models_of_timm(name) -> None:
+def image_model(name: str):
+    cfg = composed("backbone=vit", f"backbone.name={name}", "backbone.pretrained=false")
     with torch.device("meta"):
-        model = timm.create_model(name, num_classes=3)
-    head = model.pretrained_cfg["classifier"]
-    targets = choose_targets(model, None, VIT, head, blocks=True)
-    layers = target_layers(model, targets)
-    every = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    assert layers.keys() == every - {head}
-    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    assert not any(name == target or name.endswith(f".{target}") for name in convolutions for target in targets)
-    assert "100 %" in describe_share(model, targets, head)
+        return build_vit(cfg.backbone, 3)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
+def test_transformers_of_timm(name) -> None:
+    backbone = image_model(name)
+    layers = target_layers(backbone.model, backbone.targets)
+    every = {name for name, module in backbone.model.named_modules() if isinstance(module, nn.Linear)}
+    assert layers.keys() == every - {backbone.head}
+    convolutions = [name for name, module in backbone.model.named_modules() if isinstance(module, nn.Conv2d)]
+    assert convolutions and not any(
+        name == target or name.endswith(f".{target}") for name in convolutions for target in backbone.targets
+    )
+    assert "100 % of the linear weights" in describe_share(backbone.model, backbone.targets, backbone.head)
+
+
+@pytest.mark.parametrize(
+    ("name", "adapted"),
+    [
+        ("mobilenetv2_100", 33),  # of 17 blocks two pointwise convolutions each, the first block one
+        ("resnet18", 19),  # two of 3x3 in each of 8 blocks, and three that change the width
+        ("resnet50", 52),  # three in each of 16 blocks, and four that change the width
+        ("test_convnext", 21),  # two linear layers in each of 9 blocks, and three that halve the image
+        ("mobilevit_xxs", 62),  # a hybrid
+        ("efficientnet_b0", 31),  # 16 blocks, without their gates on channels
+        ("vgg11", 9),  # without lists of blocks: all but the first
+        ("regnety_002", 30),  # its grouped convolutions stay as they are
+    ],
+)
+def test_convolutional_and_hybrid_models_of_timm(name, adapted) -> None:
+    """Every layer of the blocks in which an output sees every input channel: linear, or a convolution of one group."""
+    backbone = image_model(name)
+    layers = target_layers(backbone.model, backbone.targets)
+    assert len(layers) == adapted
+    assert all(isinstance(layer, nn.Linear) or layer.groups == 1 for layer in layers.values())
+    assert not any(
+        module is not layers.get(key)
+        and any(key == target or key.endswith(f".{target}") for target in backbone.targets)
+        for key, module in backbone.model.named_modules()
+    )
+    assert not any(".se." in key or layer.weight.shape[1] == 3 for key, layer in layers.items())
+    assert "linear layers and convolutions" in describe_share(backbone.model, backbone.targets, backbone.head)
+
+
+def test_the_share_of_convolutions_counts_those_that_stay_frozen() -> None:
+    """Of 72 + 4 + 18 weights, the last two of two groups each, 72 are adapted."""
+    blocks = nn.ModuleList([nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 1, groups=4 // 2)])
+    model = nn.ModuleDict({"blocks": blocks, "more": nn.Conv2d(2, 2, 3, groups=2), "head": nn.Linear(2, 99)})
+    assert describe_share(model, ["blocks.0"], "head") == (
+        "adapts 1 of 3 linear layers and convolutions, 76.6 % of their weights"
+    )
+
+
+def test_a_convolution_can_be_named_and_others_are_refused() -> None:
+    model = nn.ModuleDict(
+        {"plain": nn.Conv2d(2, 4, 3), "grouped": nn.Conv2d(4, 4, 3, groups=2), "head": nn.Linear(2, 2)}
+    )
+    assert choose_targets(model, ["plain"], VIT, "head") == ["plain"]
+    assert layer_size(model["plain"]) == (18, 4)
+    with pytest.raises(
+        UserError, match="target_modules grouped match no layer that adapters go on; the model has: plain, head"
+    ):
+        choose_targets(model, ["grouped"], VIT, "head")
+
+
+def test_a_layer_that_no_name_means_alone_is_left_out() -> None:
+    """ "conv" would match the grouped one of the block too."""
+    block = nn.ModuleDict({"conv": nn.Conv2d(4, 4, 3, groups=2), "last": nn.Conv2d(4, 4, 1)})
+    model = nn.ModuleDict({"conv": nn.Conv2d(2, 4, 3), "block": block, "head": nn.Linear(4, 2)})
+    assert choose_targets(model, None, VIT, "head", blocks=True, convolutions=True) == ["last"]
 
 
 def test_share_counts_weights_and_not_layers() -> None:

@@ -1,8 +1,10 @@
-"""The versions that are tested: the oldest that pyproject.toml allows are those of constraints-oldest.txt."""
+"""Versions: the oldest that are tested are those that pyproject.toml allows, and our own stands in one place."""
 
 import re
 import tomllib
 from pathlib import Path
+
+import foura
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUND = re.compile(r"^([\w-]+)(?:\[\w+\])?(>=|==)([\d.]+)")
@@ -23,3 +25,11 @@ def same(pinned: str, bound: str) -> bool:
     """True if the pinned version is the bound, with zeros where the bound ends."""
     first, second = pinned.split("."), bound.split(".")
     return first[: len(second)] == second and set(first[len(second) :]) <= {"0"}
+
+
+def test_the_version_stands_in_one_place_and_the_citation_agrees() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert pyproject["project"]["dynamic"] == ["version"] and "version" not in pyproject["project"]
+    assert pyproject["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "foura.__version__"}
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert cited and cited[1] == foura.__version__

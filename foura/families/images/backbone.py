@@ -11,6 +11,8 @@ import timm
 from omegaconf import DictConfig
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from timm.layers import EffectiveSEModule, SEModule
+from timm.models._efficientnet_blocks import SqueezeExcite
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -22,6 +24,9 @@ from foura.families.timm_models import check_timm, left_unset, local_name
 from foura.files import find, read_weights, regular, unfit
 
 TARGETS = ("qkv", "attn.proj", "fc1", "fc2")
+# Squeeze-and-excitation: gates on channels, of a few channels each, which see an image as one pixel. Their ranks would bound
+# those of all other layers.
+CHANNEL_GATES = (SEModule, EffectiveSEModule, SqueezeExcite)
 
 
 @dataclass(frozen=True)
@@ -58,15 +63,21 @@ def build_vit(cfg: DictConfig, num_classes: int) -> ImageBackbone:
     channels = data["input_size"][0]
     if channels not in (1, 3):
         raise UserError(f"backbone.name={cfg.name} takes images of {channels} channels; choose a model of 1 or 3.")
+    apart = [name for name, module in model.named_modules() if _apart(module, channels)]
     return ImageBackbone(
         model=model,
-        targets=choose_targets(model, cfg.target_modules, TARGETS, head, blocks=True),
+        targets=choose_targets(model, cfg.target_modules, TARGETS, head, blocks=True, convolutions=True, apart=apart),
         head=head,
         new=(head,),
         body="",
         image_mode="L" if channels == 1 else "RGB",
         preprocess=create_transform(**data, is_training=False),
     )
+
+
+def _apart(module: nn.Module, channels: int) -> bool:
+    """True for layers that are no targets by default: gates on channels, and what sees the image itself."""
+    return isinstance(module, CHANNEL_GATES) or (isinstance(module, nn.Conv2d) and module.in_channels == channels)
 
 
 def _bundled_data() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A merged image model in the form that timm loads."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,9 @@ def save_merged(model: Any, cfg: DictConfig, out: Path) -> None:
         out.mkdir(parents=True)
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, out / "model.safetensors")
         return
+    sized = cfg.img_size and "img_size" in inspect.signature(type(model)).parameters  # convolutions take any size
     with torch.no_grad():
-        save_for_hf(
-            model, str(out), model_args={"img_size": cfg.img_size} if cfg.img_size else None, safe_serialization=True
-        )
+        save_for_hf(model, str(out), model_args={"img_size": cfg.img_size} if sized else None, safe_serialization=True)
 
 
 def load_merged(cfg: DictConfig, folder: Path) -> nn.Module:

@@ -50,7 +50,7 @@ def said(difference: float, margin: float = 0.01, items: int | None = None) -> l
 
 def test_a_verdict_says_its_numbers() -> None:
     """Differences 0, 0.002, 0.004, 0, 0.002: mean 0.0016, standard error 0.00074833, ± 2.7764 times that = 0.0020777."""
-    assert said(0.1)[0] == "test accuracy: of 1 comparisons with lora: 1 better."
+    assert said(0.1)[0] == "test accuracy: of 1 comparison with lora: 1 better."
     assert said(0.1)[1] == "foura: better (+0.1016, interval +0.0995 to +0.1037; 5 shared seeds)."
     assert said(-0.1)[1].startswith("foura: worse (−0.0984, interval −0.1005 to −0.0963")
     assert said(0.0)[1] == "foura: equivalent (+0.0016, interval 0.0000 to +0.0032, within ±0.0100; 5 shared seeds)."

@@ -4,6 +4,7 @@ The runs are made by hand: a config, and an adapter of random numbers.
 """
 
 import copy
+import re
 import shutil
 from pathlib import Path
 
@@ -82,6 +83,25 @@ def test_freezing_needs_the_data_and_says_so(tmp_path) -> None:
     language(tmp_path / "run", "adapter=foura")
     with pytest.raises(UserError, match=r"--freeze calibrates the gate on the run's training data: dataset.path="):
         export(tmp_path / "run", "lora", tmp_path / "out", freeze=True)
+
+
+def test_freezing_says_how_many_ranks_it_kept(tmp_path, monkeypatch, capsys) -> None:
+    """As many as the exported LoRA has columns that are not zero. Nothing is looked up on the hub."""
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", pytest.fail)
+    cfg = composed("backbone=vit", "dataset=digits", "dataset.limit=20", "adapter=foura", "rank=4")
+    model = made(tmp_path / "run", build_vit(cfg.backbone, 10), cfg)
+    for name, parameter in model.named_parameters():
+        if "foura_gate" in name:  # so large that about half of the gates close
+            nn.init.normal_(parameter, std=20.0)
+    model.save_pretrained(str(tmp_path / "run" / "adapter"), save_embedding_layers=False)
+    monkeypatch.setattr(
+        "sys.argv", ["foura", "export", str(tmp_path / "run"), "--to", "lora", str(tmp_path / "out"), "--freeze"]
+    )
+    main()
+    told = re.search(r"out: .*Frozen gates: (\d+) of (\d+) ranks kept, ", capsys.readouterr().out)
+    ups = [t for key, t in load_file(tmp_path / "out" / "adapter_model.safetensors").items() if "lora_B" in key]
+    assert told and int(told[2]) == 4 * len(ups) == 64
+    assert int(told[1]) == sum(int((up != 0).any(0).sum()) for up in ups) < 64
 
 
 @pytest.mark.parametrize(

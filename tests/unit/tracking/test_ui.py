@@ -1,10 +1,16 @@
 """The address of MLflow's UI: it leads to the runs, and reports link to where the UI really is."""
 
+import http.server
 import json
 import socket
+import sys
+import threading
+from typing import ClassVar
 
 import pytest
 
+from foura.children import command
+from foura.cli import main
 from foura.report.page import report
 from foura.tracking import ui
 from foura.tracking.store import experiment_for_ui, open_store
@@ -79,3 +85,61 @@ def test_a_taken_port_is_not_chosen() -> None:
         taken.bind(("127.0.0.1", first))
         taken.listen()
         assert ui.free_port("127.0.0.1") > first
+
+
+# -- foura ui --open
+
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    """A server that is not up yet for its first two requests."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(200 if len(self.asked) > 2 else 503)
+        self.end_headers()
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[str]:
+    """The addresses that the user's browser was given."""
+    given: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: given.append(address) or True)
+    return given
+
+
+def test_the_browser_opens_the_runs_once_the_server_answers(opened, monkeypatch) -> None:
+    monkeypatch.setattr(Slow, "asked", [])
+    with http.server.HTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = ui.runs_address(f"http://127.0.0.1:{server.server_address[1]}", "1")
+        assert ui.open_when_up(address)
+        server.shutdown()
+    assert opened == [address] and Slow.asked == ["/health"] * 3
+
+
+def test_no_browser_is_opened_where_the_server_does_not_come_up(opened, monkeypatch) -> None:
+    monkeypatch.setattr(ui, "WAIT", 0.0)
+    assert not ui.open_when_up("http://127.0.0.1:1/#/experiments/1/runs") and opened == []
+
+
+@pytest.mark.parametrize("wished", [True, False])
+def test_open_starts_what_opens_the_address_that_is_printed(wished, tmp_path, monkeypatch, capsys) -> None:
+    synthetic(tmp_path, "s", grid(0.0, seeds=range(1)))
+    started: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    for name in ("MLFLOW_BACKEND_STORE_URI", "PYTHONSAFEPATH", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"):
+        monkeypatch.setenv(name, "")  # the command sets them: they are restored after the test
+    monkeypatch.setattr("subprocess.Popen", started.append)
+    monkeypatch.setattr("os.execv", lambda _program, words: started.append(words))
+    monkeypatch.setattr("sys.argv", ["foura", "ui", str(tmp_path), *(["--open"] if wished else [])])
+    main()
+    address, *browsers = capsys.readouterr().out.strip(), *started[:-1]
+    assert started[-1][-1] == address.split("/#/")[0].rpartition(":")[2]  # the server's port
+    assert browsers == ([command("foura.tracking.ui", address)] if wished else [])
+    assert "/#/experiments/1/runs?workflowType=machine_learning" in address
