@@ -14,7 +14,7 @@ import pyarrow.parquet
 from PIL import Image
 
 NAMES = {"cifar10": ("cifar10", "cifar10_jpg"), "quickdraw9": ("quickdraw9",)}  # folder written: folders looked for
-PER_CLASS = {"train": 50, "validation": 20, "test": 50}
+PER_CLASS = {"train": 50, "validation": 10, "test": 30}
 
 
 def main(images: Path, out: Path) -> None:
