@@ -35,6 +35,6 @@ def test_the_model_runs_compiled_within_the_context_alone(compiles, monkeypatch)
 
 def test_a_failure_of_the_compiler_is_a_sentence() -> None:
     task = Task(True)
-    with pytest.raises(UserError, match=r"Leave backbone\\.compile out"), compiled(task):
+    with pytest.raises(UserError, match=r"Leave backbone\.compile out"), compiled(task):
         raise BackendCompilerFailed("inductor", RuntimeError("no C++ compiler"), [])
     assert task.model._compiled_call_impl is None
