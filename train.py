@@ -18,6 +18,7 @@ try:
     from foura.children import again, protect_children, require_working_directory
     from foura.config import explain, register
     from foura.run.start import execute
+    from foura.sweep import sweeper
     from foura.threads import spin_briefly
 except ModuleNotFoundError as error:
     exit_without_lab(error)
@@ -26,6 +27,7 @@ spin_briefly()
 require_working_directory()
 protect_children()
 register()
+sweeper.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -8,6 +8,7 @@ measures by epoch) is left as it is. `foura report STUDY --into experiments/STUD
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -42,14 +43,35 @@ class Committed(Sweep):
         return None
 
 
+def _read(path: Path) -> pd.DataFrame:
+    """A table of runs; an empty one where there is none."""
+    if not path.exists():
+        return pd.DataFrame()
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])  # "None" is a value of the config
+
+
 def remake(folder: Path) -> None:
-    runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, na_values=[""])  # "None" is a value of the config
+    runs = _read(folder / "runs.csv")
     for dataset, sizes in SIZES.items():
         if (runs["dataset"] == dataset).all():
             runs = runs.assign(**sizes)
     config = yaml.safe_load((CONFIGS / f"{folder.name}.yaml").read_text(encoding="utf-8"))
-    sweep = Committed(folder.name, None, "", "", runs, config.get("tune", []), "", {}, [])  # type: ignore[arg-type]
-    (study,) = studies(sweep.runs, sweep.tune)
+    nothing: Any = None  # of the store
+    sweep = Committed(
+        name=folder.name,
+        client=nothing,
+        artifacts=nothing,
+        parent_id="",
+        experiment_id="",
+        runs=runs,
+        tuning=_read(folder / "tuning.csv"),
+        tune=config.get("tune", []),
+        command="",
+        margins={},
+        looks=[],
+        ui="",
+    )
+    (study,) = studies(sweep.runs, sweep.tune, tuning=sweep.tuning)
     sweep.folder, sweep.metric = folder, study.selection.column.split("/")[1]
     made = Section(sweep, study, folder, "").made([])
     for line in (line for answer in made["answers"] for line in answer):

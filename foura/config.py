@@ -27,13 +27,14 @@ from foura.files import read_text
 from foura.methods import OPTIONAL as METHOD_KEYS
 from foura.methods import method_of
 from foura.metrics import with_margins
-from foura.schema import Config, defaults_since
+from foura.schema import Config, defaults_since, former_defaults
 from foura.untrusted import CONFIG, Folder, is_name
 
 # Keys that name a run and say where it is kept, and cannot change its numbers.
-UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "margins", "force", "plan", "outputs")
+UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "tuning_seeds", "margins", "force", "plan", "outputs")
 UNSCIENTIFIC += ("trainer.enable_progress_bar", "trainer.profiler", "dataset.num_workers")
 DEEPEST = 16  # levels of a config
+SWEEPER, TARGET = "foura", "hydra_plugins.foura.Sweeper"  # the choice of hydra/sweeper that is foura/sweep/sweeper.py
 # words of other frameworks for the last part of a key
 SYNONYMS = {"learning_rate": "lr", "num_epochs": "epochs", "steps": "max_steps", "r": "rank"}
 # Hydra's launchers that are not installed with foura, and the extra that has each
@@ -41,8 +42,10 @@ LAUNCHERS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 
 
 def register() -> None:
-    """Register the schema and the resolvers of conf/ with Hydra and OmegaConf."""
+    """Register the schema, the sweeper and the resolvers of conf/ with Hydra and OmegaConf."""
     ConfigStore.instance().store(name="schema", node=Config)
+    sweeper = {"_target_": TARGET, "max_batch_size": None, "params": None}
+    ConfigStore.instance().store(group="hydra/sweeper", name=SWEEPER, node=sweeper)
     OmegaConf.register_new_resolver("foura.times", lambda a, b: float(a) * float(b), replace=True)
     OmegaConf.register_new_resolver("foura.folder", folder_name, replace=True)
     OmegaConf.register_new_resolver("foura.sweep", _sweep_name, use_cache=True, replace=True)
@@ -245,12 +248,13 @@ def _unscientific(key: str) -> bool:
 def run_key(cfg: DictConfig) -> str:
     """Hash of the scientific config (16 hex digits): equal keys are the same experiment.
 
-    A key of the schema that is marked by `since` enters where it is not at its default, so that configs of before have the
-    hash that they had.
+    A key of the schema that is marked by `since` enters where it is not at its default, and one that is marked by `formerly`
+    with its former default, so that configs of before have the hash that they had.
     """
+    former = former_defaults(Config)
     silent = [key for key, default in defaults_since(Config).items() if OmegaConf.select(cfg, key) == default]
     told = [
-        (key, value)
+        (key, former[key][1] if key in former and value == former[key][0] else value)
         for key, value in sorted(scientific(cfg).items())
         if not any(key == one or key.startswith(f"{one}.") for one in silent)
     ]

@@ -6,7 +6,7 @@ Choices that are records (families, methods, transforms, gates) are read from th
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, Union
@@ -81,15 +81,31 @@ def since(version: str, spec: Any) -> Any:
     return made
 
 
-def defaults_since(schema: Any, prefix: str = "") -> dict[str, Any]:
+def formerly(default: Any, former: Any) -> Any:
+    """A key whose default was another one in 0.1.0: the present one enters `run_key` as the former, so older runs keep theirs.
+
+    Only for keys that leave all other numbers of a run as they are.
+    """
+    return field(default=default, metadata={"formerly": former})
+
+
+def defaults_since(schema: Any) -> dict[str, Any]:
     """{dotted key: default} of every key that `since` marks."""
-    found: dict[str, Any] = {}
+    return {key: default for key, default, _ in _marked(schema, "since")}
+
+
+def former_defaults(schema: Any) -> dict[str, tuple[Any, Any]]:
+    """{dotted key: (default, former default)} of every key that `formerly` marks."""
+    return {key: (default, former) for key, default, former in _marked(schema, "formerly")}
+
+
+def _marked(schema: Any, mark: str, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, default, value of the mark) of every key with this mark in its metadata."""
     for spec in fields(schema):
         if is_dataclass(spec.type):
-            found |= defaults_since(spec.type, f"{prefix}{spec.name}.")
-        elif "since" in spec.metadata:
-            found[prefix + spec.name] = getattr(schema(), spec.name)
-    return found
+            yield from _marked(spec.type, mark, f"{prefix}{spec.name}.")
+        elif mark in spec.metadata:
+            yield prefix + spec.name, getattr(schema(), spec.name), spec.metadata[mark]
 
 
 @dataclass
@@ -105,6 +121,14 @@ class AdapterConfig:
     # frozen: adaptive in training, frozen after it
     gate: str = _choice_of("none", _names("foura.adapter.gates:GATES", "none", "adaptive", "frozen"))
     gate_scope: str = _choice(MISSING, "sequence", "token")
+    gate_form: str = since(
+        "0.2.0",
+        _choice_of(
+            "entropy",
+            _names("foura.adapter.gate_forms:GATE_FORMS", "entropy", "sigmoid", "softmax", "hard", "hard_concrete"),
+        ),
+    )
+    gate_sparsity: float = since("0.2.0", _number(0.0, at_least=0.0))  # λ: a price for open ranks
     dropout: float = _number(0.0, at_least=0.0, below=1.0)
     use_rslora: bool = False
     sparsity: float = _number(10.0, at_least=0.0)  # sora: λ, how fast gates close
@@ -206,7 +230,9 @@ class OptimizerConfig:
 class EvaluationConfig:
     """Measurements at the end of a run, beside loss and accuracy."""
 
-    drift: bool = False  # forgetting: loss on the bundled backbone's pretraining data, after minus before
+    test: bool = since("0.2.0", True)  # false: the test data is not used (tuning runs)
+    # forgetting: loss on the bundled backbone's pretraining data, after minus before; None: where that data is known
+    drift: bool | None = formerly(None, False)
     passages: int = _number(32, at_least=1)  # llama_small: passages to complete, for memorisation
     passage_tokens: int = _number(16, at_least=1)  # … and how much of them
     prompts: Any = field(default=None, metadata=TEXTS)  # unet: None: the captions of the validation data
@@ -277,7 +303,9 @@ class Config:
     select: str = _choice_of("loss", lambda: (metric.key for metric in shown(EPOCH)))
     iso_parameters: bool = False  # the largest rank with no more parameters than LoRA has at `rank`
     sweep: str | None = None  # groups runs under one parent run
-    tune: list[str] = field(default_factory=list)  # swept keys whose best value the report picks on validation
+    tune: list[str] = field(default_factory=list)  # swept keys whose best value is chosen on validation data
+    # of runs that choose it, by successive halving; []: it is chosen on the compared runs' own validation data
+    tuning_seeds: list[int] = field(default_factory=lambda: [1000, 1001, 1002])
     # the largest difference that counts as none, of each metric that adapters are compared by; None: the metric's default
     margins: dict[str, float | None] = field(
         default_factory=lambda: dict.fromkeys(metric.margin_key for metric in with_margins())

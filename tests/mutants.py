@@ -39,6 +39,7 @@ class Mutant:
 
 RUN, SPLITS, REPORT = "tests/unit/run/test_decisions.py", "tests/unit/data", "tests/unit/report/test_compare.py"
 STUDY, STATISTICS = "tests/unit/report/test_study.py", "tests/unit/analysis/test_statistics.py"
+HALVING, ROUNDS = "tests/unit/analysis/test_tuning.py", "tests/unit/sweep/test_tuning.py"
 EQUATION, METRICS = "tests/unit/test_adapter_equation.py", "tests/unit/test_metrics.py"
 MUTANTS = (
     # which epoch is selected, by which split, and what is reported of it
@@ -103,12 +104,22 @@ MUTANTS = (
     Mutant("foura/report/study.py", 'f"final/gap_{curve.key}"', 'f"best/gap_{curve.key}"', STUDY),
     Mutant("foura/report/study.py", 'finished = runs[runs["state"] == "finished"].copy()', 'finished = runs[runs["state"] != "running"].copy()', STUDY),
     Mutant("foura/report/study.py", 'f"best/{curve.key}", f"val', 'f"test/{curve.key}", f"val', STUDY),
-    Mutant("foura/report/study.py", "selection.label, selection.more_is_better)", "selection.label, not selection.more_is_better)", STUDY),
-    Mutant("foura/report/study.py", "tuned_keys, selection.column, selection.label", "tuned_keys, quality.column, selection.label", STUDY),
+    Mutant("foura/report/study.py", "selection.label, selection.more_is_better\n", "selection.label, not selection.more_is_better\n", STUDY),
+    Mutant("foura/report/study.py", "score = selection.column, ", "score = quality.column, ", STUDY),
     Mutant("foura/report/study.py", "metric.greater_is_better if more_is_better is None else more_is_better", "True", STUDY),
-    Mutant("foura/report/tuning.py", '["adapter", *conditions], sort=False', "conditions, sort=False", STUDY),
-    Mutant("foura/report/tuning.py", 'score["count"] == score["count"].max()', 'score["count"] > 0', STUDY),
-    Mutant("foura/report/tuning.py", 'done = part[part["state"] == "finished"]', "done = part", STUDY),
+    Mutant("foura/report/tuning.py", 'by, picked, kept = ["adapter", *conditions]', "by, picked, kept = [*conditions]", STUDY),
+    Mutant("foura/analysis/tuning.py", "return len(known) == len(results[value]), len(known), sign", "return True, 0, sign", HALVING),
+    Mutant("foura/analysis/tuning.py", "return len(known) == len(results[value]), len(known), sign", "return True, len(known), sign", HALVING),
+    Mutant("foura/analysis/tuning.py", "sign * statistics.mean(known)", "statistics.mean(known)", HALVING),
+    Mutant("foura/analysis/tuning.py", "key=lambda value: -sign * means[value]", "key=lambda value: sign * means[value]", HALVING),
+    Mutant("foura/analysis/tuning.py", " and len(known) == len(found)\n", "\n", HALVING),
+    Mutant("foura/analysis/tuning.py", "<= MOST * compared", "<= 3 * MOST * compared", HALVING),
+    Mutant("foura/sweep/tuning.py", 'f"seed={seed}", UNTESTED) for seed in self.seeds[before : one.seeds]', 'f"seed={seed}") for seed in self.seeds[before : one.seeds]', ROUNDS),
+    Mutant("foura/sweep/tuning.py", "        if shared:\n", "        if False:\n", ROUNDS),
+    Mutant("foura/report/tuning.py", "groups.get(_cell(cell), part)", "part", "tests/unit/report/test_page.py"),
+    Mutant("foura/report/collect.py", "runs=runs[tested]", "runs=runs", "tests/unit/report/test_page.py"),
+    Mutant("foura/run/run.py", "    if cfg.evaluation.test:\n", "    if True:\n", RUN),
+    Mutant("foura/report/tuning.py", 'evidence[column].where(done)', "evidence[column]", STUDY),
     Mutant("foura/report/compare.py", 'done = part[part["state"] == "finished"]', "done = part", REPORT),
     Mutant("foura/report/compare.py", "by_condition(study.finished, study.conditions)", "by_condition(study.finished, study.conditions[:1])", REPORT),
     Mutant("foura/report/compare.py", '["adapter", *study.facets], sort=False', '["adapter"], sort=False', REPORT),

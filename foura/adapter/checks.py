@@ -51,6 +51,20 @@ def check_numbers(r: int, rank_pattern: dict[str, int], alpha: float, alpha_patt
             raise ValueError(f"{where} must be a finite number, got {strength}")
 
 
+def check_price(price: float, gate: str, is_trained: bool) -> None:
+    """A price for open ranks is a finite number from 0, and above 0 only for a gate that is trained.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0.0 <= price <= sys.float_info.max:  # NaN fails this too
+        raise ValueError(f"gate_sparsity must be a finite number of at least 0, got {price}")
+    if price > 0.0 and not is_trained:
+        raise ValueError(
+            f"gate_sparsity={price:g} is a price for gates that training can close, and gate={gate!r} has none"
+        )
+
+
 def check_types(config: PeftConfig) -> None:
     """The fields that a config class itself declares have their declared types.
 

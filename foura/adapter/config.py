@@ -8,8 +8,10 @@ from typing import Any, Literal, TypeVar
 
 from peft import PeftConfig
 
-from foura.adapter.checks import check_choice, check_numbers, check_patterns, check_types
-from foura.adapter.gates import GATE_SCOPES, GATES
+from foura.adapter.checks import check_choice, check_numbers, check_patterns, check_price, check_types
+from foura.adapter.gate import GATE_SCOPES
+from foura.adapter.gate_forms import GATE_FORMS
+from foura.adapter.gates import GATES
 from foura.adapter.peft_type import foura_peft_type
 from foura.adapter.transforms import TRANSFORMS
 
@@ -58,6 +60,11 @@ class FouraConfig(PeftConfig):
         transform_seed: seed of the basis for transform="random".
         gate: "none", "adaptive" (an input-dependent soft mask over the ranks; our reconstruction of eq. 4), "frozen" (the
             calibrated mask, one bit per rank), or a name added to foura.adapter.gates.GATES.
+        gate_form: how an adaptive gate comes out of its network's scores: "entropy", "sigmoid", "softmax" (over the ranks),
+            "hard" (straight-through), "hard_concrete" (L0), or a name added to foura.adapter.gate_forms.GATE_FORMS, which
+            describes them. An adapter that was saved without this field has "entropy".
+        gate_sparsity: λ ≥ 0, a price for open ranks: while training, λ times the mean gate of each layer is added to the
+            loss, by its gradient alone (`Gate.priced` says what scaled losses do to it). 0: none.
         gate_scope: "sequence": one gate per sample; "token": one per token, which causal models need. Left out: "token" for
             task_type="CAUSAL_LM", else "sequence".
         output_splits: pattern -> n: layers whose output holds n projections, such as {"qkv": 3}.
@@ -75,8 +82,8 @@ class FouraConfig(PeftConfig):
 
     Raises:
         TypeError: a field of the wrong type, as in the config of a damaged checkpoint, or an unknown one.
-        ValueError: a rank below 1, a choice that does not exist, layer patterns that contradict each other, or a pattern
-            whose matching time is unbounded.
+        ValueError: a rank below 1, a choice that does not exist, a price that is negative or not finite or has no gate to
+            pay it, layer patterns that contradict each other, or a pattern whose matching time is unbounded.
     """
 
     r: int = 8
@@ -88,6 +95,8 @@ class FouraConfig(PeftConfig):
     transform_seed: int = 0
     gate: Literal["none", "adaptive", "frozen"] | str = "none"
     gate_scope: Literal["", "sequence", "token"] = ""
+    gate_form: Literal["entropy", "sigmoid", "softmax", "hard", "hard_concrete"] | str = "entropy"
+    gate_sparsity: float = 0.0
     output_splits: dict[str, int] = field(default_factory=dict)
     use_rslora: bool = False
     fan_in_fan_out: bool = False
@@ -112,6 +121,8 @@ class FouraConfig(PeftConfig):
         causal = self.task_type == CAUSAL
         self.gate_scope = self.gate_scope or ("token" if causal else "sequence")
         check_choice("gate_scope", self.gate_scope, GATE_SCOPES)
+        check_choice("gate_form", self.gate_form, GATE_FORMS)
+        check_price(self.gate_sparsity, self.gate, self.gate_depends_on_input)
         check_choice("bias", self.bias, BIASES)
         if not 0.0 <= self.foura_dropout < 1.0:
             raise ValueError(f"foura_dropout must be in [0, 1), got {self.foura_dropout}")
@@ -141,6 +152,11 @@ def _meant(name: str, known: list[str]) -> str:
             return f"; did you mean {guess}?"
     close = difflib.get_close_matches(own, known, n=1) or (["r"] if "rank" in name else [])
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def heeds_padding(config: PeftConfig) -> bool:
+    """True for an adapter that has to know which tokens are padding: by its gates, or by what they pay for."""
+    return looks_ahead(config) or (isinstance(config, FouraConfig) and config.gate_sparsity > 0.0)
 
 
 def looks_ahead(config: PeftConfig) -> bool:

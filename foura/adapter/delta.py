@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from foura.adapter.gates import Gate
+from foura.adapter.gate import Gate
 from foura.adapter.transforms import Transform
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class _ThroughZ(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
-        z = linear(x, down)
+        z = x.reshape(-1, x.shape[-1]) @ down.T
         ctx.save_for_backward(x, z)
         # factors belong to the step, whatever the batch size: not among the saved tensors
         ctx.fixed = weight, down, up
@@ -174,7 +174,7 @@ class _ThroughZ(torch.autograd.Function):
             None,
             rows.sum(0) if wants_bias else None,
             grad_z.T @ x.reshape(-1, x.shape[-1]) if wants_down else None,
-            (z.reshape(-1, z.shape[-1]).T @ rows).T if wants_up else None,
+            (z.T @ rows).T if wants_up else None,
         )
 
 
@@ -192,8 +192,9 @@ class _ThroughGate(torch.autograd.Function):
         call: "GateCall",
         *gate_weights: Tensor,
     ) -> Tensor:
-        z = linear(x, down)
+        z = (x.reshape(-1, x.shape[-1]) @ down.T).view(x.shape[0] if x.dim() > 1 else 1, -1, down.shape[0])
         u, kept = call.forward(z)
+        u = u.view(-1, u.shape[-1])
         ctx.save_for_backward(x, z, u)
         ctx.fixed = weight, down, up, call, kept
         return accumulated(linear(x, weight, bias), u, up, inplace=True)
@@ -205,14 +206,14 @@ class _ThroughGate(torch.autograd.Function):
         weight, down, up, call, kept = ctx.fixed
         wants_x, _, wants_bias, wants_down, wants_up, *_ = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
-        grad_z, gate_grads = call.backward((rows @ up).view_as(z), z, kept)
+        grad_z, gate_grads = call.backward((rows @ up).view(z.shape), z, kept)
         grad_z = grad_z.view(-1, z.shape[-1])
         return (
             (rows @ weight).addmm_(grad_z, down).view_as(x) if wants_x else None,
             None,
             rows.sum(0) if wants_bias else None,
             grad_z.T @ x.reshape(-1, x.shape[-1]) if wants_down else None,
-            (u.reshape(-1, u.shape[-1]).T @ rows).T if wants_up else None,
+            (u.T @ rows).T if wants_up else None,
             None,
             *gate_grads,
         )
@@ -246,7 +247,7 @@ class _ThroughDelta(torch.autograd.Function):
 
 def accumulated(onto: Tensor, u: Tensor, up: Tensor, inplace: bool) -> Tensor:
     """onto (..., M) + up (M, q) u (..., q); written into `onto` if `inplace` and it is contiguous."""
-    u = u.reshape(-1, u.shape[-1])
+    u = u if u.dim() == 2 else u.reshape(-1, u.shape[-1])
     if inplace and onto.is_contiguous():
         onto.view(-1, onto.shape[-1]).addmm_(u, up.T)
         return onto

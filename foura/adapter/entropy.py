@@ -5,7 +5,7 @@
 token       D = ln 2 - H, H the binary entropy of sigmoid(score); c = 8 / ln 2
 sequence    D = ln T - H, H the entropy over the sample's T tokens of the softmax of a rank's scores; c = 8 / ln 16
 
-`gates.EntropyGate` says what is the paper's and what is our reconstruction.
+`gate_forms` says what is the paper's and what is our reconstruction.
 
     shapes   S samples · T tokens · r rank · h hidden units
 """
@@ -46,9 +46,13 @@ def entropy_gate(
     """
     if torch.is_grad_enabled() and not traced():
         return _EntropyGate.apply(u, w_in, b_in, w_out, b_out, tokens, mask)
-    _, _, hidden = _hidden(u, w_in, b_in)
-    score = linear(hidden, w_out, b_out)
+    score = linear(hidden_units(u, w_in, b_in), w_out, b_out)
     return _token_gate(score)[0] if tokens is None else _sequence_gate(score, tokens, mask)[0]
+
+
+def hidden_units(u: Tensor, w_in: Tensor, b_in: Tensor) -> Tensor:
+    """tanh(w_in u / rms(u) + b_in) for u (..., r): (..., h)."""
+    return _hidden(u, w_in, b_in)[2]
 
 
 def _hidden(u: Tensor, w_in: Tensor, b_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:

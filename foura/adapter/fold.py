@@ -14,7 +14,7 @@ get none.
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ from foura.adapter.transforms import Transform
 DOWN, UP = "down", "up"  # the sides
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """One layer's share of a fold."""
 
     rank: int
@@ -53,29 +52,36 @@ class Fold:
 
     def __call__(self, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The factors in `dtype`: down (q, N) for each A, or up (M, q) for each B, transposed views of (q, M)."""
+        rows = self.rows(sources).split([self.transform.parts * part.rank for part in self.parts])
+        return rows if self.side == DOWN else tuple([block.T for block in rows])
+
+    def rows(self, sources: Sequence[Tensor]) -> Tensor:
+        """The factors of all layers as one contiguous block in `dtype`: (Σq, N) of A's, (Σq, M) of B's, layer by layer."""
         stacked = torch.cat(tuple(sources), dim=0 if self.side == DOWN else 1)
         self.stacked = stacked if stacked.device.type == "cpu" else None
         wide = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
         with _full_precision(wide):
             if self.side == DOWN:
-                return tuple(self._cut(self.transform.fold_down(wide)))
+                return self._by_layer(self.transform.fold_down(wide)).to(self.dtype).contiguous()
             rows = self.transform.fold_up(wide).T
             if (weights := _weights(self.parts, self.transform.parts, rows)) is not None:
                 rows = rows * weights
-            return tuple(factor.T for factor in self._cut(rows))
+            return self._by_layer(rows).to(self.dtype).contiguous()
 
     def adjoint(self, grads: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
         """Gradients of the A's or B's in `dtype`, from those of the factors; None where there is none."""
         used = [number for number, grad in enumerate(grads) if grad is not None]
-        parts = tuple(self.parts[number] for number in used)
-        rows = [grad if self.side == DOWN else grad.T for grad in grads if grad is not None]
         result: list[Tensor | None] = [None] * len(grads)
-        for number, grad in zip(used, self._adjoint(rows, parts, dtype) if rows else (), strict=True):
-            result[number] = grad
+        if used:
+            rows = [grad if self.side == DOWN else grad.T for grad in grads if grad is not None]
+            parts = tuple([self.parts[number] for number in used])
+            found = self.adjoint_of_rows(rows[0] if len(rows) == 1 else torch.cat(rows), parts, dtype)
+            for number, grad in zip(used, found, strict=True):
+                result[number] = grad
         return result
 
-    def _adjoint(self, grads: list[Tensor], parts: tuple[Part, ...], dtype: torch.dtype) -> Sequence[Tensor]:
-        rows = grads[0] if len(grads) == 1 else torch.cat(grads)
+    def adjoint_of_rows(self, rows: Tensor, parts: tuple[Part, ...], dtype: torch.dtype) -> Sequence[Tensor]:
+        """Gradients of the A's or B's of `parts`, from that of their `rows`."""
         rows = self._by_part(rows.to(torch.promote_types(rows.dtype, torch.float32)), parts)
         with _full_precision(rows):
             if self.side == DOWN:
@@ -92,18 +98,16 @@ class Fold:
         start = sum(part.rank for part in self.parts[:number])
         return self.stacked.narrow(0 if self.side == DOWN else 1, start, self.parts[number].rank)
 
-    def _cut(self, rows: Tensor) -> Sequence[Tensor]:
-        """Folded rows (q, ...), ordered by real part and then by rank, to one contiguous block per layer in `dtype`."""
+    def _by_layer(self, rows: Tensor) -> Tensor:
+        """Folded rows (Σq, ...), ordered by real part and then by layer, in the order of layers."""
         count, ranks = self.transform.parts, [part.rank for part in self.parts]
-        if len(ranks) == 1:
-            return (rows.to(self.dtype).contiguous(),)
-        if count > 1:
-            blocks = [block.split(ranks) for block in rows.chunk(count)]
-            rows = torch.cat([block[number] for number in range(len(ranks)) for block in blocks])
-        return rows.to(self.dtype).contiguous().split([count * rank for rank in ranks])
+        if count == 1 or len(ranks) == 1:
+            return rows
+        blocks = [block.split(ranks) for block in rows.chunk(count)]
+        return torch.cat([block[number] for number in range(len(ranks)) for block in blocks])
 
     def _by_part(self, rows: Tensor, parts: tuple[Part, ...]) -> Tensor:
-        """The inverse order of `_cut`."""
+        """The inverse of `_by_layer`."""
         count = self.transform.parts
         if count == 1 or len(parts) == 1:
             return rows

@@ -1,6 +1,7 @@
 """Gates on data: how many ranks they open, and freezing them to a fixed mask (paper sec. 3.4, "frozen mask")."""
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foura.adapter.gates import OPEN
+from foura.adapter.gate import OPEN
 from foura.adapter.layer import FouraLayer
 from foura.adapter.model import attention_mask
 
@@ -28,7 +29,8 @@ def freeze_gates(model: nn.Module, batches: Iterable[Batch]) -> dict[str, int]:
             passed (so a DataLoader of (inputs, labels) works); anything else is passed as it is.
 
     Returns:
-        {module name: number of open ranks}, for the layers that had a gate.
+        {module name: number of open ranks}, for the layers that had a gate. A layer of which every rank closes adapts
+        nothing from then on, which a warning says; the adapter stays valid.
 
     Raises:
         ValueError: no active adapter has an adaptive (input-dependent) gate, or there is no data.
@@ -47,7 +49,13 @@ def freeze_gates(model: nn.Module, batches: Iterable[Batch]) -> dict[str, int]:
             kept[name] = int(mask.sum())
             frozen.add(adapter)
     for adapter in frozen:
-        replace_config(model, adapter, gate="frozen")
+        replace_config(model, adapter, gate="frozen", gate_sparsity=0.0)
+    if closed := [name for name, ranks in kept.items() if not ranks]:
+        warnings.warn(
+            f"{len(closed)} of {len(kept)} layers have no rank whose mean gate is above {OPEN}: frozen, they adapt nothing "
+            f"({', '.join(closed[:3])}{', …' if len(closed) > 3 else ''})",
+            stacklevel=2,
+        )
     return kept
 
 
@@ -91,15 +99,16 @@ def effective_rank(model: nn.Module, batches: Iterable[Batch]) -> dict[str, floa
 
 @torch.no_grad()
 def gate_statistics(model: nn.Module, batches: Iterable[Batch]) -> dict[str, dict[str, dict[str, Tensor]]]:
-    """Statistics of every active input-dependent gate over the data: {layer: {adapter: {"mean", "std", "open"}}}.
+    """Statistics of every active input-dependent gate over the data: {layer: {adapter: {"mean", "std", "open", "counts"}}}.
 
-    mean and std (r,): of each rank's gate over samples (and tokens); std near zero means a gate that ignores its input.
-    open (): the mean number of ranks whose gate is above one half.
+    Inputs are samples, or with scope "token" tokens.
+    mean and std (r,): of each rank's gate over inputs; std near zero means a gate that ignores its input.
+    open (): the mean number of ranks whose gate is above one half. counts (r + 1,): how many inputs open 0, 1, …, r ranks.
 
     Raises:
         ValueError: there is no data.
     """
-    sums: dict[tuple[str, str], tuple[Tensor, Tensor, float, int]] = {}
+    sums: dict[tuple[str, str], tuple[Tensor, Tensor, Tensor]] = {}
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -108,13 +117,9 @@ def gate_statistics(model: nn.Module, batches: Iterable[Batch]) -> dict[str, dic
                 _call(model, batch)
                 for key, gates in records:
                     rows = gates.double().reshape(-1, gates.shape[-1])
-                    total, square, opened, count = sums.get(key, (0.0, 0.0, 0.0, 0))
-                    sums[key] = (
-                        total + rows.sum(0),
-                        square + rows.square().sum(0),
-                        opened + float((rows > OPEN).sum()),
-                        count + rows.shape[0],
-                    )
+                    found = rows.sum(0), rows.square().sum(0), open_counts(rows)
+                    known = sums.get(key)
+                    sums[key] = found if known is None else tuple(map(torch.add, known, found))
                 records.clear()
     finally:
         for module, training in modes.items():  # not model.train(): parts of it may be kept in evaluation
@@ -122,11 +127,26 @@ def gate_statistics(model: nn.Module, batches: Iterable[Batch]) -> dict[str, dic
     if not sums:
         raise ValueError("no data: the batches were empty, or the model never reached a gated layer")
     result: dict[str, dict[str, dict[str, Tensor]]] = {}
-    for (name, adapter), (total, square, opened, count) in sums.items():
-        mean = total / count
-        std = (square / count - mean.square()).clamp(min=0).sqrt()
-        result.setdefault(name, {})[adapter] = {"mean": mean, "std": std, "open": torch.tensor(opened / count)}
+    for (name, adapter), (total, square, counts) in sums.items():
+        mean = total / counts.sum()
+        std = (square / counts.sum() - mean.square()).clamp(min=0).sqrt()
+        opened = (counts * torch.arange(len(counts), device=counts.device)).sum() / counts.sum()
+        result.setdefault(name, {})[adapter] = {"mean": mean, "std": std, "open": opened.float(), "counts": counts}
     return result
+
+
+def open_counts(gates: Tensor) -> Tensor:
+    """How many of the gate vectors (..., r) open 0, 1, …, r ranks, (r + 1,)."""
+    rank = gates.shape[-1]
+    return torch.bincount((gates > OPEN).sum(-1).reshape(-1), minlength=rank + 1).double()
+
+
+def spread_of(counts: Tensor) -> float:
+    """The standard deviation over inputs of the number of open ranks, from `counts` of `gate_statistics`."""
+    ranks = torch.arange(len(counts), dtype=torch.float64, device=counts.device)
+    share = counts / counts.sum()
+    mean = (share * ranks).sum()
+    return float((share * (ranks - mean).square()).sum().clamp(min=0).sqrt())
 
 
 def foura_layers(model: nn.Module) -> dict[str, FouraLayer]:

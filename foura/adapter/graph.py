@@ -4,6 +4,7 @@ Nothing is kept: a graph folds in each call, and its inputs are A and B themselv
 all layers before its forward; a layer that is compiled without its model folds alone.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -23,12 +24,13 @@ def named(transform: Transform) -> str:
 
 
 def fold(sources: list[Tensor], side: str, transform: str, scalings: list[float], dtype: torch.dtype) -> list[Tensor]:
-    """Factors of all A's (q, N) or B's (q, M) in `dtype`, contiguous, with strength."""
-    return torch.ops.foura.fold(sources, side, transform, scalings, dtype)
+    """Factors of all A's (q, N) or B's (q, M) in `dtype`, with strength: views of one tensor."""
+    rows = torch.ops.foura.fold(sources, side, transform, scalings, dtype)
+    return list(rows.split([_transforms[transform].parts * rank for rank in _ranks(sources, side)]))
 
 
 def _fold_of(side: str, transform: str, ranks: list[int], scalings: list[float], dtype: torch.dtype) -> Fold:
-    parts = tuple(Part(rank, scale) for rank, scale in zip(ranks, scalings, strict=True))
+    parts = tuple([Part(rank, scale) for rank, scale in zip(ranks, scalings, strict=True)])
     return Fold(side, _transforms[transform], dtype, parts)
 
 
@@ -36,48 +38,49 @@ def _ranks(sources: list[Tensor], side: str) -> list[int]:
     return [source.shape[0 if side == DOWN else 1] for source in sources]
 
 
+def _shape(side: str, transform: str, rank: int) -> tuple[int, ...]:
+    known = _transforms[transform]
+    return known.shape_A(rank) if side == DOWN else known.shape_B(rank)
+
+
 @torch.library.custom_op("foura::fold", mutates_args=())
-def _fold(sources: list[Tensor], side: str, transform: str, scalings: list[float], dtype: torch.dtype) -> list[Tensor]:
-    factors = _fold_of(side, transform, _ranks(sources, side), scalings, dtype)(sources)
-    # an operator's outputs must not share memory
-    return [(factor if side == DOWN else factor.T).clone(memory_format=torch.contiguous_format) for factor in factors]
+def _fold(sources: list[Tensor], side: str, transform: str, scalings: list[float], dtype: torch.dtype) -> Tensor:
+    rows = _fold_of(side, transform, _ranks(sources, side), scalings, dtype).rows(sources)
+    # an operator's output must not share memory with its inputs, as that of the identity can
+    return rows.clone() if rows.data_ptr() == sources[0].data_ptr() else rows
 
 
 @_fold.register_fake
 def _(sources, side, transform, scalings, dtype):
     known = _transforms[transform]
     width = known.in_features if side == DOWN else known.out_features
-    return [sources[0].new_empty(known.parts * rank, width, dtype=dtype) for rank in _ranks(sources, side)]
+    return sources[0].new_empty(known.parts * sum(_ranks(sources, side)), width, dtype=dtype)
 
 
 @torch.library.custom_op("foura::fold_adjoint", mutates_args=())
-def _adjoint(grads: list[Tensor], side: str, transform: str, scalings: list[float], dtype: torch.dtype) -> list[Tensor]:
-    ranks = [grad.shape[0] // _transforms[transform].parts for grad in grads]
-    found = _fold_of(side, transform, ranks, scalings, dtype).adjoint(
-        grads if side == DOWN else [grad.T for grad in grads], dtype
-    )
-    return [grad.clone(memory_format=torch.contiguous_format) for grad in found if grad is not None]
+def _adjoint(
+    grad: Tensor, ranks: list[int], side: str, transform: str, scalings: list[float], dtype: torch.dtype
+) -> Tensor:
+    """The gradients of all A's or B's, flat, one after the other."""
+    fold = _fold_of(side, transform, ranks, scalings, dtype)
+    return torch.cat([one.reshape(-1) for one in fold.adjoint_of_rows(grad, fold.parts, dtype)])
 
 
 @_adjoint.register_fake
-def _(grads, side, transform, scalings, dtype):
-    known = _transforms[transform]
-    shape = known.shape_A if side == DOWN else known.shape_B
-    return [grad.new_empty(shape(grad.shape[0] // known.parts), dtype=dtype) for grad in grads]
+def _(grad, ranks, side, transform, scalings, dtype):
+    return grad.new_empty(sum(math.prod(_shape(side, transform, rank)) for rank in ranks), dtype=dtype)
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    sources, ctx.side, ctx.transform, ctx.scalings, ctx.factor_dtype = inputs
-    ctx.dtype = sources[0].dtype
-    ctx.like = [(factor.shape, factor.device) for factor in output]
+    sources, ctx.side, ctx.transform, ctx.scalings, _ = inputs
+    ctx.dtype, ctx.ranks = sources[0].dtype, _ranks(sources, ctx.side)
 
 
-def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    filled = [
-        torch.zeros(shape, dtype=ctx.factor_dtype, device=device) if grad is None else grad
-        for grad, (shape, device) in zip(grads, ctx.like, strict=True)
-    ]
-    return _adjoint(filled, ctx.side, ctx.transform, ctx.scalings, ctx.dtype), None, None, None, None
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    flat = _adjoint(grad, ctx.ranks, ctx.side, ctx.transform, ctx.scalings, ctx.dtype)
+    shapes = [_shape(ctx.side, ctx.transform, rank) for rank in ctx.ranks]
+    blocks = flat.split([math.prod(shape) for shape in shapes])
+    return [block.view(shape) for block, shape in zip(blocks, shapes, strict=True)], None, None, None, None
 
 
 _fold.register_autograd(_backward, setup_context=_setup)

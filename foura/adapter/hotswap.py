@@ -28,7 +28,7 @@ def hotswap_adapter(model: nn.Module, path: str | os.PathLike[str], adapter_name
     old = getattr(model, "peft_config", {}).get(adapter_name)
     if not isinstance(new, FouraConfig) or not isinstance(old, FouraConfig):
         raise ValueError(f"{path} and the adapter {adapter_name!r} must both be FouRA adapters to be swapped")
-    for field in ("transform", "transform_seed", "gate", "gate_scope", "output_splits"):
+    for field in ("transform", "transform_seed", "gate", "gate_form", "gate_scope", "output_splits"):
         if getattr(new, field) != getattr(old, field):
             raise ValueError(
                 f"cannot swap in {path}: its {field} is {getattr(new, field)!r}, "

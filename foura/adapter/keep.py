@@ -42,30 +42,34 @@ _folded: dict[int, "weakref.ref[Tensor]"] = {}  # parameters with kept factors, 
 class Kept:
     """One folded factor of a layer, and what it was folded from."""
 
-    __slots__ = ("alias", "factor", "fold", "graph", "mask_version", "number", "pointer", "seen", "source", "version")
+    __slots__ = (
+        "alias", "dtype", "factor", "fold", "graph", "mask_version", "number", "part", "pointer", "seen", "source", "version",
+    )  # fmt: skip
 
-    def __init__(self, source: Tensor, factor: Tensor, fold: Fold, number: int) -> None:
+    def __init__(self, source: Tensor, factor: Tensor, fold: Fold, number: int, before: "Kept | None" = None) -> None:
         self.source, self.version, self.pointer = source, source._version, source.data_ptr()
-        self.alias = source.detach()  # while this lives, no other tensor can get its address
-        self.factor, self.fold, self.number = factor, fold, number
-        self.graph, self.seen = factor.requires_grad, fold.backwards
-        mask = fold.parts[number].mask
+        same = before is not None and before.source is source and before.pointer == self.pointer
+        # while the alias lives, no other tensor can get its address
+        self.alias = before.alias if before is not None and same else source.detach()
+        self.factor, self.fold, self.number, self.part = factor, fold, number, fold.parts[number]
+        self.dtype, self.graph, self.seen = fold.dtype, factor.requires_grad, fold.backwards
+        mask = self.part.mask
         self.mask_version = None if mask is None else mask._version
 
-    def holds(self, source: Tensor, dtype: torch.dtype) -> bool:
-        """True if the factor is still that of `source`, and has gradients if and only if they are wanted."""
+    def holds(self, source: Tensor, dtype: torch.dtype, gradients: bool) -> bool:
+        """True if the factor is still that of `source`, and has gradients if they are wanted and `source` has them."""
         return (
             self.source is source
             and self.version == source._version
             and self.pointer == source.data_ptr()
-            and self.factor.dtype == dtype
-            and (self.graph == source.requires_grad or not torch.is_grad_enabled())
+            and self.dtype is dtype
+            and (self.graph == source.requires_grad or not gradients)
             and (self.seen == self.fold.backwards or self._unchanged(source))
         )
 
     def holds_part(self, scaling: float, mask: Tensor | None) -> bool:
         """True if strength and mask are those that were multiplied in."""
-        part = self.fold.parts[self.number]
+        part = self.part
         return part.scaling == scaling and part.mask is mask and (mask is None or mask._version == self.mask_version)
 
     def doubt(self) -> None:
@@ -95,6 +99,7 @@ class Folds:
 
     def __init__(self) -> None:
         self._layers: list[weakref.ref[FoldingLayer]] = []
+        self._groups: dict[tuple[Any, ...], list[weakref.ref[FoldingLayer]]] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Folds, ()
@@ -103,6 +108,11 @@ class Folds:
         """Make `layer` fold with the others."""
         self._layers = [reference for reference in self._layers if reference() not in (None, layer)]
         self._layers.append(weakref.ref(layer))
+        self.regroup()
+
+    def regroup(self) -> None:
+        """Look at the layers' transforms again: an adapter has been added or replaced."""
+        self._groups.clear()
 
     def layers(self) -> "list[FoldingLayer]":
         """The layers that live, in the order in which they joined."""
@@ -111,16 +121,34 @@ class Folds:
 
     def fold(self, asking: "FoldingLayer", name: str, side: str, dtype: torch.dtype) -> Kept:
         """Fold A ("down") or B ("up") of the adapter `name` in `asking` and in every layer like it that is stale."""
-        key = asking.fold_key(name, side)
-        together = [layer for layer in self.layers() if layer is asking or layer.folds_with(key, name, side, dtype)]
-        sources: list[Any] = [layer.own(name, side) for layer in together]
-        fold = Fold(side, asking.transform[name], dtype, tuple(layer.part(name, side) for layer in together))
+        like = asking.own(name, side)
+        gradients = like.requires_grad and torch.is_grad_enabled()
+        together, sources = [], []
+        for reference in self._group(asking, name, side):
+            layer = reference()
+            if layer is None:
+                continue
+            source = like if layer is asking else layer.folds_with(like, gradients, name, side, dtype)
+            if source is not None:
+                together.append(layer)
+                sources.append(source)
+        fold = Fold(side, asking.transform[name], dtype, tuple([layer.part(name, side) for layer in together]))
         with _outside_inference_mode():
             factors = folded(fold, sources)
-            kept = [Kept(*pair, fold, number) for number, pair in enumerate(zip(sources, factors, strict=True))]
-        for layer, one in zip(together, kept, strict=True):
-            layer.keep(name, side, one)
-        return kept[together.index(asking)]
+            for number, layer in enumerate(together):
+                layer.keep(name, side, sources[number], factors[number], fold, number)
+        return asking._kept[name][side]
+
+    def _group(self, asking: "FoldingLayer", name: str, side: str) -> "list[weakref.ref[FoldingLayer]]":
+        """The layers whose adapter `name` has the transform and the width of that in `asking`."""
+        key = (name, side, *asking.width_key(name, side))
+        if key not in self._groups:
+            self._groups[key] = [
+                weakref.ref(layer)
+                for layer in self.layers()
+                if name in layer.r and (name, side, *layer.width_key(name, side)) == key
+            ]
+        return self._groups[key]
 
 
 class FoldingLayer(FouraLayer):
@@ -134,22 +162,37 @@ class FoldingLayer(FouraLayer):
         self._factor_dtype: torch.dtype | None = None  # that of the last call
         self.traced: dict[str, Factors] = {}  # while a compiled model runs
         self._in_graph = False  # the last call was part of an autograd graph
-        super().__init__(*args, **kwargs)
         self.folds = Folds()
+        super().__init__(*args, **kwargs)
         self.folds.join(self)
         self.register_load_state_dict_post_hook(_adopt_loaded)
 
     def factors(self, name: str, dtype: torch.dtype) -> Factors:
         """(down (q, N), up (M, q)) of the adapter in `dtype`, with strength and mask in up; see `fold`."""
-        self._factor_dtype = dtype
-        nested = torch._C._current_graph_task_id() != -1  # within a backward pass
-        if not nested:
-            self._in_graph = torch.is_grad_enabled()
-        return self._factor(name, DOWN, dtype, nested), self._factor(name, UP, dtype, nested)
+        if self._factor_dtype is not dtype:  # setting an attribute of a module takes as long as all the rest
+            self._factor_dtype = dtype
+        gradients, nested = torch.is_grad_enabled(), torch._C._current_graph_task_id() != -1  # within a backward pass
+        if self._in_graph is not gradients and not nested:
+            self._in_graph = gradients
+        A, B = self.source(name, DOWN), self.source(name, UP)
+        captured = A is not None and A.is_cuda and torch.cuda.is_current_stream_capturing()
+        sides = None if captured or (nested and gradients) else self._kept.get(name)
+        if sides is not None:  # the usual case, without detours
+            down, up = sides.get(DOWN), sides.get(UP)
+            if (
+                down is not None
+                and up is not None
+                and down.holds(A, dtype, gradients)
+                and up.holds(B, dtype, gradients)
+                and up.holds_part(self.scaling[name], self.mask(name))
+                and not (A._backward_hooks or B._backward_hooks)
+            ):
+                return down.factor, up.factor
+        return self._factor(name, DOWN, dtype, nested, captured), self._factor(name, UP, dtype, nested, captured)
 
-    def _factor(self, name: str, side: str, dtype: torch.dtype, nested: bool) -> Tensor:
+    def _factor(self, name: str, side: str, dtype: torch.dtype, nested: bool, captured: bool) -> Tensor:
         source = self.own(name, side)
-        if source is None or (source.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if source is None or captured:
             foreign = (self.foura_A if side == DOWN else self.foura_B)[name]
             return folded(self._alone(name, side, dtype), [foreign])[0]
         if nested and source.requires_grad and torch.is_grad_enabled():
@@ -171,23 +214,26 @@ class FoldingLayer(FouraLayer):
         return down, rows.T if mask is None else masked(rows.T, mask, self.r[name])
 
     def traced_key(self, name: str, side: str) -> tuple[Any, ...]:
-        """`fold_key` within torch.compile, side and dtype of the factors first."""
-        transform, source = self.transform[name], self.foura_A[name] if side == DOWN else self.foura_B[name]
+        """Equal for layers that fold together within torch.compile; side and dtype of the factors first."""
+        source = self.foura_A[name] if side == DOWN else self.foura_B[name]
         device = source.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else source.dtype
-        widths = (transform.in_features,) if side == DOWN else (transform.out_features, transform.splits)
-        return side, dtype, type(transform).__name__, transform.seed, *widths, source.dtype, source.device
+        transform, *widths = self.width_key(name, side)
+        return side, dtype, transform.__name__, *widths, source.dtype, source.device
 
     def _alone(self, name: str, side: str, dtype: torch.dtype) -> Fold:
         return Fold(side, self.transform[name], dtype, (self.part(name, side),))
 
     # -- what Folds asks
 
+    def source(self, name: str, side: str) -> Any:
+        """A ("down") or B, if it is held as a parameter."""
+        module: Any = self._modules["foura_A" if side == DOWN else "foura_B"]
+        return module._parameters.get(name)
+
     def own(self, name: str, side: str) -> Any:
         """A ("down") or B if it is the layer's own parameter, which may be folded with others and kept; else None."""
-        module: Any = self._modules["foura_A" if side == DOWN else "foura_B"]
-        own: Any = self._own.get(name)
-        source: Any = module._parameters.get(name)
+        source, own = self.source(name, side), self._own.get(name)
         if (
             source is None
             or own is None
@@ -204,24 +250,27 @@ class FoldingLayer(FouraLayer):
             return Part(self.r[name])
         return Part(self.r[name], self.scaling[name], self.mask(name))
 
-    def fold_key(self, name: str, side: str) -> tuple[Any, ...]:
-        """Equal for the layers that fold together: transform, width, device, dtype, and whether gradients are wanted."""
-        transform, source = self.transform[name], self.own(name, side)
-        width = transform.in_features if side == DOWN else (transform.out_features, transform.splits)
-        gradients = source.requires_grad and torch.is_grad_enabled()
-        return type(transform), transform.seed, width, source.device, source.dtype, gradients
+    def width_key(self, name: str, side: str) -> tuple[Any, ...]:
+        """Equal for layers that can fold together: transform and width."""
+        transform = self.transform[name]
+        widths = (transform.in_features,) if side == DOWN else (transform.out_features, transform.splits)
+        return type(transform), transform.seed, *widths
 
-    def folds_with(self, key: tuple[Any, ...], name: str, side: str, dtype: torch.dtype) -> bool:
-        """True if the adapter is stale in this layer and can be folded with the layers of that `fold_key`."""
-        return (
-            name in self.r
-            and self._factor_dtype in (None, dtype)
-            and not self.merged
-            and (self._in_graph or not key[-1] or not _is_distributed())
-            and self.own(name, side) is not None
-            and self.fold_key(name, side) == key
-            and self.kept(name, side, dtype, self.own(name, side)) is None
-        )
+    def folds_with(self, like: Tensor, gradients: bool, name: str, side: str, dtype: torch.dtype) -> Any:
+        """The layer's A or B if it is stale and can be folded with `like`, of a layer with this `width_key`; else None."""
+        source = self.own(name, side)
+        if (
+            source is None
+            or self._factor_dtype not in (None, dtype)
+            or self.merged_adapters
+            or source.dtype != like.dtype
+            or source.device != like.device
+            or (source.requires_grad and torch.is_grad_enabled()) != gradients
+            or (gradients and not self._in_graph and _is_distributed())
+            or self.kept(name, side, dtype, source) is not None
+        ):
+            return None
+        return source
 
     # -- keeping
 
@@ -229,19 +278,21 @@ class FoldingLayer(FouraLayer):
         """The kept factor of `source`, if it is valid."""
         sides = self._kept.get(name)
         kept = None if sides is None else sides.get(side)
-        if kept is None or not kept.holds(source, dtype):
+        if kept is None or not kept.holds(source, dtype, torch.is_grad_enabled()):
             return None
         return kept if side == DOWN or kept.holds_part(self.scaling[name], self.mask(name)) else None
 
-    def keep(self, name: str, side: str, kept: Kept) -> None:
-        self._kept.setdefault(name, {})[side] = kept
-        number = id(kept.source)
-        if number not in _folded:
-            _folded[number] = weakref.ref(kept.source, partial(_forget, number))
+    def keep(self, name: str, side: str, source: Tensor, factor: Tensor, fold: Fold, number: int) -> None:
+        """Keep layer `number` of a fold."""
+        sides = self._kept.setdefault(name, {})
+        sides[side] = Kept(source, factor, fold, number, sides.get(side))
+        if id(source) not in _folded:
+            _folded[id(source)] = weakref.ref(source, partial(_forget, id(source)))
 
     def adopt(self) -> None:
         """Take the parameters that the layer has now as its own."""
         self._kept.clear()
+        self.folds.regroup()
         for name in self.foura_A:
             A, B = self.foura_A[name], self.foura_B[name]
             if type(A) is type(B) is nn.Parameter:

@@ -18,7 +18,8 @@ from foura.adapter import graph
 from foura.adapter.config import FouraConfig
 from foura.adapter.delta import plain_fold
 from foura.adapter.fold import DOWN, UP
-from foura.adapter.gates import GATES, Gate
+from foura.adapter.gate import Gate
+from foura.adapter.gates import GATES
 from foura.adapter.merging import Factors, MergingLayer, quantization_backend
 from foura.adapter.tracing import exported
 from foura.adapter.transforms import TRANSFORMS, Transform
@@ -101,7 +102,7 @@ class FouraLayer(nn.Module, MergingLayer):
         self.foura_B[adapter_name] = nn.Parameter(torch.empty(self.transform[adapter_name].shape_B(r)))
         gate = GATES[config.gate].make(r, config)
         if isinstance(gate, Gate):
-            self.foura_gate[adapter_name] = gate
+            self.foura_gate[adapter_name] = gate.train(not config.inference_mode)
         elif gate is not None:
             self.foura_gate_mask[adapter_name] = gate
         self.reset_parameters(adapter_name, config.init_weights)

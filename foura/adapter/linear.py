@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from foura.adapter.delta import accumulated, adapted, adapted_linear, gated, plain_delta
+from foura.adapter.fold import DOWN
 from foura.adapter.keep import FoldingLayer
 from foura.adapter.merging import Factors
 from foura.adapter.tracing import traced
@@ -31,21 +32,21 @@ class Linear(FoldingLayer):
     def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         names = self.names()
         base: Any = self._modules["base_layer"]
-        device = x.device.type
-        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        if traced() or not names or not self._one_dtype(x, names, base, compute):
+        dtype = self._one_dtype(x, names, base)
+        if dtype is None or not names or traced():
             return super()._forward(x, *args, **kwargs)
-        if compute is not None:
-            x = x.to(compute)
+        if x.dtype is not dtype:
+            x = x.to(dtype)
         owns = _owns_output(base)
-        factors = [self.factors(name, x.dtype) for name in names]
+        factors = [self.factors(name, dtype) for name in names]
         if not torch.is_grad_enabled():
             return self._accumulated(base(x, *args, **kwargs), x, names, factors, owns)
-        if owns and len(names) == 1 and self._is_one_operation(names[0], x, base):
+        if owns and len(names) == 1 and self.dropout(names[0]) is None:
+            weight, bias = base._parameters["weight"], base._parameters["bias"]
             gate = self.gate(names[0])
             call = None if gate is None else gate.kernel_call(x)
-            if gate is None or call is not None:
-                return adapted_linear(x, base.weight, base.bias, *factors[0], call)
+            if weight.dtype is dtype and not weight.requires_grad and (gate is None or call is not None):
+                return adapted_linear(x, weight, bias, *factors[0], call)
         wrapped: Any = partial(base, *args, **kwargs) if args or kwargs else base
         for name, (down, up) in zip(names, factors, strict=True):
             gate, dropout = self.gate(name), self.dropout(name)
@@ -73,18 +74,21 @@ class Linear(FoldingLayer):
         x = self.foura_dropout[adapter_name](self._cast_input_dtype(x, dtype))
         return plain_delta(x, down, up, self.r[adapter_name], self.gate(adapter_name))
 
-    def _one_dtype(self, x: Tensor, names: list[str], base: Any, autocast: torch.dtype | None) -> bool:
-        """True if input, base output and adapters share a dtype, so that products can be accumulated in place."""
+    def _one_dtype(self, x: Tensor, names: list[str], base: Any) -> torch.dtype | None:
+        """What the layer computes in if input, base output and adapters share a dtype, so that products can be accumulated."""
         if self.quantization_backend is not None or not isinstance(base, (nn.Linear, Conv1D)):
-            return False
-        if autocast is not None:
-            return x.dtype in (torch.float32, autocast)
-        return x.dtype == base.weight.dtype and all(self.foura_A[name].dtype == x.dtype for name in names)
-
-    def _is_one_operation(self, name: str, x: Tensor, base: Any) -> bool:
-        """True if `delta.adapted_linear` can compute the layer with this adapter."""
-        weight = base.weight
-        return weight.dtype == x.dtype and not weight.requires_grad and self.dropout(name) is None
+            return None
+        dtype, device = x.dtype, x.device.type
+        if torch.is_autocast_enabled(device):
+            compute = torch.get_autocast_dtype(device)
+            return compute if dtype is compute or dtype is torch.float32 else None
+        if dtype is not base.weight.dtype:
+            return None
+        for name in names:
+            A = self.source(name, DOWN)
+            if dtype is not (self.foura_A[name] if A is None else A).dtype:
+                return None
+        return dtype
 
 
 def _owns_output(base: Any) -> bool:

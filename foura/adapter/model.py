@@ -19,10 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from foura.adapter.attention import MultiheadAttention
 from foura.adapter.combine import combine_layer, combined_config
-from foura.adapter.config import CAUSAL, LOOKS_AHEAD, FouraConfig, looks_ahead
+from foura.adapter.config import CAUSAL, LOOKS_AHEAD, FouraConfig, heeds_padding, looks_ahead
 from foura.adapter.conv import CONVOLUTIONS, Conv
 from foura.adapter.embedding import Embedding
-from foura.adapter.gates import Gate
+from foura.adapter.gate import Gate
 from foura.adapter.keep import FoldingLayer
 from foura.adapter.layer import FouraLayer
 from foura.adapter.linear import Linear
@@ -50,6 +50,10 @@ class FouraModel(BaseTuner):
                 raise
             found = ", ".join(linear_layers(model)) or "none"
             raise type(error)(f"{error} The linear layers of this model are: {found}.") from None
+        if not self.training:  # a further adapter of a model in evaluation
+            for layer in (module for module in model.modules() if isinstance(module, FouraLayer)):
+                if (gate := layer.gate(adapter_name)) is not None:
+                    gate.eval()
         fold_together(model)
 
     def _create_and_replace(  # type: ignore[override]
@@ -95,6 +99,13 @@ class FouraModel(BaseTuner):
                 del hooks[number]
                 self.model._forward_hooks_always_called.pop(number, None)
         return model
+
+    def _cast_adapter_dtype(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's own, which puts new parameters in place of half-precision ones."""
+        super()._cast_adapter_dtype(*args, **kwargs)
+        for module in self.model.modules():
+            if isinstance(module, FoldingLayer):
+                module.adopt()
 
     def _check_merge_allowed(self) -> None:
         """PEFT calls this before it merges."""
@@ -145,7 +156,7 @@ class FouraModel(BaseTuner):
         names = kwargs.pop("adapter_names", None)
         mask = kwargs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        gates = any(looks_ahead(config) for config in self.peft_config.values())
+        gates = any(map(heeds_padding, self.peft_config.values()))
         handles = [] if names is None else self._route_rows(names, kwargs.get("num_beams") or 1)
         try:
             with attention_mask(self, mask) if gates else nullcontext():

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import nn
 
+OF_GATES = ("gate_scope", "gate_form", "gate_sparsity", "gate_lr")
 UNSEEDED = ("dct", "dft", "identity")  # transforms in which nothing is random
+SCALED = "16-mixed"  # Lightning's precision with a GradScaler
 
 
 class Foura(Method):
@@ -22,17 +24,22 @@ class Foura(Method):
 
     ranked = True
     exports = True
-    uses = (*Method.uses, "transform", "transform_seed", "gate", "gate_scope", "gate_lr")
+    uses = (*Method.uses, "transform", "transform_seed", "gate", *OF_GATES)
     # the library's documented errors, so that a bug is not reported as a user's mistake; KeyError: PEFT, for a saved
     # module that the model lacks
     refusals = (ValueError, TypeError, RuntimeError, KeyError)
 
     def check(self, cfg: DictConfig, causal: bool) -> None:
-        """Refuse a gate that looks at later tokens of a causal model, and freezing where weights are sharded."""
+        """Refuse a gate that looks at later tokens, a price that would be lost, and freezing where weights are sharded."""
         gated = cfg.adapter.gate != "none"
         if causal and gated and cfg.adapter.gate_scope == "sequence":
             raise UserError(
                 "adapter.gate_scope=sequence looks at later tokens, which a causal language model must not: use token."
+            )
+        if cfg.adapter.gate_sparsity > 0 and cfg.trainer.precision == SCALED:
+            raise UserError(
+                f"adapter.gate_sparsity={cfg.adapter.gate_sparsity:g} would have no effect with trainer.precision={SCALED}, "
+                "which scales the loss but not the price: use bf16-mixed or 32-true."
             )
         if cfg.adapter.gate == "frozen" and cfg.trainer.strategy == "fully_shard":
             raise UserError(
@@ -41,7 +48,7 @@ class Foura(Method):
             )
 
     def used(self, adapter: DictConfig) -> tuple[str, ...]:
-        unused = set() if adapter.gate != "none" else {"gate_scope", "gate_lr"}
+        unused = set() if adapter.gate != "none" else set(OF_GATES)
         if adapter.transform in UNSEEDED:
             unused.add("transform_seed")
         return tuple(key for key in self.uses if key not in unused)
@@ -63,6 +70,9 @@ class Foura(Method):
             transform_seed=adapter.transform_seed,
             gate="adaptive" if adapter.gate == "frozen" else adapter.gate,
             gate_scope=adapter.gate_scope,
+            gate_form=adapter.gate_form,
+            # each micro-batch pays it, and Lightning divides only the loss by their number
+            gate_sparsity=adapter.gate_sparsity / cfg.trainer.accumulate_grad_batches,
             output_splits=dict(cfg.backbone.output_splits),
             use_rslora=adapter.use_rslora,
             **common,

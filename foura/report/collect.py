@@ -13,6 +13,7 @@ import pandas as pd
 
 from foura.errors import UserError
 from foura.escape import printable, redact
+from foura.report.study import TESTED
 from foura.schema import Config, defaults_since
 from foura.tracking.artifacts import Artifacts
 from foura.tracking.store import NOTE, artifacts_of, open_store
@@ -55,8 +56,9 @@ class Sweep:
     """A sweep's runs as they stand in the store.
 
     Attributes:
-        runs: one row per run: run_id, name, state, the tags, "param:<key>" for its config, "<metric>" for its last values.
-        tune: the keys whose best value is picked on validation data.
+        runs: one row per compared run: run_id, name, state, the tags, "param:<key>" for its config, "<metric>" for its last
+            values. tuning: the same of the tuning runs, which did not use the test data.
+        tune: the keys whose best value is chosen on validation data.
         command: the command that started the sweep; "" if unknown.
         margins: {key of the config's `margins`: value} as declared with the sweep.
         looks: earlier reports that saw other numbers of finished runs.
@@ -69,6 +71,7 @@ class Sweep:
     parent_id: str
     experiment_id: str
     runs: pd.DataFrame
+    tuning: pd.DataFrame
     tune: list[str]
     command: str
     margins: dict[str, float]
@@ -128,6 +131,8 @@ def load_sweep(outputs: Path, name: str) -> Sweep:
         raise UserError(f"the sweep {name} has no runs yet.")
     runs = pd.DataFrame([_row(run) for run in children])
     order = [column for column in ("adapter", "rank", "seed", "name") if column in runs]
+    runs = runs.sort_values(order, ignore_index=True)
+    tested = runs[TESTED] != "False"
     tags = named[0].data.tags
     return Sweep(
         name=name,
@@ -135,7 +140,8 @@ def load_sweep(outputs: Path, name: str) -> Sweep:
         artifacts=artifacts_of(outputs, client),
         parent_id=named[0].info.run_id,
         experiment_id=experiment_id,
-        runs=runs.sort_values(order, ignore_index=True),
+        runs=runs[tested].reset_index(drop=True),
+        tuning=runs[~tested].reset_index(drop=True),
         tune=[key for key in tags.get("tune", "").split(",") if key],
         command=_shown(tags.get("command", "")),
         margins=json.loads(tags.get("margins") or "{}"),

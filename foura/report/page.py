@@ -55,26 +55,28 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     # in a folder of other people's, the report's could be a link to anywhere
     folder = into or Folder(outputs / "sweeps").place(f"{name}/report")
     folder.mkdir(parents=True, exist_ok=True)
-    found = studies(sweep.runs, sweep.tune, sweep.margins)
+    found = studies(sweep.runs, sweep.tune, sweep.margins, sweep.tuning)
     looks = sweep.look()
     sections = [
         Section(sweep, study, folder, f"{n}-" if len(found) > 1 else "").made(looks) for n, study in enumerate(found, 1)
     ]
     overview = _overview(found, folder)
     tables.write_csv(sweep.runs, folder / "runs.csv")
-    states = sweep.runs["state"].value_counts()
+    if len(sweep.tuning):
+        tables.write_csv(sweep.tuning, folder / "tuning.csv")
     template = jinja2.Template(files("foura.report").joinpath("page.html").read_text(encoding="utf-8"), autoescape=True)
     page = template.render(
         name=name,
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        counts=f"{len(sweep.runs)} runs: " + ", ".join(f"{count} {state}" for state, count in states.items()),
+        counts=_counts(sweep),
+        nothing="" if sections else verdicts.nothing(sweep),
         overview=overview,
         studies=sections,
         method=METHOD,
         provenance=tables.provenance_table(sweep),
         runs=tables.runs_table(sweep),
     )
-    told = _verdict_lines(overview, sections)
+    told = _verdict_lines(overview, sections) or [verdicts.nothing(sweep)]
     write_text(folder / VERDICTS, "\n".join(told) + "\n")
     sweep.describe(told)
     path = folder / "report.html"
@@ -91,7 +93,15 @@ def _verdict_lines(overview: dict[str, Any] | None, sections: list[dict[str, Any
         lines += [section["title"]] if len(sections) > 1 else []
         for answer in section["answers"]:
             lines += [answer[0], *(f"  {line}" for line in answer[1 : TOLD + 1] if len(answer) <= TOLD + 1)]
-    return lines or ["No run has finished, so there is nothing to compare."]
+        lines += [f"  {line}" for line in section["tuning"]]
+    return lines
+
+
+def _counts(sweep: Sweep) -> str:
+    """The number of runs, by state, and of the tuning runs before them."""
+    states = sweep.runs["state"].value_counts()
+    said = f"{len(sweep.runs)} runs: " + ", ".join(f"{count} {state}" for state, count in states.items())
+    return said + (f"; before them {len(sweep.tuning)} tuning runs" if len(sweep.tuning) else "")
 
 
 def _overview(found: list[Study], folder: Path) -> dict[str, Any] | None:
@@ -133,6 +143,7 @@ class Section:
             "title": study.title,
             "answers": [verdicts.answer(self.compared[m.column], m, study) for m in study.answered],
             "more": verdicts.more_seeds(quality, self.sweep),
+            "tuning": verdicts.tuned(study),
             "notes": [verdicts.margins(study), verdicts.coverage(study, quality), verdicts.repeated_looks(looks)],
             "forest": self._forest(),
             "quality": self._quality(),

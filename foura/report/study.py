@@ -9,10 +9,12 @@ import pandas as pd
 
 from foura.families import FAMILIES
 from foura.metrics import ANSWER, COMPARED, EPOCH, METRICS, UPDATE, Metric, shown
-from foura.report.tuning import pick
+from foura.report.tuning import never_finished, pick
 
 BASELINES = ("lora", "foura_dct", "head")  # the baseline is the first of these that a study has
 PREFERRED = ("rank", "alpha", "dataset.limit", "dataset.label_noise", "adapter.lr", "dataset.epochs", "dataset.style")
+NO_CONDITION = ("seed", "evaluation.drift")  # keys that may vary within a condition: the latter changes no other number
+TESTED = "param:evaluation.test"  # "False": a tuning run
 LAYERS = "layers/"  # prefix of metrics that are means over layers of a column of layers.csv
 
 
@@ -52,7 +54,8 @@ class Study:
         quality: the measure on test data that adapters are judged by.
         selection: the validation measure that picked the epochs and the tuned values.
         gap: the measure of overfitting. extra: further measures on test data that the runs have.
-        tuned: the picked values, one row per adapter and condition; empty if nothing is tuned.
+        tuned: the chosen values, one row per adapter and condition; empty if nothing is tuned. lost: adapters and conditions
+            in which every tuning run diverged.
         adapters: the baseline first.
     """
 
@@ -65,6 +68,7 @@ class Study:
     gap: Measure
     extra: list[Measure]
     tuned: pd.DataFrame
+    lost: pd.DataFrame
     baseline: str
     adapters: list[str] = field(default_factory=list)
 
@@ -93,16 +97,25 @@ class Study:
         return [key for key in self.conditions if key != self.x]
 
 
-def studies(runs: pd.DataFrame, tune: Sequence[str], margins: Mapping[str, float] | None = None) -> list[Study]:
+def studies(
+    runs: pd.DataFrame,
+    tune: Sequence[str],
+    margins: Mapping[str, float] | None = None,
+    tuning: pd.DataFrame | None = None,
+) -> list[Study]:
     """One study for each backbone and dataset that has a finished run.
 
     Args:
-        tune: keys whose best value is picked on validation data. margins: those declared with the sweep.
+        tune: keys whose best value is chosen on validation data. margins: those declared with the sweep.
+        tuning: the runs that choose it; None or empty: the compared runs themselves.
     """
     found = []
-    for (backbone, dataset), part in runs.groupby(["backbone", "dataset"], sort=True):
+    for (backbone, dataset), part in runs.groupby(["backbone", "dataset"], sort=True) if len(runs) else ():
         if (part["state"] == "finished").any():
-            found.append(_study(f"{backbone} on {dataset}", part.reset_index(drop=True), tune, margins or {}))
+            by = pd.DataFrame() if tuning is None or tuning.empty else tuning
+            mine = by if by.empty else by[(by["backbone"] == backbone) & (by["dataset"] == dataset)]
+            title, own = f"{backbone} on {dataset}", part.reset_index(drop=True)
+            found.append(_study(title, own, mine.reset_index(drop=True), tune, margins or {}))
     return found
 
 
@@ -150,7 +163,9 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _study(title: str, runs: pd.DataFrame, tune: Sequence[str], margins: Mapping[str, float]) -> Study:
+def _study(
+    title: str, runs: pd.DataFrame, tuning: pd.DataFrame, tune: Sequence[str], margins: Mapping[str, float]
+) -> Study:
     headline, curve = judged_by(runs)
     if headline.column not in runs:
         headline = curve
@@ -166,11 +181,17 @@ def _study(title: str, runs: pd.DataFrame, tune: Sequence[str], margins: Mapping
         split="validation",
     )
     extra = [_on_test(other, margins) for other in shown(COMPARED) if other.column in runs and other != headline]
-    conditions, tuned_keys = _conditions(runs, tune)
+    # with the tuning runs, as of each condition only one tuned value may have been compared
+    both = runs if tuning.empty else pd.concat([runs, tuning], ignore_index=True).drop(columns=TESTED)
+    conditions, tuned_keys = _conditions(both, tune)
     for key in [*conditions, *tuned_keys]:
-        column = runs.get(f"param:{key}", runs.get(key))
-        runs[key] = pd.to_numeric(column) if numeric(column) else column
-    tuned, runs = pick(runs, conditions, tuned_keys, selection.column, selection.label, selection.more_is_better)
+        for table in (runs, tuning):
+            column = table.get(f"param:{key}", table.get(key))
+            if column is not None:
+                table[key] = pd.to_numeric(column) if numeric(column) else column
+    score = selection.column, selection.label, selection.more_is_better
+    tuned, runs = pick(runs, tuning, conditions, tuned_keys, score)
+    lost = never_finished(tuning, ["adapter", *conditions])
     adapters = list(dict.fromkeys(runs["adapter"]))
     baseline = next((name for name in BASELINES if name in adapters), adapters[0])
     adapters.sort(key=lambda name: name != baseline)  # stable: the others stay in order
@@ -178,7 +199,7 @@ def _study(title: str, runs: pd.DataFrame, tune: Sequence[str], margins: Mapping
     runs = runs.loc[order].reset_index(drop=True)
     finished = runs[runs["state"] == "finished"].copy()
     conditions.sort(key=lambda key: not (numeric(finished[key]) and finished[key].nunique() > 1))
-    return Study(title, runs, finished, conditions, quality, selection, gap, extra, tuned, baseline, adapters)
+    return Study(title, runs, finished, conditions, quality, selection, gap, extra, tuned, lost, baseline, adapters)
 
 
 def _on_test(metric: Metric, margins: Mapping[str, float]) -> Measure:
@@ -222,7 +243,7 @@ def _conditions(runs: pd.DataFrame, tune: Sequence[str]) -> tuple[list[str], lis
     varying = []
     for column in runs:
         key = str(column).removeprefix("param:")
-        if not str(column).startswith("param:") or key == "seed" or follows_seed(runs, key):
+        if not str(column).startswith("param:") or key in NO_CONDITION or follows_seed(runs, key):
             continue
         if runs.groupby("adapter")[column].nunique(dropna=False).max() > 1:
             varying.append(key)

@@ -110,10 +110,10 @@ def slopes_table(study: Study, measure: Measure, table: pd.DataFrame) -> Shown:
 
 
 def tuned_table(study: Study) -> Shown:
-    """The values picked for tuned keys."""
+    """The values chosen for tuned keys."""
     rows = [[plain(value) for value in row] for row in study.tuned.to_numpy(dtype=object)]
     columns = [name_of(str(column)) for column in study.tuned.columns]
-    return Shown("Tuned values", columns, rows, "Picked by the mean over seeds on validation data.")
+    return Shown("Tuned values", columns, rows, "Chosen by the mean over tuning seeds on validation data.")
 
 
 def provenance_table(sweep: Sweep) -> Shown:

@@ -13,6 +13,7 @@ from foura.analysis.statistics import LEAST, LEVEL
 from foura.report.collect import Look, Sweep
 from foura.report.rounding import decimals, fixed, signed
 from foura.report.study import Measure, Study, follows_seed, in_words
+from foura.report.tuning import OWN, SEEDS, TRIED, WIDEN
 
 SPLIT_SEED = "dataset.split_seed"
 VERDICTS = ("better", "worse", "equivalent", "undecided")
@@ -27,8 +28,7 @@ def answer(table: pd.DataFrame, measure: Measure, study: Study) -> list[str]:
         ]
     lines = [f"{measure.label}: {total(table, study.baseline)}"]
     for row in table.to_dict("records"):
-        where = in_words(row, study.conditions)
-        lines.append(f"{row['adapter']}{f' at {where}' if where else ''}: {row['verdict']} ({reason(row)}).")
+        lines.append(f"{_cell(row, study)}: {row['verdict']} ({reason(row)}).")
     return lines
 
 
@@ -103,6 +103,48 @@ def with_seeds(command: str, name: str, have: Sequence[int], count: int) -> str:
     pattern = r"(?<!\S)seed=\S+"
     command = re.sub(pattern, seeds, command) if re.search(pattern, command) else f"{command} {seeds}"
     return command if re.search(r"(?<!\S)sweep=", command) else f"{command} sweep={name}"
+
+
+def nothing(sweep: Sweep) -> str:
+    """The sentence of a sweep without a finished run to compare."""
+    runs = sweep.runs if len(sweep.runs) else sweep.tuning
+    if len(runs) and (runs["state"] == "diverged").all():
+        rates = sorted(pd.to_numeric(runs["param:adapter.lr"]).unique()) if "param:adapter.lr" in runs else []
+        tried = f" (adapter.lr {', '.join(f'{rate:g}' for rate in rates)})" if rates else ""
+        return (
+            f"Every run diverged{tried}, so there is nothing to compare: a lower adapter.lr or "
+            "trainer.gradient_clip_val=1.0 may help."
+        )
+    return "No run has finished, so there is nothing to compare."
+
+
+def tuned(study: Study) -> list[str]:
+    """How the tuned values were chosen, and those to be wary of: at the edge of their grid, or without any that works."""
+    if study.tuned.empty:
+        return []
+    keys = [column.removeprefix(f"{TRIED} ") for column in study.tuned if str(column).startswith(f"{TRIED} ")]
+    seeds = sorted(set(study.tuned[SEEDS]))
+    by = f"the validation data of {'seeds ' if seeds != [OWN] else ''}{' or '.join(seeds)}"
+    unused = ", which the comparison does not use" if OWN not in seeds else ""
+    lines = [f"{', '.join(keys)} was tuned for each adapter and condition on {by}{unused}."]
+    for key in keys:
+        at_edge = study.tuned[study.tuned[f"{WIDEN} {key}"] != ""]
+        if len(at_edge):
+            cells = [f"{_cell(row, study)} ({in_words(row, [key])})" for row in at_edge.to_dict("records")]
+            wider = ", ".join(dict.fromkeys(at_edge[f"{WIDEN} {key}"]))
+            lines.append(
+                f"Best at the edge of the grid of {key}: {'; '.join(cells)}. Better values may lie beyond: widen it with "
+                f"{wider}."
+            )
+    if len(study.lost):
+        cells = [_cell(row, study) for row in study.lost.to_dict("records")]
+        lines.append(f"Left out, as every tuning run diverged: {'; '.join(cells)}.")
+    return lines
+
+
+def _cell(row: Mapping[str, Any], study: Study) -> str:
+    where = in_words(row, study.conditions)
+    return f"{row['adapter']}{f' at {where}' if where else ''}"
 
 
 def margins(study: Study) -> str:

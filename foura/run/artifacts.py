@@ -101,7 +101,7 @@ def print_result(console: Console, title: str, metrics: dict[str, float], cfg: D
         "parameters": f"{metrics['cost/trainable_params']:,.0f}",
         "train": f"{train:.3f}",
         "val": f"{val:.3f}",
-        "test": f"{metrics[f'test/{key}']:.3f}",
+        **({"test": f"{metrics[f'test/{key}']:.3f}"} if cfg.evaluation.test else {}),
         "gap": f"{metric.gap(train, val):+.3f}",
         **{other.label: f"{metrics[other.column]:.3f}" for other in shown(TABLE) if other.column in metrics},
         "open ranks": "-" if rank is None else f"{rank:.1f}",

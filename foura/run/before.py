@@ -20,12 +20,30 @@ def check_forgetting(cfg: DictConfig) -> None:
     Raises:
         UserError: it is not the bundled backbone with its own weights.
     """
-    bundled = cfg.backbone.name == "embedded" and cfg.backbone.pretrained is True
-    if cfg.evaluation.drift and (not bundled or family_of(cfg).pretraining_loss is None):
+    if cfg.evaluation.drift and not _pretraining_known(cfg):
         raise UserError(
             "evaluation.drift=true needs the data that the backbone was pretrained on, which is known for the bundled "
             "backbones alone; leave it out."
         )
+
+
+def measures_forgetting(cfg: DictConfig) -> bool:
+    """True if the run measures forgetting: as evaluation.drift says, or by default wherever it is cheap and means something.
+
+    Not in tuning runs; not where the weights end in another precision than they begin in, which changes the loss too, or are
+    sharded, which would take every process through another forward pass.
+    """
+    if cfg.evaluation.drift is not None:
+        return cfg.evaluation.drift
+    trainer, backbone = cfg.trainer, cfg.backbone
+    plain = trainer.strategy != "fully_shard" and trainer.precision not in ("16-true", "bf16-true", "64-true")
+    whole = backbone.load_in is None and backbone.torch_dtype in (None, "float32")
+    return plain and whole and cfg.evaluation.test and _pretraining_known(cfg)
+
+
+def _pretraining_known(cfg: DictConfig) -> bool:
+    bundled = cfg.backbone.name == "embedded" and cfg.backbone.pretrained is True
+    return bundled and family_of(cfg).pretraining_loss is not None
 
 
 class Before:
@@ -48,7 +66,7 @@ class Before:
             for key, value in backbone.model.get_submodule(name).named_parameters(prefix=name):
                 if key not in self.parameters:
                     self.parameters[key] = value.detach().clone()
-        self.loss = pretraining_loss(parts, backbone.model, cfg) if cfg.evaluation.drift else None
+        self.loss = pretraining_loss(parts, backbone.model, cfg) if measures_forgetting(cfg) else None
 
     def forgetting(self, parts: Parts, model: nn.Module, cfg: DictConfig) -> dict[str, float]:
         """{"drift/loss": loss on the pretraining data, after minus before}; {} if it is not measured."""
@@ -57,11 +75,15 @@ class Before:
 
 @torch.no_grad()
 def pretraining_loss(parts: Parts, model: nn.Module, cfg: DictConfig) -> float:
-    """Loss of a (possibly adapted) bundled backbone on its pretraining data, in the unit of its task."""
+    """Loss of a (possibly adapted) bundled backbone on its pretraining data, in the unit of its task.
+
+    The state of the random generators stays as it was, so that measuring changes no other number.
+    """
     training, measure = model.training, family_of(cfg).pretraining_loss
     assert measure is not None  # see check_forgetting
     model.eval()
     try:
-        return measure(parts, model, cfg)
+        with torch.random.fork_rng(devices=[]):  # a head that is made for this draws its first weights
+            return measure(parts, model, cfg)
     finally:
         model.train(training)

@@ -88,12 +88,14 @@ def _about(cfg: DictConfig, folder: Path, facts: str) -> list[str]:
 
 def _results(cfg: DictConfig, metrics: Mapping[str, float]) -> list[str]:
     """Validation and test metrics of the saved epoch."""
-    keys = [key.removeprefix("test/") for key in metrics if key.startswith("test/")]
+    measured = "test/" if cfg.evaluation.test else "best/"
+    keys = [key.removeprefix(measured) for key in metrics if key.startswith(measured) and "/train_" not in key]
     rows = []
     for key in keys:
-        validation = metrics.get(f"best/{key}")
-        rows.append(f"| {key} | {'–' if validation is None else f'{validation:.4g}'} | {metrics[f'test/{key}']:.4g} |")
-    intro = f"Of the epoch selected by `{cfg.select}` on validation data; the test data was used once."
+        found = (metrics.get(f"{part}/{key}") for part in ("best", "test"))
+        rows.append(f"| {key} | {' | '.join('–' if value is None else f'{value:.4g}' for value in found)} |")
+    used = "used once" if cfg.evaluation.test else "not used (evaluation.test=false)"
+    intro = f"Of the epoch selected by `{cfg.select}` on validation data; the test data was {used}."
     return ["", "## Results", "", intro, "", "| metric | validation | test |", "|---|---|---|", *rows]
 
 

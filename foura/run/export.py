@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from foura.backbone import Backbone
 from foura.errors import UserError, reason
 from foura.families import build, family_of
 from foura.families.family import Parts
+from foura.families.task import Task
 from foura.logs import quiet
 from foura.methods import method_of
 from foura.run.export_forms import check_export
@@ -62,21 +64,44 @@ def _export(run: Path, cfg: DictConfig, to: str, out: Path, gated: bool, per_lay
     model: Any = load_adapter(backbone.model, run, cfg)
     if cfg.backbone.name == "embedded":  # PEFT would look for a model of this name on the hub
         model.peft_config["default"].base_model_name_or_path = None
-    frozen = "" if parts is None else _freeze(model, parts, cfg)
+    frozen = "" if parts is None else f" {_freeze(model, parts, cfg)}"
     if to == "merged":
-        return frozen + _save_merged(backbone, model, cfg, out)
+        return _save_merged(backbone, model, cfg, out) + frozen
     try:
-        return frozen + family.save_as_lora[to](model, out, per_layer_ranks)
+        said = family.save_as_lora[to](model, out, per_layer_ranks) + frozen
     except ValueError as error:  # the library's answers for something trained that the form cannot hold
         raise UserError(f"--to {to}: {reason(error)}") from error
+    return f"{said} {_sizes(run, out)}" if frozen else said
 
 
 def _freeze(model: Any, parts: Parts, cfg: DictConfig) -> str:
-    """Freeze the gates on the run's training data; returns how many ranks stay, as the beginning of a message."""
+    """Freeze the gates on the training data; a sentence: ranks kept, and the validation loss before and after."""
+    task, loaders = parts.task(model), Loaders(parts.data, cfg)
+    before = _validation_loss(task, loaders)
+    with warnings.catch_warnings():  # the sentence says it
+        warnings.filterwarnings("ignore", message=".*adapt nothing")
+        kept = freeze_gates(model, loaders.inputs(task, parts.data.train))
     layers = foura_layers(model)
-    kept = freeze_gates(model, Loaders(parts.data, cfg).inputs(parts.task(model), parts.data.train))
     ranks = sum(layers[name].r[adapter] for name in kept for adapter in layers[name].active_adapters)
-    return f"gate frozen, {sum(kept.values())} of {ranks} ranks kept; "
+    nothing = sum(count == 0 for count in kept.values())
+    closed = f", {nothing} of {len(kept)} layers adapt nothing" if nothing else ""
+    after = _validation_loss(task, loaders)
+    return (
+        f"Frozen gates: {sum(kept.values())} of {ranks} ranks kept, {min(kept.values())} to {max(kept.values())} by "
+        f"layer{closed}; validation loss "
+        f"{before:.4f} with adaptive gates, {after:.4f} frozen."
+    )
+
+
+@torch.no_grad()
+def _validation_loss(task: Task, loaders: Loaders) -> float:
+    task.model.eval()
+    return task.mean_loss(loaders.evaluation()[1])
+
+
+def _sizes(run: Path, out: Path) -> str:
+    was, now = (sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in (run / "adapter", out))
+    return f"{now / 1e6:.2f} MB, {was / 1e6:.2f} MB with adaptive gates."
 
 
 def _with_data(cfg: DictConfig) -> Parts:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foura import distributed
 from foura.adapter.freeze import foura_layers
-from foura.adapter.gates import OPEN
+from foura.adapter.gate import OPEN
 from foura.files import write_csv
 from foura.methods.state import adapter_parameters, load_adapter_parameters
 from foura.metrics import METRICS

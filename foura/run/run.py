@@ -66,7 +66,7 @@ def run(cfg: DictConfig, folder: Path, status: RunStatus, sweep: str | None) -> 
         # from here on, whatever fails: the adapter is saved, and by the last checkpoint the same command only measures
         costs = _costs(task, cost, loaders)
         best = _selected(trainer, task, recorder, loaders, folder)
-        trainer.test(task, loaders.test(), verbose=False)
+        _test(trainer, task, loaders, cfg)
         table = _table(task, loaders, before)
         metrics = final_metrics(task, cfg, best, table, folder) | before.forgetting(parts, task.model, cfg) | costs
         draw(task, recorder.epoch or 0, table, title, folder)
@@ -135,6 +135,12 @@ def _selected(trainer: Trainer, task: Task, recorder: Recorder, loaders: Loaders
     trainer.validate(task, loaders.evaluation(), verbose=False)
     save_adapter(task, adapter_parameters(task.model), folder)
     return task.history.pop()
+
+
+def _test(trainer: Trainer, task: Task, loaders: Loaders, cfg: DictConfig) -> None:
+    """Test the selected epoch, once; a tuning run does not use the test data."""
+    if cfg.evaluation.test:
+        trainer.test(task, loaders.test(), verbose=False)
 
 
 def _record(

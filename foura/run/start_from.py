@@ -18,7 +18,16 @@ from foura.run.load import check_adapter
 KEY = "adapter.start_from"
 # fields of PEFT configs that do not change what the loaded weights compute: how they began, and how training goes on
 FREE: tuple[str, ...] = (*RESERVED, "init_r", "target_r", "tinit", "tfinal", "deltaT", "total_step", "rank_pattern")
-FREE += ("beta1", "beta2", "orth_reg_weight", "lora_dropout", "foura_dropout", "runtime_config", "loftq_config")
+FREE += (
+    "beta1",
+    "beta2",
+    "orth_reg_weight",
+    "lora_dropout",
+    "foura_dropout",
+    "gate_sparsity",
+    "runtime_config",
+    "loftq_config",
+)
 
 
 def start_from(model: nn.Module, cfg: DictConfig) -> nn.Module:

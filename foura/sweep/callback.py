@@ -16,7 +16,9 @@ from foura import distributed
 from foura.config import outputs_dir
 from foura.errors import UserError, first_line, traceback_of
 from foura.families import family_of
-from foura.sweep.plan import job_folders, job_overrides, plan, plan_lines, states, varied_keys
+from foura.sweep.plan import job_folder, job_overrides, plan, plan_lines, states, varied_keys
+from foura.sweep.sweeper import jobs_of, tuning_of
+from foura.sweep.tuning import Tuning
 from foura.tracking.status import DONE, read_json
 
 
@@ -51,24 +53,32 @@ class SweepCallback(Callback):
             raise UserError(
                 "a sweep starts the processes of its runs itself: python train.py -m trainer=ddp …, without torchrun."
             )
+        tuning = tuning_of(config)
         if config.plan:
-            print("\n".join(plan_lines(plan(config))))
+            print("\n".join(plan_lines(plan(config, jobs_of(config, tuning)))))
             sys.exit(0)
-        self._start(config)
+        self._start(config, tuning)
 
-    def _start(self, config: DictConfig) -> None:
+    def _start(self, config: DictConfig, tuning: Tuning | None) -> None:
         from foura.tracking.store import parent_run
 
-        self.folders = job_folders(config)
+        possible = job_overrides(config) if tuning is None else tuning.every()
+        self.folders = [job_folder(config, overrides) for overrides in possible]
+        self.runs = len(self.folders) if tuning is None else sum(tuning.most())
         self.sweep, self.outputs = Path(config.hydra.sweep.dir).name, outputs_dir(config)
-        told = [text for text in config.hydra.overrides.hydra if text != "hydra.mode=MULTIRUN"]
-        command = " ".join(["python train.py -m", *told, *config.hydra.overrides.task])
+        given = [text for text in config.hydra.overrides.hydra if text != "hydra.mode=MULTIRUN"]
+        command = " ".join(["python train.py -m", *given, *config.hydra.overrides.task])
         varied = varied_keys(job_overrides(config))
         parent_run(self.outputs, self.sweep, command, list(config.tune), config.margins, varied)
         now = states(self.folders)
         self.began, self.done_before = time.monotonic(), 0 if config.force else sum(now[state] for state in DONE)
-        waiting = len(self.folders) - self.done_before
-        print(f"sweep {self.sweep}: {len(self.folders)} runs, {self.done_before} done, {waiting} to run", flush=True)
+        if tuning is None:
+            told = f"{self.runs} runs, {self.done_before} done, {self.runs - self.done_before} to run"
+        else:
+            seeds = ", ".join(map(str, tuning.seeds))
+            tuned, compared = tuning.most()
+            told = f"at most {tuned} tuning runs (seeds {seeds}), then {compared} to compare; {self.done_before} done"
+        print(f"sweep {self.sweep}: {told}", flush=True)
 
     @ends_the_program
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -79,9 +89,9 @@ class SweepCallback(Callback):
         done = sum(now[state] for state in DONE)
         bad = "".join(f", {now[state]} {state}" for state in ("diverged", "failed", "interrupted") if now[state])
         ended = max(1, done + now["failed"] - self.done_before)
-        left = (time.monotonic() - self.began) / ended * (len(self.folders) - done - now["failed"])
+        left = (time.monotonic() - self.began) / ended * max(0, self.runs - done - now["failed"])
         print(
-            f"{_result(status, config)} {path.parent.name}  [{done} of {len(self.folders)} done{bad}; ETA {left / 60:.0f} min]",
+            f"{_result(status, config)} {path.parent.name}  [{done} of {self.runs} done{bad}; ETA {left / 60:.0f} min]",
             flush=True,
         )
 
@@ -89,12 +99,16 @@ class SweepCallback(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if not self.folders:
             return
-        now = states(self.folders)
-        print(f"sweep {self.sweep}: " + ", ".join(f"{count} {state}" for state, count in sorted(now.items())))
+        now, tuning = states(self.folders), tuning_of(config)
+        if tuning is not None:
+            now["waiting"] = sum(
+                bool(job.undecided) for job in tuning.jobs()
+            )  # of all values that are possible, most never run
+        print(f"sweep {self.sweep}: " + ", ".join(f"{count} {state}" for state, count in sorted((+now).items())))
         self._close()
         if now["running"]:
             print(f"{now['running']} runs are running in other processes; the last one to end makes the report")
-        elif now["finished"]:
+        elif now["finished"] or now["diverged"]:
             self._report()
         if now["failed"] or now["interrupted"]:
             sys.exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def job_overrides(config: DictConfig) -> list[list[str]]:
     return batch
 
 
-def varied_keys(jobs: list[list[str]]) -> list[str]:
+def varied_keys(jobs: Sequence[Sequence[str]]) -> list[str]:
     """The keys whose values differ between the jobs of a sweep, in their order."""
     values: dict[str, set[str]] = {}
     for overrides in jobs:
@@ -39,14 +40,19 @@ def varied_keys(jobs: list[list[str]]) -> list[str]:
     return [key for key, found in values.items() if len(found) > 1]
 
 
-def job_folders(config: DictConfig) -> list[Path]:
-    """The folder of every run of a multirun config."""
-    dirname, sweep = config.hydra.job.config.override_dirname, Path(config.hydra.sweep.dir)
-    folders = []
-    for overrides in job_overrides(config):
-        told = sorted(text for text in overrides if text.lstrip("+").partition("=")[0] not in dirname.exclude_keys)
-        folders.append(sweep / folder_name(dirname.item_sep.join(told)))
-    return folders
+def key_of(override: str) -> str:
+    """The key that an override sets."""
+    return override.lstrip("+").partition("=")[0]
+
+
+def job_folder(config: DictConfig, overrides: Sequence[str]) -> Path:
+    """The folder of one run of a multirun config."""
+    return Path(config.hydra.sweep.dir) / folder_name(_joined(config, overrides))
+
+
+def _joined(config: DictConfig, overrides: Sequence[str]) -> str:
+    dirname = config.hydra.job.config.override_dirname
+    return dirname.item_sep.join(sorted(text for text in overrides if key_of(text) not in dirname.exclude_keys))
 
 
 def run_status(folder: Path) -> dict[str, Any]:
@@ -70,6 +76,19 @@ def states(folders: list[Path]) -> Counter[str]:
 
 
 @dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        overrides: those of the run. undecided: keys among them whose values follow from the results of other runs; these
+            here are as good as others to plan with.
+    """
+
+    overrides: tuple[str, ...]
+    undecided: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Planned:
     """One run of a plan.
 
@@ -84,32 +103,35 @@ class Planned:
     megabytes: float | None
 
 
-def plan(config: DictConfig) -> list[Planned]:
+def plan(config: DictConfig, jobs: Sequence[Job]) -> list[Planned]:
     """The runs that a multirun config would execute, with every config composed and checked.
 
     Raises:
         UserError: the first run whose config is not valid.
     """
-    folders = job_folders(config)
-    composed = [
-        _compose(config, overrides, folder) for overrides, folder in zip(job_overrides(config), folders, strict=True)
-    ]
+    folders = [job_folder(config, job.overrides) for job in jobs]
+    composed = [compose(config, job.overrides, folder) for job, folder in zip(jobs, folders, strict=True)]
     known: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for cfg, folder in zip(composed, folders, strict=True):
         status = run_status(folder)
         if status["state"] == "finished" and "seconds" in status:
             known.setdefault(_kind(cfg), []).append((status["seconds"], _size(folder)))
     planned = []
-    for cfg, folder in zip(composed, folders, strict=True):
+    for cfg, folder, job in zip(composed, folders, jobs, strict=True):
         like = known.get(_kind(cfg)) or [one for ones in known.values() for one in ones]
         seconds, size = (statistics.median(column) for column in zip(*like, strict=True)) if like else (None, None)
-        planned.append(Planned(folder.name, _planned_state(cfg, run_status(folder)), seconds, size))
+        state = "to run" if job.undecided else _planned_state(cfg, run_status(folder))
+        planned.append(Planned(_name(config, job), state, seconds, size))
     return planned
 
 
-def _compose(config: DictConfig, overrides: list[str], folder: Path) -> DictConfig:
-    """The checked config of one run."""
-    cfg = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+def compose(config: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:
+    """The checked config of one run.
+
+    Raises:
+        UserError: it is not valid.
+    """
+    cfg = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
     HydraConfig.instance().set_config(cfg)
     with flag_override(cfg, ["readonly", "struct"], False):
         cfg.pop("hydra")
@@ -119,6 +141,12 @@ def _compose(config: DictConfig, overrides: list[str], folder: Path) -> DictConf
     except UserError as error:
         raise UserError(f"{folder.name}: {error}") from None
     return cfg
+
+
+def _name(config: DictConfig, job: Job) -> str:
+    """The name of a run's folder, with a question mark for what is undecided."""
+    shown = [f"{key_of(text)}=?" if key_of(text) in job.undecided else text for text in job.overrides]
+    return _joined(config, shown) if job.undecided else job_folder(config, shown).name
 
 
 def _planned_state(cfg: DictConfig, status: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """`foura export`: what comes out loads where foura is not needed, and computes the same."""
 
+import re
 import subprocess
 import sys
 
@@ -56,14 +57,26 @@ def test_a_language_adapter_as_lora_and_merged(train, tmp_path) -> None:
         export(run, "lora", tmp_path / "lora")
 
 
-def test_an_adaptive_gate_asks_for_freeze(train, tmp_path, monkeypatch) -> None:
+def test_an_adaptive_gate_asks_for_freeze(train, tmp_path, monkeypatch, capsys) -> None:
     run = train("adapter=foura", *LANGUAGE).folder()
     monkeypatch.setattr("sys.argv", ["foura", "export", str(run), "--to", "lora", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="add --freeze"):
         main()
     monkeypatch.setattr("sys.argv", ["foura", "export", str(run), "--to", "lora", str(tmp_path / "out"), "--freeze"])
     main()
-    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    written = tmp_path / "out" / "adapter_model.safetensors"
+    said = capsys.readouterr().out
+    found = re.search(
+        r"Frozen gates: (\d+) of (\d+) ranks kept, (\d+) to (\d+) by layer; "
+        r"validation loss ([\d.]+) with adaptive gates, ([\d.]+) frozen\. ([\d.]+) MB, ([\d.]+) MB with adaptive gates\.",
+        said,
+    )
+    assert found, said
+    kept, ranks, least, most, before, after, now, was = map(float, found.groups())
+    assert 0 <= least <= most <= kept <= ranks and abs(after - before) < 1
+    assert now == pytest.approx(written.stat().st_size / 1e6, abs=0.006)
+    adapter = run / "adapter" / "adapter_model.safetensors"
+    assert was == pytest.approx(adapter.stat().st_size / 1e6, abs=0.006)
 
 
 @pytest.mark.slow

@@ -62,6 +62,39 @@ def test_a_diverged_run_is_a_result_and_is_counted(train) -> None:
     record("faults", "NaN loss", "2 of 4 runs, counted as diverged")
 
 
+@pytest.mark.slow
+def test_a_tuned_sweep_is_one_command_that_resumes(train) -> None:
+    """Two rates at one tuning seed, then the better one is compared; what is missing afterwards is run again, and no more."""
+    command = ("-m", "sweep=s", "adapter=head", "rank=4", "dataset.limit=40", "dataset.epochs=1", "tune=[adapter.lr]")
+    command += ("adapter.lr=1e-5,1e-1", "tuning_seeds=[7]")
+    planned = train(*command, "plan=true")
+    assert "3 runs, 0 done, 3 to run" in planned.out
+    assert any("adapter.lr=?" in line and "evaluation.test" not in line for line in planned.out.splitlines())
+    first = train(*command)
+    assert first.code == 0 and "at most 2 tuning runs (seeds 7), then 1 to compare; 0 done" in first.out
+    assert "tuned the adapter: adapter.lr=0.1 (validation accuracy" in first.out
+    assert "at the edge of its grid: widen it, as with adapter.lr=1000" in first.out
+    assert "sweep s: 3 finished" in first.out and "on the validation data of seeds 7" in first.out
+    before = statuses(first.outputs, "s")
+    tuning = [one["metrics"] for name, one in before.items() if "evaluation.test=false" in name]
+    assert len(tuning) == 2 and not any(key.startswith("test/") for metrics in tuning for key in metrics)
+    (compared,) = (name for name in before if "evaluation.test" not in name)
+    assert "adapter.lr=0.1," in compared and "test/acc" in before[compared]["metrics"]
+    lost = next(name for name in before if "adapter.lr=1e-05" in name)
+    for name in (compared, lost):
+        (first.outputs / "sweeps" / "s" / name / "status.json").unlink()
+    again = train(*command)
+    assert again.code == 0 and "sweep s: 3 finished" in again.out
+    after = statuses(again.outputs, "s")
+    assert [name for name in before if before[name]["run_id"] == after[name]["run_id"]] == [
+        name for name in before if name not in (compared, lost)
+    ]
+    refused = train(*command[:-2], "adapter.lr=1e-3")
+    assert "tune=[adapter.lr] needs several values to choose from" in refused.code
+    other = train(*command, "hydra/sweeper=basic")
+    assert "tune=['adapter.lr'] goes with hydra/sweeper=foura, the default" in other.code
+
+
 def test_an_infinite_loss_is_a_diverged_run_too(train, monkeypatch) -> None:
     import torch
 

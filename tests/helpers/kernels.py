@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from foura.adapter.config import FouraConfig
-from foura.adapter.gates import EntropyGate
+from foura.adapter.gate_forms import EntropyGate
 from foura.adapter.linear import Linear
 from tests.reference import foura as textbook
 

@@ -12,7 +12,7 @@ QUICK = ("-m", "sweep=s", "adapter=head", "dataset.limit=40", "dataset.epochs=1"
 
 
 @pytest.mark.parametrize(
-    ("at", "ran"), [("job_folders", 0), ("parent_run", 0), ("_result", 1), ("states", 0), ("plan_lines", 0)]
+    ("at", "ran"), [("job_folder", 0), ("parent_run", 0), ("_result", 1), ("states", 0), ("plan_lines", 0)]
 )
 def test_a_bug_in_a_callback_ends_the_sweep(at, ran, train, monkeypatch) -> None:
     def broken(*arguments, **named):

@@ -10,7 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from foura import config, schema
-from foura.adapter.gates import GATE_SCOPES, GATES
+from foura.adapter.gate import GATE_SCOPES
+from foura.adapter.gate_forms import GATE_FORMS
+from foura.adapter.gates import GATES
 from foura.adapter.transforms import TRANSFORMS
 from foura.errors import UserError
 from tests.helpers.config import CONF, composed
@@ -19,7 +21,7 @@ CHOICES = """
 import dataclasses, sys
 from foura.schema import AdapterConfig
 for spec in dataclasses.fields(AdapterConfig):
-    if spec.name in ("transform", "gate", "gate_scope"):
+    if spec.name in ("transform", "gate", "gate_scope", "gate_form"):
         print(*spec.metadata["choices"]())
 assert "torch" not in sys.modules
 """
@@ -28,7 +30,7 @@ assert "torch" not in sys.modules
 def test_the_light_schema_has_the_choices_of_the_adapter(run_env) -> None:
     command = [sys.executable, "-c", CHOICES]
     said = subprocess.run(command, env=run_env, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert [line.split() for line in said] == [list(TRANSFORMS), list(GATES), list(GATE_SCOPES)]
+    assert [line.split() for line in said] == [list(TRANSFORMS), list(GATES), list(GATE_SCOPES), list(GATE_FORMS)]
 
 
 def test_trainer_keys_are_lightnings() -> None:

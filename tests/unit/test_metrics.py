@@ -21,6 +21,7 @@ GREATER_IS_BETTER = {
     "kernel": False,
     "frechet": False,
     "memorised/train": False,
+    "drift/loss": False,  # what the backbone has lost on its pretraining data
 }
 
 

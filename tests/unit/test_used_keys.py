@@ -41,6 +41,8 @@ UNUSED = {
     "adapter=lora adapter.gate=adaptive": "has no effect with adapter=lora",
     "adapter=lora adapter.gate_scope=token": "adapter.gate_scope=token has no effect with adapter=lora",
     "adapter=foura_dct adapter.gate_lr=1": "has no effect with adapter=foura_dct (of adapter.method=foura)",
+    "adapter=foura_dct adapter.gate_form=hard": "adapter.gate_form=hard has no effect with adapter=foura_dct",
+    "adapter=foura_dct adapter.gate_sparsity=0.1": "adapter.gate_sparsity=0.1 has no effect with adapter=foura_dct",
     "adapter=foura_dct adapter.transform_seed=1": "adapter.transform_seed=1 has no effect",
     "adapter=foura adapter.sparsity=1": "adapter.sparsity=1.0 has no effect",
     "adapter=head adapter.dropout=0.1": "adapter.dropout=0.1 has no effect with adapter=head",
@@ -51,6 +53,7 @@ USED = [
     "adapter=foura_random adapter.transform_seed=1",
     "adapter=sora adapter.sparsity=1",
     "adapter=foura adapter.gate_lr=1 adapter.dropout=0.1",
+    "adapter=foura_dct_frozen adapter.gate_form=hard adapter.gate_sparsity=0.1",
     "backbone=llama_small backbone.load_in=4bit backbone.torch_dtype=bfloat16 backbone.gradient_checkpointing=true",
     "backbone=llama_small adapter=lora",  # its gate_scope follows the backbone
     "backbone=bert backbone.attn_implementation=eager dataset.block_size=64",

@@ -17,6 +17,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 # by compute capability: with half precision, and with bfloat16; AMD's cards number theirs otherwise, and all do
 OLDEST_CARD = {torch.float32: 7, torch.float16: 7, torch.bfloat16: 8}
+_majors: dict[torch.device, int] = {}
 _said: set[str] = set()
 
 
@@ -28,12 +29,19 @@ def takes(z: Tensor, rank: int) -> bool:
         return INTERPRETED
     if z.device.type != "cuda":
         return False
-    old = torch.version.hip is None and torch.cuda.get_device_properties(z.device).major < OLDEST_CARD[z.dtype]
+    old = torch.version.hip is None and _major(z.device) < OLDEST_CARD[z.dtype]
     if HAS_TRITON and not old:
         return True
     if not torch.compiler.is_compiling():
         _say("the card is too old for Triton" if HAS_TRITON else "Triton is not installed")
     return False
+
+
+def _major(device: torch.device) -> int:
+    """The first number of the card's compute capability; asked once, as it takes longer than a kernel."""
+    if device not in _majors:
+        _majors[device] = torch.cuda.get_device_properties(device).major
+    return _majors[device]
 
 
 def _say(reason: str) -> None:

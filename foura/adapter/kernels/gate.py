@@ -1,6 +1,5 @@
 """g(z) ⊙ z by kernels, for eager PyTorch (`GateCall`) and for compiled graphs (the operator foura::gate)."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch.autograd.function import once_differentiable
 from foura.adapter.kernels.launch import Weights, gate_backward, gate_forward
 
 
-@dataclass(frozen=True)
 class GateCall:
     """One call of a gate.
 
@@ -18,9 +16,8 @@ class GateCall:
         mask: (S, T), true for real tokens, with at least one in each sample; for a sequence gate that sees padding.
     """
 
-    weights: Weights
-    by_token: bool
-    mask: Tensor | None = None
+    def __init__(self, weights: Weights, by_token: bool, mask: Tensor | None = None) -> None:
+        self.weights, self.by_token, self.mask = weights, by_token, mask
 
     def __call__(self, z: Tensor) -> Tensor:
         """g(z) ⊙ z, with gradients."""
@@ -33,14 +30,14 @@ class GateCall:
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(g(z) ⊙ z, what `backward` needs)."""
         out, kept = gate_forward(_three_axes(z), self.weights, self.by_token, *self._padding())
-        return out.view_as(z), kept
+        return out.view(z.shape), kept
 
     def backward(self, grad: Tensor, z: Tensor, kept: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Gradients of z and of the weights."""
         grad_z, flat = gate_backward(
             _three_axes(grad), _three_axes(z), kept, self.weights, self.by_token, self._padding()[0]
         )
-        return grad_z.view_as(z), _cut(flat, self.weights)
+        return grad_z.view(z.shape), _cut(flat, self.weights)
 
     def _padding(self) -> tuple[Tensor | None, Tensor | None]:
         if self.mask is None:
@@ -50,6 +47,8 @@ class GateCall:
 
 def _three_axes(z: Tensor) -> Tensor:
     """(S, T, q), contiguous: all axes between the first and the last are tokens."""
+    if z.dim() == 3 and z.is_contiguous():
+        return z
     return z.reshape(z.shape[0] if z.dim() > 1 else 1, -1, z.shape[-1]).contiguous()
 
 

@@ -26,7 +26,7 @@ from foura.adapter.kernels.network import (
 NOTHING = tl.constexpr(-1e30)  # a score that no token has
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "tiles"])
 def sequence_partial(
     Z, mask, partial, W_in, b_in, W_out, b_out, T, tiles,
     R: tl.constexpr, H: tl.constexpr, RP: tl.constexpr, HP: tl.constexpr, BT: tl.constexpr,
@@ -50,7 +50,7 @@ def sequence_partial(
     tl.store(out + 2 * R, tl.sum(tl.where(real[:, None], weight * score, 0.0), 0), mask=r < R)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "tiles"])
 def sequence_apply(
     Z, U, partial, log_counts, gates, log_sums, entropies, T, tiles,
     R: tl.constexpr, RP: tl.constexpr, BT: tl.constexpr, PARTS: tl.constexpr, SLOPE: tl.constexpr,
@@ -80,7 +80,7 @@ def sequence_apply(
     store_coordinates(U, sample * T + token, token < T, gate[None, :] * re, gate[None, :] * im, R, RP, PARTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "tiles"])
 def sequence_gate_gradient(
     Z, grad_U, partial, T, tiles, R: tl.constexpr, RP: tl.constexpr, BT: tl.constexpr, PARTS: tl.constexpr
 ):
@@ -92,7 +92,7 @@ def sequence_gate_gradient(
     tl.store(partial + (sample * tiles + tile) * R + r, tl.sum(grad_re * re + grad_im * im, 0), mask=r < R)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "tiles", "samples"])
 def sequence_backward(
     Z, grad_U, grad_Z, mask, partial, gates, log_sums, entropies, sums, W_in, b_in, W_out, b_out, T, tiles, samples,
     R: tl.constexpr, H: tl.constexpr, RP: tl.constexpr, HP: tl.constexpr, BT: tl.constexpr,

@@ -28,7 +28,7 @@ def gate_of(score, SLOPE: tl.constexpr):
     return tl.sigmoid(SLOPE * (size - size * p - tl.log(p)) - 4.0), p
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def token_forward(
     Z, U, W_in, b_in, W_out, b_out, T,
     R: tl.constexpr, H: tl.constexpr, RP: tl.constexpr, HP: tl.constexpr, BT: tl.constexpr,
@@ -43,7 +43,7 @@ def token_forward(
     store_coordinates(U, rows, rows < T, gate * re, gate * im, R, RP, PARTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "tiles"])
 def token_backward(
     Z, grad_U, grad_Z, sums, W_in, b_in, W_out, b_out, T, tiles,
     R: tl.constexpr, H: tl.constexpr, RP: tl.constexpr, HP: tl.constexpr, BT: tl.constexpr,

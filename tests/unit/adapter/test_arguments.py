@@ -147,4 +147,4 @@ def test_an_old_adapter_stays_what_it_is(tmp_path) -> None:
     get_peft_model(tiny_llama(), asked).save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(tiny_llama(), str(tmp_path))
     assert loaded.peft_config["default"].gate_scope == "sequence"
-    assert {gate.scope for gate in loaded.modules() if isinstance(gate, foura.adapter.gates.Gate)} == {"sequence"}
+    assert {gate.scope for gate in loaded.modules() if isinstance(gate, foura.adapter.gate.Gate)} == {"sequence"}

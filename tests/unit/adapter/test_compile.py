@@ -10,6 +10,8 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from foura import FouraConfig
+from foura.adapter.gate import GATE_SCOPES
+from foura.adapter.gate_forms import GATE_FORMS
 from tests.helpers.tiny_models import tiny_llama
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -72,6 +74,25 @@ def test_compiled_is_eager_and_folds_each_width_once(transform, gate) -> None:
     assert not any(layer.traced for layer in model.base_model.model.layers)
     with torch.no_grad():
         torch.testing.assert_close(compiled(*args), other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", GATE_FORMS)
+@pytest.mark.parametrize("scope", GATE_SCOPES)
+def test_every_form_of_gate_is_one_graph_with_the_price_in_its_gradient(form, scope) -> None:
+    model, args = adapted(gate="adaptive", gate_scope=scope, gate_form=form, gate_sparsity=2.0), inputs()
+    eager = copy.deepcopy(model)
+    _, compiled = graphs_of(model, *args)
+    found = []
+    for run in (compiled, eager):
+        torch.manual_seed(1)  # hard_concrete draws
+        out = run(*args)
+        out.square().mean().backward()
+        found.append(out)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    for (name, p), q in zip(model.named_parameters(), eager.parameters(), strict=True):
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_llama_is_one_graph_that_folds_each_width_once() -> None:

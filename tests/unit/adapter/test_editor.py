@@ -12,7 +12,9 @@ import pytest
 
 import foura
 from foura import FouraConfig
-from foura.adapter.gates import GATE_SCOPES, GATES
+from foura.adapter.gate import GATE_SCOPES
+from foura.adapter.gate_forms import GATE_FORMS
+from foura.adapter.gates import GATES
 from foura.adapter.transforms import TRANSFORMS
 
 
@@ -32,7 +34,13 @@ def test_dir_shows_the_public_names_before_anything_is_imported() -> None:
 
 def test_an_editor_completes_the_choices() -> None:
     hints = {spec.name: str(spec.type) for spec in dataclasses.fields(FouraConfig)}
-    choices = {"transform": TRANSFORMS, "gate": GATES, "gate_scope": GATE_SCOPES, "bias": ("none", "all", "foura_only")}
+    choices = {
+        "transform": TRANSFORMS,
+        "gate": GATES,
+        "gate_scope": GATE_SCOPES,
+        "gate_form": GATE_FORMS,
+        "bias": ("none", "all", "foura_only"),
+    }
     for name, known in choices.items():
         assert all(f"'{choice}'" in hints[name] for choice in known), hints[name]
 

@@ -21,11 +21,11 @@ TRANSFORMS = ("dct", "dft", "identity", "random")
 TOKENS = 7  # of a sequence, so that activations and stacked factors differ in their number of rows
 
 
-def llama(hidden: int, intermediate: int, **fields) -> nn.Module:
+def llama(hidden: int, intermediate: int, dtype: torch.dtype = torch.float32, **fields) -> nn.Module:
     """12 layers with 84 adapted linear layers, of two distinct widths on each side."""
     torch.manual_seed(0)
     shape = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": 12, "vocab_size": 32}
-    base = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=2))
+    base = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=2)).to(dtype)
     return get_peft_model(
         base, FouraConfig(r=4, target_modules=LLAMA_TARGETS, init_weights=False, gate_scope="token", **fields)
     )
@@ -62,6 +62,14 @@ def test_a_forward_transforms_each_width_once(transform, widths, training) -> No
 
     assert 4 <= transform_calls(forward) <= 12 * 2 * 2  # two widths on each of two sides
     assert transform_calls(forward) == 0
+
+
+def test_float32_adapters_that_peft_puts_into_a_half_precision_model_fold_together() -> None:
+    model = llama(16, 24, torch.bfloat16).train()
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    ids = torch.randint(0, 32, (1, TOKENS))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert 4 <= transform_calls(lambda: model(input_ids=ids, labels=ids).loss.backward()) <= 2 * 12 * 2 * 2
 
 
 @pytest.mark.parametrize("fields", [{"transform": "dct"}, {"transform": "dft", "gate": "adaptive"}], ids=str)

@@ -19,8 +19,15 @@ VARIANTS = {
     "token": {"gate": "adaptive", "gate_scope": "token"},
     "sequence": {"gate": "adaptive", "gate_scope": "sequence"},
     "dft sequence": {"transform": "dft", "gate": "adaptive", "gate_scope": "sequence"},
+    "sigmoid sequence": {"gate": "adaptive", "gate_scope": "sequence", "gate_form": "sigmoid", "gate_sparsity": 1.0},
+    "softmax token": {"gate": "adaptive", "gate_scope": "token", "gate_form": "softmax"},
+    "hard sequence": {"gate": "adaptive", "gate_scope": "sequence", "gate_form": "hard"},
+    "hard_concrete token": {"gate": "adaptive", "gate_scope": "token", "gate_form": "hard_concrete"},
 }
-every_variant = pytest.mark.parametrize("variant", VARIANTS)
+SLOW = ("softmax token", "hard sequence", "hard_concrete token")
+every_variant = pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in VARIANTS]
+)
 
 
 class Net(nn.Module):

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from foura.adapter import kernels
-from foura.adapter.gates import EntropyGate
+from foura.adapter.gate_forms import EntropyGate
 from tests.helpers.kernels import CASES
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from foura.adapter.kernels.launcher import Launcher
+
 LAYERS = [f"{t} {s} {m}" for t in ("dct", "dft") for s in ("token", "sequence") for m in ("eager", "compiled")]
 
 
@@ -82,9 +84,54 @@ class Card(torch.Tensor):
 def test_an_old_card_or_no_triton_is_said_once(triton, major, dtype, said, monkeypatch) -> None:
     monkeypatch.setattr(kernels, "HAS_TRITON", triton)
     monkeypatch.setattr(kernels, "_said", set())
+    monkeypatch.setattr(kernels, "_majors", {})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Properties", (), {"major": major}))
     z = torch.zeros(2, 4, dtype=dtype).as_subclass(Card)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert kernels.takes(z, 4) == kernels.takes(z, 4) == (said is None)
     assert [said in str(warning.message) for warning in caught] == ([] if said is None else [True])
+
+
+class Compiled:
+    """What Triton answers a launch with: the kernel for arguments like these."""
+
+    def __init__(self, launches: list) -> None:
+        self.launches = launches
+
+    def __getitem__(self, grid: tuple[int, ...]):
+        return lambda *arguments: self.launches.append((grid, arguments))
+
+
+class Kernel:
+    """A @triton.jit function."""
+
+    def __init__(self) -> None:
+        self.looked_up: list = []
+        self.launches: list = []
+
+    def __getitem__(self, grid: tuple[int, ...]):
+        def launch(*arguments, **sizes) -> Compiled:
+            self.looked_up.append((grid, arguments, sizes))
+            return Compiled(self.launches)
+
+        return launch
+
+
+def test_a_launcher_asks_triton_once_for_arguments_alike(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    kernel = Kernel()
+    launch = Launcher(kernel)
+    z, other = (torch.zeros(8, 4).as_subclass(Card) for _ in range(2))
+    launch((3, 1), [z, other], (8,), {"R": 4})
+    assert [sizes for _, _, sizes in kernel.looked_up] == [{"R": 4}] and not kernel.launches
+    launch((5, 2), [other, z], (9,), {"R": 4})
+    assert kernel.launches == [((5, 2, 1), (other.data_ptr(), z.data_ptr(), 9, 4))]
+    for tensors, numbers, sizes in (
+        ([z.half(), other], (8,), {"R": 4}),  # another dtype
+        ([z, other], (8,), {"R": 5}),
+        ([z, other[0, 1:]], (8,), {"R": 4}),  # not aligned
+        ([z, other], (2**31,), {"R": 4}),  # does not fit 32 bits
+    ):
+        launch((1, 1), tensors, numbers, sizes)
+    assert len(kernel.looked_up) == 5 and len(kernel.launches) == 1

@@ -2,6 +2,8 @@
 
 import pytest
 
+from foura import config
+from foura.errors import UserError
 from foura.families import build
 from foura.methods.attach import attach
 from tests.helpers.config import composed
@@ -21,3 +23,18 @@ def test_the_config_of_the_adapter(adapter, transform, gate) -> None:
     found = attach(build(cfg).backbone, cfg, steps=10).peft_config["default"]
     assert (found.r, found.transform, found.gate) == (4, transform, gate)
     assert found.foura_alpha == 2.0  # so that the scaling foura_alpha / r is alpha at every rank
+
+
+def test_form_and_price_of_the_gate_reach_the_adapter() -> None:
+    overrides = ["rank=4", "dataset.limit=20", "trainer.accumulate_grad_batches=2"]
+    cfg = composed("adapter=foura", "adapter.gate_form=hard", "adapter.gate_sparsity=0.5", *overrides)
+    found = attach(build(cfg).backbone, cfg, steps=10).peft_config["default"]
+    assert (found.gate_form, found.gate_sparsity) == ("hard", 0.25)  # each of two micro-batches pays half
+
+
+def test_a_price_that_a_grad_scaler_would_lose_is_refused() -> None:
+    wanted = ["adapter=foura", "adapter.gate_sparsity=0.5", "trainer=gpu"]
+    config.check(composed(*wanted, "trainer.precision=bf16-mixed"))
+    config.check(composed("adapter=foura", "trainer=gpu", "trainer.precision=16-mixed"))
+    with pytest.raises(UserError, match=r"gate_sparsity=0\.5 would have no effect with trainer\.precision=16-mixed"):
+        config.check(composed(*wanted, "trainer.precision=16-mixed"))

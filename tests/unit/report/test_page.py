@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from foura.errors import UserError
@@ -68,10 +69,13 @@ def test_seeds_of_one_adapter_alone_are_left_out_and_named(tmp_path) -> None:
 
 def test_a_sweep_of_which_every_run_diverged_has_a_page_that_says_so(tmp_path) -> None:
     synthetic(
-        tmp_path, "s", [(adapter, {}, seed, 0, 0.1, "diverged") for adapter in ("lora", "foura") for seed in (0, 1)]
+        tmp_path, "s", [(name, _rates(lr), 0, 0, 0.1, "diverged") for name in ("lora", "foura") for lr in (0.1, 1.0)]
     )
-    page = report(tmp_path, "s").read_text(encoding="utf-8")
-    assert "4 runs: 4 diverged" in page and "No run has finished, so there is nothing to compare." in page
+    path = report(tmp_path, "s")
+    page = path.read_text(encoding="utf-8")
+    said = "Every run diverged (adapter.lr 0.1, 1), so there is nothing to compare: a lower adapter.lr or"
+    assert "4 runs: 4 diverged" in page and said in page
+    assert (path.parent / "verdicts.txt").read_text(encoding="utf-8").startswith(said)
 
 
 @pytest.mark.parametrize("state", ["interrupted", "failed"])
@@ -99,6 +103,60 @@ def test_a_tuned_key_is_picked_on_validation_and_never_on_test(tmp_path) -> None
     assert study.conditions == []  # optimizer.lr follows adapter.lr
     assert study.finished["test/acc"].max() < 0.7
     assert "Tuned values" in report(tmp_path, "s").read_text(encoding="utf-8")
+
+
+def test_tuning_runs_choose_the_rate_and_are_compared_with_nothing(tmp_path) -> None:
+    """By the tuning runs lora is best at 1e-2, the edge, though its compared runs are better at 1e-3, on all data."""
+    runs = []
+    for seed in range(3):
+        noise = 0.001 * seed
+        for adapter, best in (("lora", 1e-2), ("foura", 1e-3)):
+            for lr in (1e-4, 1e-3, 1e-2):
+                val = 0.8 if lr == best else 0.4
+                runs.append((adapter, _rates(lr) | UNTESTED, 1000 + seed, 0.99, val + noise, "finished"))
+                if lr > 1e-4:
+                    runs.append((adapter, _rates(lr), seed, 0.6 - lr + noise, 0.6 - lr, "finished"))
+    lost = [("oft", _rates(lr) | UNTESTED, 1000, 0.0, 0.0, "diverged") for lr in (1e-4, 1e-3, 1e-2)]
+    synthetic(tmp_path, "s", [*runs, *lost], tune=["adapter.lr"])
+    path = report(tmp_path, "s")
+    page = path.read_text(encoding="utf-8")
+    assert "12 runs: 12 finished; before them 21 tuning runs" in page
+    said = (path.parent / "verdicts.txt").read_text(encoding="utf-8").splitlines()[-3:]
+    assert said == [
+        "  adapter.lr was tuned for each adapter and condition on the validation data of seeds 1000, 1001, 1002, which the "
+        "comparison does not use.",
+        "  Best at the edge of the grid of adapter.lr: lora (lr 0.01). Better values may lie beyond: widen it with 0.1.",
+        "  Left out, as every tuning run diverged: oft.",
+    ]
+    assert all(line.strip() in page for line in said)
+    tuned = pd.read_csv(path.parent / "tuned.csv").set_index("adapter")
+    assert tuned["adapter.lr"].to_dict() == {"lora": 0.01, "foura": 0.001}
+    assert tuned.loc["lora", "val accuracy"] == pytest.approx(0.801)
+    (row,) = pd.read_csv(path.parent / "comparisons-test_acc.csv").to_dict("records")
+    assert row["difference"] == pytest.approx(0.009) and row["seeds"] == 3
+    assert (pd.read_csv(path.parent / "runs.csv")["seed"] < 1000).all()
+    assert len(pd.read_csv(path.parent / "tuning.csv")) == 21
+
+
+def test_a_rank_with_a_rate_of_its_own_stays_a_condition(tmp_path) -> None:
+    """Each rank was compared at one rate, so that in the compared runs the rank follows from the rate."""
+    best = {4: 1e-2, 16: 1e-3}
+    runs = [
+        (adapter, _rates(lr) | {"rank": rank} | more, seed, 0.5, 0.8 if lr == best[rank] else 0.4, "finished")
+        for adapter in ("lora", "foura")
+        for rank in (4, 16)
+        for lr in (1e-3, 1e-2)
+        for seed, more in ((1000, UNTESTED), (0, {}), (1, {}), (2, {}))
+        if more or lr == best[rank]
+    ]
+    synthetic(tmp_path, "s", runs, tune=["adapter.lr"])
+    sweep = load_sweep(tmp_path, "s")
+    (study,) = studies(sweep.runs, sweep.tune, sweep.margins, sweep.tuning)
+    assert study.conditions == ["rank"] and len(study.finished) == 12
+    assert study.tuned.groupby("rank")["adapter.lr"].unique().str[0].to_dict() == best
+
+
+UNTESTED = {"evaluation.test": False}
 
 
 def _rates(lr: float) -> dict[str, float]:

@@ -119,3 +119,12 @@ def test_the_interval_over_items_is_of_pairs_by_seed_and_item() -> None:
     assert pd.isna(row["items_low"])  # one run lacks an item: which pairs are formed is not known
     (row,) = compare.comparisons(study, study.gap, items).to_dict("records")
     assert pd.isna(row["items_low"])  # the gap is of validation data
+
+
+def test_forgetting_that_some_runs_did_not_measure_splits_no_condition() -> None:
+    """Runs of 0.1.0 did not measure it by default, and the same sweep goes on."""
+    rows = [(name, seed, 0.001, "finished", result(0.5, 0.5)) for name in ("lora", "foura") for seed in range(3)]
+    table = runs(*rows)
+    table["param:evaluation.drift"] = ["False", "None", "None"] * 2
+    (study,) = studies(table, [])
+    assert study.conditions == []

@@ -53,6 +53,17 @@ def evaluations(monkeypatch) -> Evaluations:
     return kept
 
 
+def test_a_tuning_run_does_not_touch_the_test_data(evaluations, train) -> None:
+    ended = train(*RUN, "evaluation.test=false")
+    found = status(ended)["metrics"]
+    assert evaluations.labels["test"] == [] and len(evaluations.labels["val"]) == 4
+    assert not any(key.startswith("test/") for key in found) and found["best/acc"] == 0.7
+    assert " test " not in ended.out.partition("of the selected epoch")[2]
+    card = (ended.folder() / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "the test data was not used" in card and "| acc | 0.7 | – |" in card and "train_acc" not in card
+    assert not (ended.folder() / "test_items.csv").exists()
+
+
 @pytest.mark.parametrize(("select", "epoch"), [("loss", 1), ("acc", 2)])
 def test_the_selected_epoch_is_the_best_on_validation_data_and_the_one_reported(
     select, epoch, evaluations, train

@@ -10,10 +10,15 @@ from tests.helpers.runs import children, client, scientific, status, statuses
 
 VIT = ("adapter=foura", "rank=2", "dataset.limit=64", "trainer.max_epochs=2")
 LLAMA = ("backbone=llama_small", "adapter=foura_dft", "rank=2", "dataset.limit=16", "dataset.eval_limit=8")
-LLAMA += ("trainer.max_epochs=1", "evaluation.passages=2")
+LLAMA += ("trainer.max_epochs=1", "evaluation.passages=2", "evaluation.drift=true")
 UNET = ("backbone=unet", "adapter=foura_dct_frozen", "rank=2", "dataset.limit=26", "dataset.repeats=1")
 UNET += ("dataset.eval_limit=26", "trainer.max_epochs=1", "evaluation.sampling_steps=2", "evaluation.max_prompts=2")
-UNET += ("evaluation.strengths=[0.5,1.0]", "evaluation.judge_every=1", "evaluation.pictures_every=1")
+UNET += (
+    "evaluation.drift=true",
+    "evaluation.strengths=[0.5,1.0]",
+    "evaluation.judge_every=1",
+    "evaluation.pictures_every=1",
+)
 FAMILIES = {"vit": (*VIT, "dataset.label_noise=0.2", "evaluation.drift=true"), "llama_small": LLAMA, "unet": UNET}
 SAVED = {"bf16-true": torch.bfloat16, "64-true": torch.float64, "bf16-mixed": torch.float32}
 slow = pytest.mark.slow

@@ -1,0 +1,56 @@
+"""Launching Triton kernels at the cost of a launch.
+
+Triton looks up the compiled kernel at every launch: dtype, alignment and divisibility of each argument. That takes longer than
+the gate's kernels run. A `Launcher` remembers the kernel that Triton answered with, by what it was specialised on.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALIGNED = 16  # bytes; Triton specialises on it
+
+
+class Launcher:
+    """launcher(grid, tensors, numbers, sizes) launches kernel[grid](*tensors, *numbers, **sizes).
+
+    Args:
+        kernel: a @triton.jit function that takes tensors, then numbers that it does not specialise on, then constants.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(
+        self, grid: tuple[int, int], tensors: Sequence[Tensor], numbers: tuple[int, ...], sizes: dict[str, Any]
+    ) -> None:
+        device = tensors[0].device
+        if device.type != "cuda":  # the interpreter
+            self.kernel[grid](*tensors, *numbers, **sizes)
+        elif device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self._launch(device, grid, tensors, numbers, sizes)
+        else:
+            self._launch(device, grid, tensors, numbers, sizes)
+
+    def _launch(
+        self,
+        device: torch.device,
+        grid: Any,
+        tensors: Sequence[Tensor],
+        numbers: tuple[int, ...],
+        sizes: dict[str, Any],
+    ) -> None:
+        pointers = [tensor.data_ptr() for tensor in tensors]
+        usual = not any(pointer % ALIGNED for pointer in pointers) and max(numbers) < 2**31
+        key = (device.index, *[tensor.dtype for tensor in tensors], *sizes.values())
+        if usual and (compiled := self._compiled.get(key)) is not None:
+            # addresses as numbers: of a tensor Triton would ask the driver where it lies
+            compiled[(*grid, 1)](*pointers, *numbers, *sizes.values())
+            return
+        compiled = self.kernel[grid](*tensors, *numbers, **sizes)
+        if usual:
+            self._compiled[key] = compiled
