@@ -183,7 +183,7 @@ def test_the_exported_adapter_predicts(walk, tmp_path) -> None:
     """An ordinary LoRA on the frozen model names the shapes, as the run's own adapter does."""
     (run,) = (path.parent for path in walk.glob("runs/*/status.json"))
     said = run_foura("export", str(run), "--to", "lora", str(tmp_path / "lora"), "--freeze", outputs=walk)
-    assert said.code == 0 and re.search(r"gate frozen, \d+ of 128 ranks kept", said.out), said.out
+    assert said.code == 0 and re.search(r"Frozen gates: \d+ of 128 ranks kept", said.out), said.out
     cfg = read_config(run)
     backbone = rebuild(run, cfg)
     images = torch.stack([backbone.preprocess(draw(shape, number)) for shape in SHAPES for number in range(50, 60)])
