@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -57,17 +57,13 @@ def folds(graph: torch.fx.Graph) -> int:
 
 
 FAST = {("dct", "none"), ("dct", "token"), ("dct", "sequence"), ("dft", "token"), ("random", "frozen")}
+PAIRS = [
+    pytest.param(*pair, marks=[] if pair in FAST else pytest.mark.slow)
+    for pair in itertools.product(["dct", "dft", "identity", "random"], [*GATES, "sequence"])
+]
 
 
-def pairs(first: Iterable[str], second: Iterable[str]) -> list:
-    """All pairs; slow, but for one of each kind."""
-    return [
-        pytest.param(*pair, marks=[] if pair in FAST else pytest.mark.slow, id="-".join(pair))
-        for pair in itertools.product(first, second)
-    ]
-
-
-@pytest.mark.parametrize(("transform", "gate"), pairs(["dct", "dft", "identity", "random"], [*GATES, "sequence"]))
+@pytest.mark.parametrize(("transform", "gate"), PAIRS)
 def test_compiled_is_eager_and_folds_each_width_once(transform, gate) -> None:
     fields = GATES.get(gate, {"gate": "adaptive", "gate_scope": "sequence"})
     model, args = adapted(transform=transform, **fields), inputs()
@@ -88,7 +84,8 @@ def test_compiled_is_eager_and_folds_each_width_once(transform, gate) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "scope"), pairs(GATE_FORMS, GATE_SCOPES))
+@pytest.mark.parametrize("form", GATE_FORMS)
+@pytest.mark.parametrize("scope", GATE_SCOPES)
 def test_every_form_of_gate_is_one_graph_with_the_price_in_its_gradient(form, scope) -> None:
     model, args = adapted(gate="adaptive", gate_scope=scope, gate_form=form, gate_sparsity=2.0), inputs()
     eager = copy.deepcopy(model)
