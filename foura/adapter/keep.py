@@ -135,20 +135,20 @@ class Folds:
         fold = Fold(side, asking.transform[name], dtype, tuple([layer.part(name, side) for layer in together]))
         with _outside_inference_mode():
             factors = folded(fold, sources)
-            for number, layer in enumerate(together):
+            kept = [
                 layer.keep(name, side, sources[number], factors[number], fold, number)
-        return asking._kept[name][side]
+                for number, layer in enumerate(together)
+            ]
+        return kept[together.index(asking)]
 
     def _group(self, asking: "FoldingLayer", name: str, side: str) -> "list[weakref.ref[FoldingLayer]]":
         """The layers whose adapter `name` has the transform and the width of that in `asking`."""
         key = (name, side, *asking.width_key(name, side))
-        if key not in self._groups:
-            self._groups[key] = [
-                weakref.ref(layer)
-                for layer in self.layers()
-                if name in layer.r and (name, side, *layer.width_key(name, side)) == key
-            ]
-        return self._groups[key]
+        group = self._groups.get(key)
+        if group is None:
+            alike = [one for one in self.layers() if name in one.r and one.width_key(name, side) == key[2:]]
+            group = self._groups[key] = [weakref.ref(layer) for layer in alike]
+        return group
 
 
 class FoldingLayer(FouraLayer):
@@ -283,12 +283,13 @@ class FoldingLayer(FouraLayer):
             return None
         return kept if side == DOWN or kept.holds_part(self.scaling[name], self.mask(name)) else None
 
-    def keep(self, name: str, side: str, source: Tensor, factor: Tensor, fold: Fold, number: int) -> None:
+    def keep(self, name: str, side: str, source: Tensor, factor: Tensor, fold: Fold, number: int) -> Kept:
         """Keep layer `number` of a fold."""
         sides = self._kept.setdefault(name, {})
-        sides[side] = Kept(source, factor, fold, number, sides.get(side))
+        kept = sides[side] = Kept(source, factor, fold, number, sides.get(side))
         if id(source) not in _folded:
             _folded[id(source)] = weakref.ref(source, partial(_forget, id(source)))
+        return kept
 
     def adopt(self) -> None:
         """Take the parameters that the layer has now as its own."""
