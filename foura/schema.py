@@ -156,6 +156,7 @@ class BackboneConfig:
     attn_implementation: str | None = _choice(None, "eager", "sdpa", "flash_attention_2")
     load_in: str | None = _choice(None, "8bit", "4bit")  # quantised frozen weights
     gradient_checkpointing: bool = False
+    compile: bool = since("0.2.0", False)  # torch.compile for the training steps
     text_encoder: bool = False  # unet: adapters on the text encoder too
     links: bool = since("0.2.0", False)  # follow links that lead out of the model's folder
     any_size: bool = since("0.2.0", False)  # take a config.json with numbers above any public model's

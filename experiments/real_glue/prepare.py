@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-COLUMNS = {"sst2": ["sentence", "label"], "stsb": ["sentence1", "sentence2", "label"]}
+COLUMNS = {
+    "sst2": ["sentence", "label"],
+    "cola": ["sentence", "label"],
+    "stsb": ["sentence1", "sentence2", "label"],
+}
 TRAIN, HELD_OUT = 2000, 300
 
 

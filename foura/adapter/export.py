@@ -31,6 +31,7 @@ from foura.adapter.naming import (
     has_second_encoder,
     kohya_names,
 )
+from foura.adapter.plain_lora import check_keeping, lora_layers, plain_factors
 
 NAMINGS = ("peft", "diffusers", "kohya")
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -42,7 +43,8 @@ def to_lora(
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
     """The adapter as (LoraConfig, state dict in PEFT's names); loads with plain PEFT, `foura` not imported.
 
-    The LoRA's scaling is 1 in every layer: FouRA's is multiplied into lora_B. Other trained modules (modules_to_save,
+    It may be one of FouRA, or a LoRA of PEFT's own, which comes along for the names that other programs read. The LoRA's
+    scaling is 1 in every layer: the adapter's own is multiplied into lora_B. Other trained modules (modules_to_save,
     biases) come along unchanged.
 
     Args:
@@ -51,24 +53,31 @@ def to_lora(
             SGLang refuses them. False: every layer is filled up with zeros to the largest rank.
 
     Raises:
-        ValueError: no such FouRA adapter, its gate depends on the input (freeze it first), or it is on
-            nn.MultiheadAttention.
+        ValueError: no such adapter, its gate depends on the input (freeze it first), it is on nn.MultiheadAttention, or a
+            LoRA that is more than its two factors (DoRA, PiSSA, …).
     """
     config = getattr(model, "peft_config", {}).get(adapter_name)
-    layers = {name: layer for name, layer in foura_layers(model).items() if adapter_name in layer.foura_A}
+    layers: dict[str, Any]
+    if isinstance(config, LoraConfig):
+        check_keeping(config)
+        layers = lora_layers(model, adapter_name)
+        factors = {name: plain_factors(layer, adapter_name) for name, layer in layers.items()}
+    else:
+        layers = {name: layer for name, layer in foura_layers(model).items() if adapter_name in layer.foura_A}
+        factors = {}
     if config is None or not layers:
-        raise ValueError(f"this model has no FouRA adapter named {adapter_name!r}")
+        raise ValueError(f"this model has no FouRA adapter, and no LoRA, named {adapter_name!r}")
     state = {
         key if key.startswith("base_model.model.") else f"base_model.model.{key}": tensor
         for key, tensor in get_peft_model_state_dict(model, adapter_name=adapter_name).items()
-        if ".foura_" not in key
+        if ".foura_" not in key and ".lora_" not in key
     }
     if any(isinstance(layer, MultiheadAttention) for layer in layers.values()):
         raise ValueError(
             "PEFT's LoRA adds the update of an nn.MultiheadAttention's out-projection twice (as of peft 0.21), so no "
             "LoRA checkpoint would do what this adapter does: use merge_and_unload instead."
         )
-    factors = {name: lora_factors(layer, adapter_name) for name, layer in layers.items()}
+    factors = factors or {name: lora_factors(layer, adapter_name) for name, layer in layers.items()}
     rank = max(len(down) for down, _ in factors.values())
     ranks = {name: len(down) if per_layer_ranks else rank for name, (down, _) in factors.items()}
     for name, (down, up) in factors.items():
@@ -80,7 +89,7 @@ def to_lora(
             kernel_dims = lora_A.dim() - 2
             state[f"base_model.model.{name}.lora_A.weight"] = lora_A
             state[f"base_model.model.{name}.lora_B.weight"] = lora_B[(..., *(None,) * kernel_dims)]
-    return _lora_config(config, ranks, any(layer.fan_in_fan_out for layer in layers.values())), state
+    return _lora_config(config, ranks, any(getattr(layer, "fan_in_fan_out", False) for layer in layers.values())), state
 
 
 def _filled_up(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -90,7 +99,7 @@ def _filled_up(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return torch.cat([down, rows]), torch.cat([up, columns], dim=1)
 
 
-def _lora_config(config: FouraConfig, ranks: dict[str, int], fan_in_fan_out: bool) -> LoraConfig:
+def _lora_config(config: FouraConfig | LoraConfig, ranks: dict[str, int], fan_in_fan_out: bool) -> LoraConfig:
     """The config of a LoRA of scaling 1 with these ranks per module."""
     rank = max(ranks.values())
     # longest names first: PEFT takes the first pattern that matches the end of a module's name

@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from foura.adapter.gate import OPEN
 from foura.adapter.layer import FouraLayer
 from foura.adapter.model import attention_mask
 
+Layer = TypeVar("Layer", bound=nn.Module)
 # A batch: keyword arguments of the model, or its first positional argument, alone or as the first item of a tuple.
 Batch = Mapping[str, Any] | tuple[Any, ...] | list[Any] | Tensor
 
@@ -150,10 +151,15 @@ def spread_of(counts: Tensor) -> float:
 
 def foura_layers(model: nn.Module) -> dict[str, FouraLayer]:
     """{module name: layer} of every FouRA layer, without PEFT's wrapper prefix."""
+    return named_layers(model, FouraLayer)
+
+
+def named_layers(model: nn.Module, kind: type[Layer]) -> dict[str, Layer]:
+    """{module name: module} of every module of a class, without PEFT's wrapper prefix."""
     return {
         name.removeprefix("base_model.model."): module
         for name, module in model.named_modules()
-        if isinstance(module, FouraLayer)
+        if isinstance(module, kind)
     }
 
 

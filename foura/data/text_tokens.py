@@ -91,14 +91,16 @@ def once(ids: Sequence[int]) -> list[int]:
     return [token for token, _ in groupby(ids)]
 
 
-def ends_once(ids: Sequence[int], special: set[int]) -> list[int]:
-    """The ids, of equal special ones in a row at either end one; those in the middle stay, as RoBERTa's between two texts."""
-    kept = list(ids)
-    while len(kept) > 1 and kept[0] == kept[1] and kept[0] in special:
-        del kept[0]
-    while len(kept) > 1 and kept[-1] == kept[-2] and kept[-1] in special:
-        del kept[-1]
-    return kept
+def ends_once(ids: Sequence[int], special: set[int]) -> slice:
+    """The ids to keep: of equal special ones in a row at either end one; those in the middle stay, as RoBERTa's between two
+    texts.
+    """
+    start, stop = 0, len(ids)
+    while stop - start > 1 and ids[start] == ids[start + 1] and ids[start] in special:
+        start += 1
+    while stop - start > 1 and ids[stop - 1] == ids[stop - 2] and ids[stop - 1] in special:
+        stop -= 1
+    return slice(start, stop)
 
 
 def added(tokenizer: Any) -> tuple[list[int], list[int]]:

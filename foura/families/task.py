@@ -42,6 +42,7 @@ class Task(LightningModule):
         super().__init__()
         self.model = model
         self.method, self.adapter_config, self.optimizer_config = method_of(cfg), cfg.adapter, cfg.optimizer
+        self.compiles: bool = cfg.backbone.compile
         self.history: list[dict[str, float]] = []
         self.tested: dict[str, float] = {}
         self.test_items: dict[str, list[Tensor]] = {}

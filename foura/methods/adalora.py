@@ -28,6 +28,9 @@ class AdaLora(Lora):
     def peft_type(self, adapter: DictConfig) -> str:
         return "ADALORA"
 
+    def exports(self, adapter: DictConfig) -> bool:
+        return False
+
     def first_rank(self, rank: int) -> int:
         return math.ceil(1.5 * rank)
 

@@ -23,7 +23,6 @@ class Foura(Method):
     """Every transform and gate of the library. `adapter.gate=frozen` trains with the adaptive gate, then freezes it."""
 
     ranked = True
-    exports = True
     uses = (*Method.uses, "transform", "transform_seed", "gate", *OF_GATES)
     # the library's documented errors, so that a bug is not reported as a user's mistake; KeyError: PEFT, for a saved
     # module that the model lacks
@@ -77,6 +76,9 @@ class Foura(Method):
             use_rslora=adapter.use_rslora,
             **common,
         )
+
+    def exports(self, adapter: DictConfig) -> bool:
+        return True
 
     def after_training(self, model: nn.Module, adapter: DictConfig, batches: Callable[[], Iterable[Any]]) -> bool:
         """Freeze the gates on the training data, for `adapter.gate=frozen`."""

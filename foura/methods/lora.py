@@ -53,6 +53,9 @@ class Lora(Method):
         fields |= {"use_rslora": cfg.adapter.use_rslora, "use_dora": self.use_dora}
         return make(peft.LoraConfig, options_of(cfg), **fields, **common)
 
+    def exports(self, adapter: DictConfig) -> bool:
+        return not self.use_dora and not self.changes_weights(adapter)
+
     def changes_weights(self, adapter: DictConfig) -> bool:
         return adapter.options.get("init_lora_weights") in REDUCING
 

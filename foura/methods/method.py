@@ -34,7 +34,6 @@ class Method:
     Attributes:
         ranked: `rank` is the rank of every layer's update, so a layer must be able to hold it.
         shards: works where each process holds a part of every weight (trainer=fsdp).
-        exports: its update can be written as an ordinary LoRA.
         trained: the part of the backbone whose own weights are trained, "body" or "head"; None for an adapter of PEFT.
         uses: keys of the group `adapter` that have an effect, of those that not every method has a use for.
         refusals: exceptions with which its tuner refuses a model or a file; PEFT's own raise many kinds.
@@ -42,7 +41,6 @@ class Method:
 
     ranked = False
     shards = True
-    exports = False
     trained: str | None = None
     uses: tuple[str, ...] = ("dropout", "use_rslora", "options")
     refusals: tuple[type[Exception], ...] = (Exception,)
@@ -93,6 +91,10 @@ class Method:
     def first_rank(self, rank: int) -> int:
         """The rank that training starts with."""
         return rank
+
+    def exports(self, adapter: DictConfig) -> bool:
+        """True where its update can be written as an ordinary LoRA."""
+        return False
 
     def changes_weights(self, adapter: DictConfig) -> bool:
         """True where the model's weights outside the adapter are not the backbone's: trained, or reduced at the start."""

@@ -48,7 +48,8 @@ def curves(study: Study, histories: pd.DataFrame, label: str) -> list[Panel]:
             if not own.empty:
                 ink = style_of(study, adapter)["color"]
                 _line(axis, own.index, own["val"], study, adapter)
-                axis.plot(own.index, own["train"], color=ink, linestyle="--", linewidth=0.9)
+                alone = {"marker": "_", "markersize": 12} if len(own) == 1 else {}  # a line of one point is not drawn
+                axis.plot(own.index, own["train"], color=ink, linestyle="--", linewidth=0.9, **alone)
         panels.append(_by_epoch(fig, axis, _titled(label, in_words(facet, study.conditions)), "dashed: training part"))
     return numbered(panels)
 

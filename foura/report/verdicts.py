@@ -124,7 +124,8 @@ def tuned(study: Study) -> list[str]:
         return []
     keys = [column.removeprefix(f"{TRIED} ") for column in study.tuned if str(column).startswith(f"{TRIED} ")]
     seeds = sorted(set(study.tuned[SEEDS]))
-    by = f"the validation data of {'seeds ' if seeds != [OWN] else ''}{' or '.join(seeds)}"
+    of = [each if each == OWN else f"seed{'s' if ',' in each else ''} {each}" for each in seeds]
+    by = f"the validation data of {' or '.join(of)}"
     unused = ", which the comparison does not use" if OWN not in seeds else ""
     lines = [f"{', '.join(keys)} was tuned for each adapter and condition on {by}{unused}."]
     for key in keys:

@@ -30,8 +30,10 @@ def check_export(run: Path, to: str, out: Path, freeze: bool) -> tuple[DictConfi
         raise UserError(
             f"--to {to} is not a form of adapters of backbone={family.name}; choose one of {', '.join(forms)}."
         )
-    if to not in ("peft", "merged") and not method.exports:
-        raise UserError(f"adapter={cfg.adapter.name} is saved in its own form already: use --to peft or --to merged.")
+    if to not in ("peft", "merged") and not method.exports(cfg.adapter):
+        raise UserError(
+            f"adapter={cfg.adapter.name} has an update that is not that of an ordinary LoRA: use --to peft or --to merged."
+        )
     gated = to != "peft" and method.trained is None and _is_gated(run)
     if gated and not freeze:
         raise UserError("this adapter's gate depends on the input, so it is not a single update: add --freeze.")

@@ -22,6 +22,7 @@ from foura.run.artifacts import draw, final_metrics, log_artifacts, print_result
 from foura.run.before import Before, check_forgetting
 from foura.run.card import write_card
 from foura.run.checkpoint import Checkpoint
+from foura.run.compiling import compiled
 from foura.run.cost import Cost, step_gflops
 from foura.run.facts import facts
 from foura.run.layers import layer_table
@@ -105,7 +106,8 @@ def _fit(
     """Train, from the checkpoint if there is one, and save the selected epoch's adapter; that of an interrupted run too."""
     resume: dict[str, Any] = {} if checkpoint is None else {"ckpt_path": str(checkpoint), "weights_only": True}
     try:
-        trainer.fit(task, loaders.train, loaders.evaluation(), **resume)
+        with compiled(task):
+            trainer.fit(task, loaders.train, loaders.evaluation(), **resume)
     except (KeyboardInterrupt, SystemExit, Interrupted):
         if recorder.epoch is not None:
             save_adapter(task, recorder.state, folder)

@@ -120,5 +120,10 @@ def test_an_image_model_merged(adapter, train, tmp_path) -> None:
     if adapter == "lora":
         ours, _ = adapted(run)
         torch.testing.assert_close(model.eval()(images), ours(images), rtol=1e-4, atol=1e-4)
-    with pytest.raises(UserError, match="its own form already"):
+        export(run, "lora", tmp_path / "lora")
+        fresh = build(cfg).backbone.model
+        again = PeftModel.from_pretrained(fresh, str(tmp_path / "lora")).eval()
+        torch.testing.assert_close(again(images), ours(images), rtol=1e-4, atol=1e-5)
+        return
+    with pytest.raises(UserError, match="adapter=full has an update that is not that of an ordinary LoRA"):
         export(run, "lora", tmp_path / "lora")

@@ -74,7 +74,7 @@ def test_a_tuned_sweep_is_one_command_that_resumes(train) -> None:
     assert first.code == 0 and "at most 2 tuning runs (seeds 7), then 1 to compare; 0 done" in first.out
     assert "tuned the adapter: adapter.lr=0.1 (validation accuracy" in first.out
     assert "at the edge of its grid: widen it, as with adapter.lr=1000" in first.out
-    assert "sweep s: 3 finished" in first.out and "on the validation data of seeds 7" in first.out
+    assert "sweep s: 3 finished" in first.out and "on the validation data of seed 7," in first.out
     before = statuses(first.outputs, "s")
     tuning = [one["metrics"] for name, one in before.items() if "evaluation.test=false" in name]
     assert len(tuning) == 2 and not any(key.startswith("test/") for metrics in tuning for key in metrics)

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from foura.adapter import save_as_lora
-from foura.adapter.freeze import foura_layers
+from foura.adapter.freeze import named_layers
 from foura.backbone import target_layers
 from foura.bundled.caption_unet import Denoiser
 
@@ -17,7 +18,7 @@ PARTS = ("unet", "text_encoder")  # of a `Denoiser`, each a folder of a pipeline
 def save_parts_as_lora(model: Any, out: Path, naming: str, per_layer_ranks: bool) -> str:
     """Write the adapters of all parts that have one into one file; returns who reads it."""
     parts: dict[str, Any] = {name: model.get_submodule(f"base_model.model.{name}") for name in PARTS}
-    adapted = {name: part for name, part in parts.items() if foura_layers(part)}
+    adapted = {name: part for name, part in parts.items() if named_layers(part, BaseTunerLayer)}
     for part in adapted.values():
         part.peft_config = model.peft_config  # each part by itself, as in diffusers
     return save_as_lora(adapted, out, naming=naming, per_layer_ranks=per_layer_ranks)

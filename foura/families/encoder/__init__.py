@@ -31,9 +31,9 @@ def _build(cfg: DictConfig) -> Parts:
     # data first: a mistake in it is reported before a large model is loaded
     source = open_labelled(cfg.dataset, FAMILY.format(cfg.dataset.format))
     backbone = build_encoder(cfg.backbone, source.classes)
-    data = prepare_labelled(source, cfg.dataset, cfg.seed, backbone.tokenizer, backbone.max_tokens)
+    data = prepare_labelled(source, cfg.dataset, cfg.seed, backbone.tokenizer, backbone.max_tokens, backbone.typed)
     if data.classes is None:
-        start_at(backbone, sum(label for _, label in data.train) / len(data.train))
+        start_at(backbone, sum(item[1] for item in data.train) / len(data.train))
     return Parts(backbone, data, lambda model: SequenceTask(model, data, cfg))
 
 

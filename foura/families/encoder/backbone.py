@@ -1,5 +1,6 @@
 """Encoders by transformers with a head for sequences: the bundled BERT, a hub id, or a local directory."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,10 +36,12 @@ class EncoderBackbone(Backbone):
     Attributes:
         tokenizer: transformers'; it has a padding token.
         max_tokens: the longest sequence that the model was made for.
+        typed: the model has token types, by which BERT and its kin tell the two texts of a pair apart.
     """
 
     tokenizer: Any
     max_tokens: int
+    typed: bool
 
 
 def build_encoder(cfg: DictConfig, classes: Sequence[str] | None) -> EncoderBackbone:
@@ -75,8 +78,15 @@ def build_encoder(cfg: DictConfig, classes: Sequence[str] | None) -> EncoderBack
         new=new,
         body="",
         tokenizer=tokenizer,
+        typed=_is_typed(model),
         max_tokens=longest - POSITIONS_TAKEN if model.config.model_type.endswith("roberta") else longest,
     )
+
+
+def _is_typed(model: Any) -> bool:
+    """True for a model of several token types; RoBERTa and its kin have one, others have none."""
+    several = (getattr(model.config, "type_vocab_size", None) or 0) > 1
+    return several and "token_type_ids" in inspect.signature(model.forward).parameters
 
 
 @torch.no_grad()

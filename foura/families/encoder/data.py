@@ -19,12 +19,15 @@ from foura.data.text_tokens import added, ends_once
 from foura.errors import UserError
 from foura.families.encoder.sources import Labelled, LabelledSource
 
-Item = tuple[list[int], int | float]  # token ids with the tokenizer's special tokens, and the label
+# token ids with the tokenizer's special tokens, the label, and where the model has them the token types
+Item = tuple[list[int], int | float] | tuple[list[int], int | float, list[int]]
+
+TYPES = "token_type_ids"
 
 
 @dataclass(kw_only=True)
 class SequenceData(RunData):
-    """Items are (token ids, label).
+    """Items are (token ids, label), or (token ids, label, token types) for a model that tells two texts apart by them.
 
     Attributes:
         noisy: the training items that dataset.label_noise gave a wrong label.
@@ -34,12 +37,15 @@ class SequenceData(RunData):
 
 
 def prepare_labelled(
-    source: LabelledSource, cfg: DictConfig, seed: int, tokenizer: Any, max_tokens: int
+    source: LabelledSource, cfg: DictConfig, seed: int, tokenizer: Any, max_tokens: int, typed: bool = False
 ) -> SequenceData:
     """Split and tokenise. `cfg.limit` training items are drawn with the run's seed; the rest is the same for every run.
 
     Missing splits are cut from train: by group where the source has groups, else by class for classification and at random
     for regression. Texts are truncated to `cfg.block_size` tokens.
+
+    Args:
+        typed: the model has token types, which the tokenizer gives.
 
     Raises:
         UserError: too few items to split, a single class in a split, or a block longer than the model's context.
@@ -47,7 +53,7 @@ def prepare_labelled(
     if cfg.block_size > max_tokens:
         raise UserError(f"dataset.block_size={cfg.block_size} is more than the model's context of {max_tokens} tokens.")
     splits = _without_copies(_split(source, cfg), cfg)
-    encode = partial(_encode, tokenizer=tokenizer)
+    encode = partial(_encode, tokenizer=tokenizer, typed=typed)
     if cfg.too_long == "drop":  # before any are drawn, so that as many are left as are wanted
         splits = _fitting(splits, encode, cfg)
     splits["train"] = _draw(splits["train"], cfg.limit, seed, source.classes)
@@ -136,7 +142,7 @@ def _without_copies(splits: dict[str, Labelled], cfg: DictConfig) -> dict[str, L
 
 def _fitting(splits: dict[str, Labelled], encode: Any, cfg: DictConfig) -> dict[str, Labelled]:
     lost = {
-        split: [max(0, len(ids) - cfg.block_size) for ids, _ in encode(part, longest=None)]
+        split: [max(0, len(item[0]) - cfg.block_size) for item in encode(part, longest=None)]
         for split, part in splits.items()
     }
     kept = fitting_items(lost, cfg.too_long, f"dataset.block_size={cfg.block_size} tokens", "the end of texts")
@@ -145,9 +151,10 @@ def _fitting(splits: dict[str, Labelled], encode: Any, cfg: DictConfig) -> dict[
     }
 
 
-def _encode(part: Labelled, tokenizer: Any, longest: int | None) -> list[Item]:
+def _encode(part: Labelled, tokenizer: Any, longest: int | None, typed: bool) -> list[Item]:
     """The items, each cut to `longest` tokens, with the tokenizer's special tokens once at both ends."""
-    cut = {} if longest is None else {"truncation": True, "max_length": longest}
+    cut: dict[str, Any] = {} if longest is None else {"truncation": True, "max_length": longest}
+    cut |= {"return_token_type_ids": True} if typed else {}
     if part.pairs is None:
         found = tokenizer(part.texts, **cut)
     elif any(added(tokenizer)):
@@ -156,15 +163,20 @@ def _encode(part: Labelled, tokenizer: Any, longest: int | None) -> list[Item]:
         between = tokenizer.sep_token or tokenizer.eos_token or "\n"
         found = tokenizer([f"{text}{between}{pair}" for text, pair in zip(part.texts, part.pairs, strict=True)], **cut)
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
-    ids = [ends_once(one, special) for one in found["input_ids"]]
-    return list(zip(ids, part.labels.tolist(), strict=True))
+    kept = [ends_once(one, special) for one in found["input_ids"]]
+    ids = [one[span] for one, span in zip(found["input_ids"], kept, strict=True)]
+    columns = [ids, part.labels.tolist()]
+    if typed:
+        columns.append([one[span] for one, span in zip(found["token_type_ids"], kept, strict=True)])
+    return list(zip(*columns, strict=True))
 
 
 def collate(items: list[Item], tokenizer: Any) -> dict[str, Tensor]:
-    """A batch: input_ids and attention_mask (S, T), padded to the longest text, and labels (S,)."""
-    padded = tokenizer.pad({"input_ids": [ids for ids, _ in items]}, return_tensors="pt")
-    labels = torch.tensor([label for _, label in items])
-    return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], "labels": labels}
+    """A batch: input_ids, attention_mask and perhaps token_type_ids (S, T), padded to the longest text, and labels (S,)."""
+    columns = dict(zip(("input_ids", "labels", TYPES), zip(*items, strict=True), strict=False))
+    labels = torch.tensor(columns.pop("labels"))
+    padded = tokenizer.pad({key: list(values) for key, values in columns.items()}, return_tensors="pt")
+    return {**{key: padded[key] for key in (*columns, "attention_mask")}, "labels": labels}
 
 
 def _fingerprint(splits: dict[str, Labelled], classes: list[str] | None) -> str:

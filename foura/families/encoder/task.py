@@ -32,7 +32,7 @@ class SequenceTask(Task):
         self.evaluations: Any = nn.ModuleDict(made)
 
     def inputs(self, batch: Any) -> dict[str, Tensor]:
-        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        return {key: value for key, value in batch.items() if key != "labels"}
 
     def terms(self, batch: Any) -> int:
         return len(batch["labels"])

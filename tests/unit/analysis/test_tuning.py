@@ -48,6 +48,7 @@ def test_the_better_half_stays() -> None:
     [
         ({1: [0.9], 2: [0.5, 0.6], 3: [0.5, 0.5]}, 2),  # 1 was tried at one seed alone
         ({1: [0.5, 0.5], 2: [0.9, None], 3: [0.4, 0.6]}, 1),  # 2 diverged; of equals the first
+        ({1: [0.5, 0.5], 2: [0.9, 0.8, None]}, 1),  # 2 diverged at the third seed, where 1 was not tried
         ({1: [None, None], 2: [0.2, None], 3: [0.9, None, None]}, 3),  # every one diverged; one finished run each
         ({1: [None, None], 2: [0.2, 0.1, None], 3: [0.9, None, None]}, 2),  # 2 finished more often
         ({1: [None], 2: [None]}, None),

@@ -1,6 +1,7 @@
 """Opening images in one way: orientation, transparency, deep pixels, profiles, animation, and shapes that are refused."""
 
 import io
+import itertools
 import struct
 import zlib
 
@@ -105,19 +106,45 @@ def test_cmyk_is_converted_by_its_profile_where_it_has_one() -> None:
     assert pixels(encoded(red, "TIFF", icc_profile=not_of_cmyk)) == [[255, 0, 0]] * 2
 
 
-def test_a_profile_of_cmyk_is_handed_to_the_colour_management(monkeypatch) -> None:
-    """No profile of a press is free to ship: the call is watched."""
-    seen = {}
+def press(*inks: tuple[int, int, int]) -> bytes:
+    """An ICC profile of a press, by hand (ICC.1:2001-04): a table from CMYK to Lab.
 
-    def convert(image, own, wanted, **options):
-        seen.update(mode=image.mode, **options)
-        return Image.new("RGB", image.size, (1, 2, 3))
+    Args:
+        inks: Lab of cyan alone and of magenta alone. No ink is white; every other mixture is black, so that the darkest
+            colour needs no black point compensation.
+    """
+    grid = {(0, 0, 0, 0): (100, 0, 0), (1, 0, 0, 0): inks[0], (0, 1, 0, 0): inks[1]}
+    corners = (grid.get(corner, (0, 0, 0)) for corner in itertools.product((0, 1), repeat=4))
+    table = b"".join(bytes((round(2.55 * light), a + 128, b + 128)) for light, a, b in corners)
+    one, ramp = 1 << 16, bytes(range(256))
+    lut = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, one)
+    white = struct.pack(">3i", 63190, 65536, 54061)
+    tags = {b"wtpt": b"XYZ " + bytes(4) + white, b"A2B0": lut + 4 * ramp + table + 3 * ramp}
+    start = 128 + 4 + 12 * len(tags)
+    index, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        index += name + struct.pack(">2I", start + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    head = struct.pack(
+        ">I4sI4s4s4s12s4s", start + len(body), b"lcms", 0x02100000, b"prtr", b"CMYK", b"Lab ", bytes(12), b"acsp"
+    )
+    return (head + bytes(28) + white).ljust(128, b"\0") + index + body
 
-    monkeypatch.setattr(ImageCms, "ImageCmsProfile", lambda file: file.read())
-    monkeypatch.setattr(ImageCms, "profileToProfile", convert)
-    content = encoded(Image.new("CMYK", (20, 20)), "TIFF", icc_profile=b"of a press")
-    assert pixels(content) == [[1, 2, 3]] * 2
-    assert seen == {"mode": "CMYK", "outputMode": "RGB"}
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
+def test_cmyk_is_converted_as_its_own_profile_says(kind) -> None:
+    """Cyan of this press is a grey of L* 50, which is (119, 119, 119) in sRGB, and magenta a red; without it they are not."""
+    profile = press((50, 0, 0), (50, 70, 50))
+
+    def shown(inks: tuple[int, ...], **options) -> list[int]:
+        return pixels(encoded(Image.new("CMYK", (20, 20), inks), kind, **options))[0]
+
+    assert np.abs(np.subtract(shown((255, 0, 0, 0), icc_profile=profile), 119)).max() <= 2
+    red, green, blue = shown((0, 255, 0, 0), icc_profile=profile)
+    assert red > 190 and green < 40 and blue < 60
+    assert shown((0, 0, 0, 0), icc_profile=profile) == [255, 255, 255]
+    cyan = shown((255, 0, 0, 0))
+    assert cyan[0] < 5 and cyan[1] > 250
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])

@@ -104,5 +104,8 @@ def test_a_tokenizer_without_spans(monkeypatch) -> None:
 
 
 def test_ends_of_encoded_pairs() -> None:
-    assert ends_once([1, 1, 5, 5, 2, 2, 6, 2, 2], {1, 2}) == [1, 5, 5, 2, 2, 6, 2]
-    assert ends_once([5, 5], {1}) == [5, 5] and ends_once([1, 1, 1], {1}) == [1] and ends_once([], {1}) == []
+    def kept(ids: list[int], special: set[int]) -> list[int]:
+        return ids[ends_once(ids, special)]
+
+    assert kept([1, 1, 5, 5, 2, 2, 6, 2, 2], {1, 2}) == [1, 5, 5, 2, 2, 6, 2]
+    assert kept([5, 5], {1}) == [5, 5] and kept([1, 1, 1], {1}) == [1] and kept([], {1}) == []

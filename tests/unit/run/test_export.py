@@ -220,12 +220,12 @@ def test_a_merged_model_that_computes_something_else_is_not_kept(tmp_path, monke
 # -- everything that was trained
 
 
-@pytest.fixture
-def pictures(tmp_path) -> tuple[PeftModel, Path]:
+@pytest.fixture(params=["foura_dct", "lora", pytest.param("rslora", marks=pytest.mark.slow)])
+def pictures(tmp_path, request) -> tuple[PeftModel, Path]:
     """(the model of a run that trained UNet and text encoder, the pipeline's folder)."""
     stable_diffusion(tmp_path / "pipe")
     keys = (f"backbone.name={tmp_path / 'pipe'}", "backbone.text_encoder=true", "dataset=imagefolder", GONE)
-    cfg = composed("backbone=unet", "dataset.prompt=a dog", *keys, *ADAPTER)
+    cfg = composed("backbone=unet", "dataset.prompt=a dog", *keys, *ADAPTER, f"adapter={request.param}")
     return made(tmp_path / "run", build_unet(cfg.backbone), cfg), tmp_path / "pipe"
 
 
@@ -264,6 +264,29 @@ def test_what_kohya_s_file_cannot_hold_is_refused_by_name(tmp_path) -> None:
     made(tmp_path / "run", build_unet(cfg.backbone), cfg)
     with pytest.raises(UserError, match=r"--to kohya: kohya's format holds only linear .*, not .*bias"):
         export(tmp_path / "run", "kohya", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("adapter=dora",),
+        ("adapter=pissa",),
+        ("adapter=adalora",),
+        ("adapter=loha",),
+    ],
+    ids=" ".join,
+)
+def test_an_update_that_is_no_lora_is_refused_before_the_model_is_built(overrides, tmp_path, monkeypatch) -> None:
+    cfg = composed("backbone=unet", "rank=4", *overrides)
+    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(of_exports, "rebuild", pytest.fail)
+    for form in ("lora", "kohya"):
+        with pytest.raises(
+            UserError, match=f"{overrides[0]} has an update that is not that of an ordinary LoRA: use --to"
+        ):
+            export(tmp_path, form, tmp_path / "out")
 
 
 # -- a rank per layer

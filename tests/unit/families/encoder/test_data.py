@@ -166,6 +166,36 @@ def test_pairs_have_their_special_tokens_once(template, pair, wanted, lines) -> 
     assert wanted in texts
 
 
+@pytest.mark.parametrize(
+    ("template", "pair", "wanted"),
+    [
+        (
+            "<bos> $A <sep>",
+            "<bos>:0 $A:0 <sep>:0 $B:1 <sep>:1",
+            [0] * 7 + [1] * 6,
+        ),  # as BERT's: <bos>one 7<sep>two 7<sep>
+        ("<bos> <bos> $A <sep>", "<bos>:0 <bos>:0 $A:0 <sep>:0 $B:1 <sep>:1 <sep>:1", [0] * 7 + [1] * 6),
+        ("$A", "$A $B", [0] * 11),  # one text, with <sep> between the two
+    ],
+)
+def test_token_types_tell_the_texts_of_a_pair_apart(template, pair, wanted, lines) -> None:
+    """Where the special tokens of an end are taken once, the types are too. A shorter item is padded with type 0."""
+    tokenizer = byte_level(template, pair=pair, sep_token="<sep>", pad_token="<pad>")
+    cfg = config(path=lines(*PAIRS), columns={"text": "a", "text_pair": "b"})
+    data = prepare_labelled(open_labelled(cfg, "classification"), cfg, 0, tokenizer, 256, typed=True)
+    items = {
+        tokenizer.decode(item[0], skip_special_tokens=True): item for item in data.train + data.validation + data.test
+    }
+    short, long = items["one 7two 7"], items["one 17two 17"]
+    assert short[2] == wanted and len(short[0]) == len(wanted)
+    batch = data.collate([short, long])
+    assert batch["token_type_ids"].shape == batch["input_ids"].shape == (2, len(wanted) + 2)
+    assert batch["token_type_ids"][0].tolist() == [*wanted, 0, 0]
+    assert batch["labels"].tolist() == [1, 1]
+    plain = prepare_labelled(open_labelled(cfg, "classification"), cfg, 0, tokenizer, 256)
+    assert [item[:2] for item in data.train] == plain.train and "token_type_ids" not in plain.collate(plain.train)
+
+
 def test_texts_that_are_too_long_are_counted(lines, tokenizer, capsys) -> None:
     path = lines(*({"text": "word " * (100 if i < 4 else 5), "label": i % 2} for i in range(40)))
     cfg = config(path=path, block_size=32, duplicates="keep")

@@ -173,3 +173,37 @@ def test_padding_changes_nothing(transform) -> None:
             for part in (alone, together)
         )
     torch.testing.assert_close(two[:1], one, rtol=1e-4, atol=1e-5)
+
+
+# -- token types
+
+
+@pytest.mark.parametrize(
+    ("kind", "typed"), [("bert", True), ("distilbert", False), ("deberta-v2", False), ("bundled", False)]
+)
+def test_models_with_token_types_are_told_by_their_config_and_inputs(kind, typed, tmp_path) -> None:
+    named = {} if kind == "bundled" else {"name": saved(tmp_path, MODELS[kind][0]())}
+    assert build_encoder(config(**named), ["a", "b"]).typed is typed
+
+
+def test_token_types_reach_the_model_in_training(tmp_path) -> None:
+    """The loss is that of the model called with them by hand, and another one than without."""
+    backbone = build_encoder(config(name=saved(tmp_path, MODELS["bert"][0]())), ["a", "b"])
+    backbone.model.eval()
+    with torch.no_grad():
+        backbone.model.bert.embeddings.token_type_embeddings.weight[1].normal_()
+    cfg = composed("backbone=bert")
+    task = SequenceTask(backbone.model, SequenceData(train=[], train_eval=[], validation=[], test=[], classes=["a", "b"],
+                        sizes={}, fingerprint="", collate=None), cfg)  # fmt: skip
+    ids, types = torch.arange(10)[None], torch.tensor([[0] * 6 + [1] * 4])
+    batch = {
+        "input_ids": ids,
+        "token_type_ids": types,
+        "attention_mask": torch.ones_like(ids),
+        "labels": torch.tensor([1]),
+    }
+    logits = backbone.model(input_ids=ids, token_type_ids=types).logits
+    expected = torch.nn.functional.cross_entropy(logits, batch["labels"])
+    torch.testing.assert_close(task.loss(batch), expected)
+    without = {key: value for key, value in batch.items() if key != "token_type_ids"}
+    assert abs(float(task.loss(without) - expected)) > 1e-5
