@@ -57,7 +57,7 @@ def to_lora(
             LoRA that is more than its two factors (DoRA, PiSSA, …).
     """
     config = getattr(model, "peft_config", {}).get(adapter_name)
-    layers: dict[str, Any]
+    layers: Any  # {module name: layer}
     if isinstance(config, LoraConfig):
         check_keeping(config)
         layers = lora_layers(model, adapter_name)

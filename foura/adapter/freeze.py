@@ -13,7 +13,7 @@ from foura.adapter.gate import OPEN
 from foura.adapter.layer import FouraLayer
 from foura.adapter.model import attention_mask
 
-Layer = TypeVar("Layer", bound=nn.Module)
+Layer = TypeVar("Layer")
 # A batch: keyword arguments of the model, or its first positional argument, alone or as the first item of a tuple.
 Batch = Mapping[str, Any] | tuple[Any, ...] | list[Any] | Tensor
 

@@ -50,7 +50,7 @@ class Kept:
         self.source, self.version, self.pointer = source, source._version, source.data_ptr()
         same = before is not None and before.source is source and before.pointer == self.pointer
         # while the alias lives, no other tensor can get its address
-        self.alias = before.alias if before is not None and same else source.detach()
+        self.alias: Tensor = before.alias if before is not None and same else source.detach()
         self.factor, self.fold, self.number, self.part = factor, fold, number, fold.parts[number]
         self.dtype, self.graph, self.seen = fold.dtype, factor.requires_grad, fold.backwards
         mask = self.part.mask
@@ -233,7 +233,8 @@ class FoldingLayer(FouraLayer):
 
     def own(self, name: str, side: str) -> Any:
         """A ("down") or B if it is the layer's own parameter, which may be folded with others and kept; else None."""
-        source, own = self.source(name, side), self._own.get(name)
+        source: Any = self.source(name, side)
+        own: Any = self._own.get(name)
         if (
             source is None
             or own is None

@@ -1,5 +1,7 @@
 """PEFT's own LoRA in the form that `export` writes: programs read diffusers' and kohya's names, which PEFT does not write."""
 
+from typing import Any
+
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import Conv2d, Linear, LoraLayer
@@ -42,7 +44,7 @@ def check_keeping(config: LoraConfig) -> None:
 
 
 @torch.no_grad()
-def plain_factors(layer: LoraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
-    """(lora_A (r, in) or (r, in_channels, *kernel), lora_B (out, r)) with the layer's scaling multiplied into lora_B."""
+def plain_factors(layer: Any, adapter_name: str) -> tuple[Tensor, Tensor]:
+    """(lora_A (r, in) or (r, in_channels, *kernel), lora_B (out, r)) with the scaling of the LoraLayer multiplied into lora_B."""
     down, up = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
     return down.detach(), up.detach().flatten(1) * layer.scaling[adapter_name]
