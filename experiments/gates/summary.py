@@ -29,9 +29,9 @@ def paired(runs: pd.DataFrame) -> pd.DataFrame:
     here, there = ["backbone", "data", "seed"], ["backbone", "data", "rank", "seed"]
     base = runs[runs["form"] == "base"].groupby(here)["val_loss"].first()
     ungated = runs[runs["form"] == "none"]
-    by_rate = ungated.groupby(["backbone", "rank", "rate"])["val_loss"].mean().reset_index()
-    best = by_rate.loc[by_rate.groupby(["backbone", "rank"])["val_loss"].idxmin()]
-    ungated = ungated.merge(best[["backbone", "rank", "rate"]]).groupby(there)["val_loss"].first()
+    by_rate = ungated.groupby(["backbone", "data", "rank", "rate"])["val_loss"].mean().reset_index()
+    best = by_rate.loc[by_rate.groupby(["backbone", "data", "rank"])["val_loss"].idxmin()]
+    ungated = ungated.merge(best[["backbone", "data", "rank", "rate"]]).groupby(there)["val_loss"].first()
     gated = runs[~runs["form"].isin(["base", "none"])].copy()
     gated["base"] = base.reindex(pd.MultiIndex.from_frame(gated[here])).to_numpy()
     gated["ungated"] = ungated.reindex(pd.MultiIndex.from_frame(gated[there])).to_numpy()
@@ -157,13 +157,11 @@ def main() -> None:
     runs["scope"] = runs["scope"].fillna("")
     found = conditions(runs)
     found.to_csv(HERE / "conditions.csv", index=False, float_format="%.5g")
-    controls = runs[runs["form"].isin(["base", "none"])].groupby(["backbone", "form", "rank", "rate"])
-    print(
-        table(
-            controls[["val_loss", "val_acc"]].mean().reset_index(),
-            ["backbone", "form", "rank", "rate", "val_loss", "val_acc"],
-        )
-    )
+    whose = runs["versions"].where(runs["backbone"] == "llama_small", "")
+    controls = runs[runs["form"].isin(["base", "none"])].assign(data=whose)
+    groups = controls.groupby(["backbone", "data", "form", "rank", "rate"])
+    means = groups[["val_loss", "val_acc"]].mean().assign(seeds=groups["seed"].nunique()).reset_index()
+    print(table(means, list(means.columns)))
     counts = found.assign(all=found[["a", "c", "d", "e"]].all(axis=1)).groupby(["backbone", "rank", "form", "scope"])
     print("\nsettings that meet each criterion\n")
     met = counts[["a", "b", "c", "d", "e", "all"]].sum().astype(int).assign(of=counts.size()).reset_index()

@@ -53,7 +53,7 @@ def test_a_run_leaves_what_the_contract_says(finished) -> None:
     run = client(ended.outputs).get_run(state["run_id"])
     assert run.info.status == "FINISHED"
     assert set(run.data.metrics) >= METRICS
-    assert len(run.data.metrics) <= 25
+    assert len(run.data.metrics) <= 26  # "about 25", and forgetting
     assert TAGS | {"mlflow.source.git.commit"} <= set(run.data.tags)
     assert run.data.tags["adapter"] == "foura"
     assert run.data.tags["gate"] == "adaptive"
