@@ -45,6 +45,6 @@ def check_keeping(config: LoraConfig) -> None:
 
 @torch.no_grad()
 def plain_factors(layer: Any, adapter_name: str) -> tuple[Tensor, Tensor]:
-    """(lora_A (r, in) or (r, in_channels, *kernel), lora_B (out, r)) of a LoraLayer, with its scaling multiplied into lora_B."""
+    """Of a LoraLayer: (lora_A (r, in) or (r, in_channels, *kernel), lora_B (out, r) with the scaling in it)."""
     down, up = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
     return down.detach(), up.detach().flatten(1) * layer.scaling[adapter_name]
