@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +45,6 @@ class Postgres:
         folder.mkdir(parents=True)
         if os.geteuid() == 0:
             shutil.chown(folder, "postgres")
-            for parent in folder.parents:
-                if parent.owner() == "root" and parent != Path("/"):
-                    parent.chmod(parent.stat().st_mode | 0o011)
         self._do("initdb", "-D", str(folder / "data"), "-U", "lab", "--auth=trust")
         self.start()
 
@@ -92,10 +90,13 @@ class Server:
 
 
 @pytest.fixture
-def postgres(tmp_path) -> Iterator[Postgres]:
-    running = Postgres(tmp_path / "postgres")
-    yield running
-    running.stop()
+def postgres() -> Iterator[Postgres]:
+    """In a folder of its own: every other pytest that starts closes the folder of pytest's to the user postgres."""
+    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o711)
+        running = Postgres(Path(folder) / "server")
+        yield running
+        running.stop()
 
 
 @pytest.fixture
