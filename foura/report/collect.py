@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from foura.errors import UserError
+from foura.errors import UserError, reason
 from foura.escape import printable, redact
 from foura.report.study import TESTED
 from foura.schema import Config, defaults_since
@@ -39,6 +39,9 @@ TAGS = (
     "about",
     *ITEMS,
 )
+# columns that the report reads of a run's tables
+TABLES = {"layers.csv": ("layer", "rank", "effective_rank", "gate_std"), "spectra.csv": ("layer", "index", "value")}
+TABLES |= {"strengths.csv": ("strength",)}
 KEPT_LOOKS = 50  # as many as a tag of MLflow holds
 STATES = {"FINISHED": "finished", "KILLED": "interrupted", "RUNNING": "running", "FAILED": "failed"}
 
@@ -96,7 +99,7 @@ class Sweep:
                 into.mkdir()
                 path = self.artifact(run_id, name, into)
                 if path is not None:
-                    parts.append(pd.read_csv(path).assign(run_id=run_id))
+                    parts.append(_table(path, name, run_id).assign(run_id=run_id))
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def describe(self, lines: Sequence[str]) -> None:
@@ -144,8 +147,8 @@ def load_sweep(outputs: Path, name: str) -> Sweep:
         tuning=runs[~tested].reset_index(drop=True),
         tune=[key for key in tags.get("tune", "").split(",") if key],
         command=_shown(tags.get("command", "")),
-        margins=json.loads(tags.get("margins") or "{}"),
-        looks=[Look(**look) for look in json.loads(tags.get("looks") or "[]")],
+        margins=_margins(tags.get("margins") or "{}", named[0].info.run_id),
+        looks=_looks(tags.get("looks") or "[]", named[0].info.run_id),
         ui=base_address(outputs),
     )
 
@@ -178,7 +181,51 @@ def _row(run: Run) -> dict[str, Any]:
     row |= {f"param:{key}": str(value) for key, value in defaults_since(Config).items()}
     row |= {f"param:{key}": _shown(value) for key, value in run.data.params.items()}
     row |= run.data.metrics
-    for number in ("rank", "seed"):
-        row[number] = int(row.get(number, 0))
-    row |= {key: int(row[key]) for key in ITEMS if key in row}
+    for number in ("rank", "seed", *(key for key in ITEMS if key in row)):
+        try:
+            row[number] = int(row.get(number, 0))
+        except ValueError:
+            raise _wrong(run.info.run_id, number, str(row[number])) from None
     return row
+
+
+def _wrong(run_id: str, tag: str, value: str) -> UserError:
+    """The sentence for a tag that no run writes: anybody who writes to the store can have set it."""
+    return UserError(
+        f"the run {run_id} has the tag {tag}={value[:40]!r} in the tracking store, which no run writes: correct it in MLflow, "
+        "or delete the run there."
+    )
+
+
+def _margins(text: str, run_id: str) -> dict[str, float]:
+    try:
+        found = json.loads(text)
+        return {str(key): float(value) for key, value in found.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise _wrong(run_id, "margins", text) from None
+
+
+def _looks(text: str, run_id: str) -> list[Look]:
+    try:
+        return [Look(int(look["finished"]), dict(look["margins"])) for look in json.loads(text)]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise _wrong(run_id, "looks", text) from None
+
+
+def _table(path: Path, name: str, run_id: str) -> pd.DataFrame:
+    """A CSV artifact with numbers in every column but the names of layers.
+
+    Raises:
+        UserError: it is another kind of file.
+    """
+    try:
+        table = pd.read_csv(path)
+        missing = set(TABLES.get(name, ())) - set(table)
+        if missing:
+            raise ValueError(f"it has no column {sorted(missing)[0]}")
+        if name in TABLES:
+            numbers = [column for column in table if column != "layer"]
+            table = table.assign(**{column: pd.to_numeric(table[column]) for column in numbers})
+    except ValueError as error:  # pandas' errors of parsing are such
+        raise UserError(f"the artifact {name} of the run {run_id} is not a table of a run: {reason(error)}.") from None
+    return table
