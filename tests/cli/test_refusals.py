@@ -11,7 +11,7 @@ from tests.helpers.runs import status
 BAD = {
     "rank=0": "rank must be at least 1, got 0",
     "rank=4096": "rank 4096 is more than layer blocks.0.attn.qkv (128 -> 384) can hold: at most 128",
-    "backbone.target_modules=[q_proj]": "the model has: blocks.*.attn.qkv (4), blocks.*.attn.proj (4)",
+    "backbone.target_modules=[q_proj]": "the model has: patch_embed.proj, blocks.*.attn.qkv (4), blocks.*.attn.proj (4)",
     "dataset.classes=[1,2,eleven]": "eleven is not a class of the data; it has: 0, 1",
     "dataset.classes=[1]": "the train split has 1 class among",
     "dataset=imagefolder dataset.path=nowhere": "dataset.path=nowhere: there is nothing at that place",
