@@ -25,7 +25,7 @@ demo: $(STAMP)  ## the main job: FouRA on the bundled ViT, then LoRA beside it
 	$(BIN)/python train.py adapter=foura rank=64
 	$(BIN)/python train.py adapter=lora rank=64
 
-test: $(STAMP)  ## lint and the fast tests (at most 6 minutes on two quiet cores)
+test: $(STAMP)  ## lint and the fast tests (8 to 9 minutes on two quiet cores)
 	$(MAKE) lint
 	$(PYTEST) -m 'not slow'
 
