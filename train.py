@@ -16,7 +16,8 @@ try:
 
     from foura.atomic import write_text
     from foura.children import again, protect_children, require_working_directory
-    from foura.config import explain, register
+    from foura.config import register
+    from foura.mistakes import explain
     from foura.run.start import execute
     from foura.sweep import sweeper
     from foura.threads import spin_briefly

@@ -1,15 +1,13 @@
-"""Reading a config: checks beyond types, the key that identifies an experiment, and messages for mistakes.
+"""Reading a config: checks beyond types, and the key that identifies an experiment.
 
 OmegaConf checks types; `check` checks choices and ranges, from each field's metadata in `foura/schema.py`. Light on purpose:
 a wrong key, choice or type ends the program before torch is imported.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import math
 import re
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from foura.errors import UserError, first_line, reason
+from foura.errors import UserError, reason
 from foura.escape import names_credential
 from foura.families import FAMILIES, family_of
 from foura.families.family import Family
 from foura.files import read_text
 from foura.methods import OPTIONAL as METHOD_KEYS
 from foura.methods import method_of
-from foura.metrics import with_margins
+from foura.mistakes import explain, suggest, unknown_key
 from foura.schema import Config, defaults_since, former_defaults
 from foura.untrusted import CONFIG, Folder, is_name
 
@@ -35,10 +33,6 @@ UNSCIENTIFIC: tuple[str, ...] = ("sweep", "tune", "tuning_seeds", "margins", "fo
 UNSCIENTIFIC += ("trainer.enable_progress_bar", "trainer.profiler", "dataset.num_workers")
 DEEPEST = 16  # levels of a config
 SWEEPER, TARGET = "foura", "hydra_plugins.foura.Sweeper"  # the choice of hydra/sweeper that is foura/sweep/sweeper.py
-# words of other frameworks for the last part of a key
-SYNONYMS = {"learning_rate": "lr", "num_epochs": "epochs", "steps": "max_steps", "r": "rank"}
-# Hydra's launchers that are not installed with foura, and the extra that has each
-LAUNCHERS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 
 
 def register() -> None:
@@ -220,7 +214,7 @@ def _check_node(node: DictConfig, schema: type, prefix: str) -> None:
     names = [spec.name for spec in dataclasses.fields(schema)]
     for name in node:
         if name not in names:
-            raise UserError(_unknown_key(prefix + str(name)))
+            raise UserError(unknown_key(prefix + str(name)))
     for spec in dataclasses.fields(schema):
         key = prefix + spec.name
         if OmegaConf.is_missing(node, spec.name):
@@ -236,7 +230,7 @@ def _check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
     if names_credential(str(value)):
         raise UserError(f"{key} has a password or a token in it, which the run's folder would keep; take it out.")
     if "choices" in limits and value not in limits["choices"]():
-        raise UserError(f"{key}={value} is not known. {_suggest(str(value), limits['choices']())}")
+        raise UserError(f"{key}={value} is not known. {suggest(str(value), limits['choices']())}")
     if "accepts" in limits and not limits["accepts"](value):
         raise UserError(f"{key} must be {limits['told']}, got {value}.")
     if "at_least" in limits and value is not None:
@@ -275,89 +269,6 @@ def run_key(cfg: DictConfig) -> str:
         if not any(key == one or key.startswith(f"{one}.") for one in silent)
     ]
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-
-
-def explain(error: Exception) -> str:
-    """One sentence for a mistake that Hydra or OmegaConf found in the command line or in conf/, with the valid choices."""
-    text, cause = str(error), error.__cause__
-    ended = re.match(r"Job (\S+) \(task: \d+\) with path (\S+)/\S+\s+has not produced any output \(state: (\w+)", text)
-    if ended:  # submitit then does not wait for the other jobs
-        job, folder, state = ended.groups()
-        return (
-            f"job {job} ended before its run did (state: {state}; its output: {folder}). Other jobs of this sweep may still "
-            "be running; the same command resumes what is missing."
-        )
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown and not unknown.group(1).startswith("hydra"):
-        return _unknown_key(unknown.group(1).split("@")[0])
-    if "hydra.cc/docs" in text and "grammar" in text:
-        told = text.partition("See https")[0].split("Error parsing override")[-1]
-        return (
-            f"the command cannot be read ({first_line(ValueError(told))}): a value with special characters, such as a "
-            """folder's name with '=' or ',' in it, needs two pairs of quotes: 'outputs="a=b"'."""
-        )
-    missing = re.search(r"Could not find '([^']+)/([^/']+)'", text)
-    if missing:
-        return _unknown_choice(missing.group(1), missing.group(2), text)
-    if cause is not None and "full_key" in str(cause):
-        key = re.search(r"full_key: (\S+)", str(cause))
-        return f"{key.group(1) if key else ''}: {first_line(cause)}."
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _unknown_choice(group: str, choice: str, text: str) -> str:
-    """The sentence for a choice that a group of conf/ does not have; `text` is Hydra's, with a line per choice."""
-    if group == "hydra/launcher" and choice in LAUNCHERS:
-        return f"{group}={choice} needs a package that is not installed: pip install 'foura[{LAUNCHERS[choice]}]'."
-    found = re.findall(r"^\t(\w+)$", text, flags=re.MULTILINE)
-    choices = [name for name in found if not name.startswith("for_")]  # a backbone's default, under another name
-    return f"{group}={choice} is not known. {_suggest(choice, choices)}"
-
-
-def _unknown_key(key: str) -> str:
-    """The sentence for a key that does not exist, with the keys that exist at its level."""
-    schema: Any = Config
-    if key.startswith("margins."):
-        known = [metric.margin_key for metric in with_margins()]
-        return f"{key} is not the margin of a metric. {_suggest(key.removeprefix('margins.'), known)}"
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        types = {spec.name: spec.type for spec in dataclasses.fields(schema)}
-        nested, where = types.get(part), ".".join(parts[:depth])
-        if typing.get_origin(nested) is dict:
-            return f"{key} is not set yet; a plus sign adds it: +{where}.{part}.NAME=VALUE."
-        if not (isinstance(nested, type) and dataclasses.is_dataclass(nested)):
-            break
-        schema = nested
-    said, close = f"{key} is not a key{' of ' + where if where else ''}.", difflib.get_close_matches(part, types, n=1)
-    elsewhere = _elsewhere(parts[-1])
-    if elsewhere and not close:
-        return f"{said} Did you mean {', '.join(elsewhere)}?"
-    return f"{said} {_suggest(part, types)}"
-
-
-def _elsewhere(word: str) -> list[str]:
-    """Keys anywhere in the schema whose last part is this word, or ends in it: adapter.lr and optimizer.lr for lr."""
-    word = SYNONYMS.get(word, word)
-    exact = [key for key in _keys(Config) if key.rpartition(".")[2] == word]
-    ending = [key for key in _keys(Config) if key.rpartition(".")[2].endswith(f"_{word}")]
-    found = exact if len(exact) > 1 else exact + ending
-    return found or (_elsewhere(word.partition("_")[2]) if "_" in word else [])
-
-
-def _keys(schema: Any, prefix: str = "") -> list[str]:
-    """Every key of the schema, dotted."""
-    keys = []
-    for spec in dataclasses.fields(schema):
-        nested = isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type)
-        keys += _keys(spec.type, f"{prefix}{spec.name}.") if nested else [prefix + spec.name]
-    return keys
-
-
-def _suggest(word: str, choices: Any) -> str:
-    close = difflib.get_close_matches(word, choices, n=1)
-    hint = f"Did you mean {close[0]}? " if close else ""
-    return f"{hint}Valid choices: {', '.join(choices)}."
 
 
 def _flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -1,15 +1,7 @@
-"""Which layers fold together, and how long folded factors stay valid.
+"""Which layers fold together. `kept` says how long their factors stay valid.
 
-**Who folds.** The layers of a model share a `Folds`. The first of them that finds its factors stale has all stale layers of
+The layers of a model share a `Folds`. The first of them that finds its factors stale has all stale layers of
 its width folded with it, wherever it is called from: no wrapper around the model is needed.
-
-**How long.** As long as A and B are the same parameters at the same address with autograd's counter of in-place writes
-unchanged, and strength, mask and dtype are the same: over micro-batches, the recomputation of gradient checkpointing,
-evaluation and decoding. A write through `.data` does not move that counter, so in addition
-- a step of any torch optimizer moves it for the parameters that the optimizer holds (some write through `.data`);
-- after a backward pass a parameter is compared with what was folded (on the CPU), or has to hold its gradient still
-  (elsewhere, where comparing would wait for the device): a loop that updates parameters by hand clears their gradients;
-- `eval()`, the switch to training, `to()`, loading and swapping forget all factors; `FouraLayer.forget_factors` by hand.
 
 **Folded alone, and not kept**: tensors in place of the layer's own parameters (FSDP's unsharded ones, whose gradients are
 expected before the block's backward ends; `torch.func.functional_call`), inference tensors, parameters with gradient hooks,
@@ -21,74 +13,19 @@ own; and among several processes a layer joins a node only if its last call was 
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from foura.adapter import graph
 from foura.adapter.config import FouraConfig
 from foura.adapter.delta import masked
 from foura.adapter.fold import DOWN, UP, Attached, Fold, Part, folded
+from foura.adapter.kept import Kept, watch
 from foura.adapter.layer import FouraLayer
 from foura.adapter.merging import Factors
 from foura.adapter.tracing import exported
-
-_folded: dict[int, "weakref.ref[Tensor]"] = {}  # parameters with kept factors, by id
-
-
-class Kept:
-    """One folded factor of a layer, and what it was folded from."""
-
-    __slots__ = (
-        "alias", "dtype", "factor", "fold", "graph", "mask_version", "number", "part", "pointer", "seen", "source", "version",
-    )  # fmt: skip
-
-    def __init__(self, source: Tensor, factor: Tensor, fold: Fold, number: int, before: "Kept | None" = None) -> None:
-        self.source, self.version, self.pointer = source, source._version, source.data_ptr()
-        same = before is not None and before.source is source and before.pointer == self.pointer
-        # while the alias lives, no other tensor can get its address
-        self.alias: Tensor = before.alias if before is not None and same else source.detach()
-        self.factor, self.fold, self.number, self.part = factor, fold, number, fold.parts[number]
-        self.dtype, self.graph, self.seen = fold.dtype, factor.requires_grad, fold.backwards
-        mask = self.part.mask
-        self.mask_version = None if mask is None else mask._version
-
-    def holds(self, source: Tensor, dtype: torch.dtype, gradients: bool) -> bool:
-        """True if the factor is still that of `source`, and has gradients if they are wanted and `source` has them."""
-        return (
-            self.source is source
-            and self.version == source._version
-            and self.pointer == source.data_ptr()
-            and self.dtype is dtype
-            and (self.graph == source.requires_grad or not gradients)
-            and (self.seen == self.fold.backwards or self._unchanged(source))
-        )
-
-    def holds_part(self, scaling: float, mask: Tensor | None) -> bool:
-        """True if strength and mask are those that were multiplied in."""
-        part = self.part
-        return part.scaling == scaling and part.mask is mask and (mask is None or mask._version == self.mask_version)
-
-    def doubt(self) -> None:
-        """Check the parameter's values before the factor is used again."""
-        self.seen = -1
-
-    def _unchanged(self, source: Tensor) -> bool:
-        """True if nothing seems to have been written to `source` past autograd's counter."""
-        if torch._C._current_graph_task_id() != -1:  # within a backward pass
-            return True
-        if not (self.same_values(source) if self.fold.stacked is not None else source.grad is not None):
-            return False
-        self.seen = self.fold.backwards
-        return True
-
-    def same_values(self, source: Tensor) -> bool:
-        """True unless `source` differs from what was folded; off the CPU that is not looked at."""
-        seen = self.fold.source(self.number)
-        return seen is None or torch.equal(seen, source)
 
 
 class Folds:
@@ -287,8 +224,7 @@ class FoldingLayer(FouraLayer):
         """Keep layer `number` of a fold."""
         sides = self._kept.setdefault(name, {})
         kept = sides[side] = Kept(source, factor, fold, number, sides.get(side))
-        if id(source) not in _folded:
-            _folded[id(source)] = weakref.ref(source, partial(_forget, id(source)))
+        watch(source)
         return kept
 
     def adopt(self) -> None:
@@ -340,10 +276,6 @@ class FoldingLayer(FouraLayer):
         self.adopt()
 
 
-def _forget(number: int, _reference: Any) -> None:
-    _folded.pop(number, None)
-
-
 @contextmanager
 def _outside_inference_mode() -> Iterator[None]:
     """A context whose tensors may be used in training; there are no gradients in inference mode, nor here then."""
@@ -360,16 +292,3 @@ def _is_distributed() -> bool:
 
 def _adopt_loaded(layer: FoldingLayer, _keys: Any) -> None:
     layer.adopt()
-
-
-def _count_writes(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-    """After a step: move autograd's counter of folded parameters, which optimizers that write to `.data` do not move."""
-    if torch.compiler.is_compiling():
-        return
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    written: list[Any] = [one for one in parameters if (known := _folded.get(id(one))) is not None and known() is one]
-    if written:
-        torch.autograd.graph.increment_version(written)
-
-
-register_optimizer_step_post_hook(_count_writes)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from foura import config, schema
+from foura import config, mistakes, schema
 from foura.errors import UserError
 from foura.families import FAMILIES
 from tests.helpers.config import CONF, composed
@@ -59,7 +59,7 @@ def accepted_or_refused(overrides: list[str]) -> None:
     try:
         cfg = composed(*overrides)
     except Exception as error:  # of Hydra, OmegaConf or their parser: train.py explains all of them
-        said = config.explain(error)
+        said = mistakes.explain(error)
     else:
         try:
             config.check(cfg)
@@ -128,7 +128,7 @@ def test_every_number_refuses_what_is_none() -> None:
             try:
                 cfg = changed(base, key, value)
             except OmegaConfBaseException as error:
-                said = config.explain(error)
+                said = mistakes.explain(error)
                 assert key.split(".")[-1] in said and "\n" not in said, said
             else:
                 assert is_refused(cfg), (key, value)

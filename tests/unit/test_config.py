@@ -9,7 +9,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from foura import config, schema
+from foura import config, mistakes, schema
 from foura.adapter.gate import GATE_SCOPES
 from foura.adapter.gate_forms import GATE_FORMS
 from foura.adapter.gates import GATES
@@ -172,7 +172,7 @@ def test_the_split_is_the_same_for_every_seed_or_drawn_with_it() -> None:
     ],
 )
 def test_a_key_that_hydra_does_not_find_is_answered_with_those_there_are(key, said) -> None:
-    assert config.explain(ValueError(f"Could not override '{key}'.\nKey is not in struct")).startswith(said)
+    assert mistakes.explain(ValueError(f"Could not override '{key}'.\nKey is not in struct")).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_launcher_that_is_not_installed_is_answered_with_its_extra(launcher, e
     hydra_says = (
         f"Could not find 'hydra/launcher/{launcher}'\n\nAvailable options in 'hydra/launcher':\n\tbasic\n\tjoblib\n"
     )
-    said = config.explain(ValueError(hydra_says))
+    said = mistakes.explain(ValueError(hydra_says))
     assert said == f"hydra/launcher={launcher} needs a package that is not installed: pip install 'foura[{extra}]'."
 
 
@@ -218,7 +218,7 @@ def test_a_cancelled_job_is_said_in_a_sentence() -> None:
     submitit_says = (
         f"Job 4_1 (task: 0) with path {path}\nhas not produced any output (state: CANCELLED)\nError stream produced:"
     )
-    said = config.explain(RuntimeError(submitit_says))
+    said = mistakes.explain(RuntimeError(submitit_says))
     assert said.startswith("job 4_1 ended before its run did (state: CANCELLED; its output: /s/.submitit/4_1).")
     assert said.endswith("the same command resumes what is missing.") and "\n" not in said
 

@@ -16,6 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("foura.run",),
     ("foura.report",),
     ("foura.config",),
+    ("foura.mistakes",),
     ("foura.schema",),
     ("foura.families",),
     ("foura.methods",),

@@ -4,7 +4,7 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from foura import config
+from foura import config, mistakes
 from foura.errors import UserError
 from foura.run.loop import trainer_of
 from tests.helpers.config import composed
@@ -45,7 +45,7 @@ def test_the_trainer_gets_what_lightning_accepts_and_nothing_else(key, tmp_path)
     for value in refused:
         with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as said:
             config.check(composed(f"trainer.{key}={value}"))
-        told = str(said.value) if isinstance(said.value, UserError) else config.explain(said.value)
+        told = str(said.value) if isinstance(said.value, UserError) else mistakes.explain(said.value)
         assert told.startswith(f"trainer.{key}") and "\n" not in told
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from foura import config
+from foura import config, mistakes
 from foura.errors import UserError
 from foura.metrics import METRICS, with_margins
 from tests.helpers.config import composed
@@ -30,7 +30,7 @@ def test_a_margin_must_be_a_positive_number(value) -> None:
 def test_the_margin_of_an_unknown_metric_is_answered_with_those_there_are() -> None:
     with pytest.raises(Exception, match="Could not override") as caught:
         composed("margins.accuracy=0.1")
-    assert config.explain(caught.value).startswith(
+    assert mistakes.explain(caught.value).startswith(
         "margins.accuracy is not the margin of a metric. Valid choices: loss, acc"
     )
 
