@@ -7,6 +7,7 @@ leads to the runs, in a view that shows the columns by which they are compared.
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from foura.atomic import write_bytes
 from foura.errors import UserError
+from foura.escape import without_user
 from foura.tracking.status import read_json, write_json
 from foura.untrusted import TEXT, Folder
 
@@ -35,11 +37,10 @@ SHOWN = ("best/acc", "best/loss", "test/acc", "test/loss", "final/gap_loss", "co
 
 def base_address(outputs: Path) -> str:
     """The address of the UI over the runs in this folder: of their server, or where `foura ui` was started last."""
-    server = urllib.parse.urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
-    if server.scheme in ("http", "https"):
-        return urllib.parse.urlunsplit((server.scheme, server.netloc.rpartition("@")[2], server.path, "", "")).rstrip(
-            "/"
-        )
+    # not parsed: a password that is not percent-encoded makes it illegal
+    server = without_user(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if server.startswith(("http://", "https://")):
+        return re.split(r"[?#]", server)[0].rstrip("/")
     known = read_json(outputs / RECORD).get("address")
     return known if isinstance(known, str) and known.startswith("http://") else f"http://{HOST}:{PORT}"
 

@@ -12,8 +12,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from foura.cli import main
+from foura.errors import UserError, traceback_of
 from foura.families.task import Task
 from foura.tracking import journal
+from foura.tracking.store import open_store
 from tests.helpers.runs import children, client, status
 from tests.helpers.survives import record
 from tests.helpers.waiting import wait_until
@@ -31,6 +33,34 @@ def nowhere(folder: Path, *texts: object) -> None:
         assert SECRET not in str(text)
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert [path for path in files if SECRET.encode() in path.read_bytes() or SECRET in path.name] == []
+
+
+ADDRESSES = [
+    f"http://ann:x%40{SECRET}%2f@127.0.0.1:9",
+    f"http://ann:x@{SECRET}@127.0.0.1:9",
+    f"http://ann:x[{SECRET}@127.0.0.1:9",
+    f"http://ann:x#{SECRET}@127.0.0.1:9",
+    f"http://{SECRET}0123456789@127.0.0.1:9",
+    f"http://127.0.0.1:9/?password=x%26{SECRET}",
+    f"postgresql+psycopg://ann:x%2f{SECRET}@127.0.0.1:9/m",
+    f"postgresql+psycopg://ann:x@{SECRET}@127.0.0.1:9/m",
+    f"postgresql+psycopg://ann:x@127.0.0.1:9/m?sslpassword={SECRET}&no_option=1",
+    f"mysql+nodriver://ann:{SECRET}@127.0.0.1:9/m",
+    f"databricks://ann:{SECRET}@profile",
+    f"postgresql:/ann:{SECRET}@127.0.0.1:9/m",
+    f"ann:{SECRET}@127.0.0.1:9/m",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_whatever_a_library_says_of_an_address(address, monkeypatch, tmp_path) -> None:
+    """The libraries' own errors: of requests, urllib3, SQLAlchemy, a database's driver and MLflow."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # else it tries for two minutes
+    with pytest.raises(UserError, match="does not answer") as refused:
+        open_store(tmp_path)
+    assert refused.value.__cause__ is not None
+    nowhere(tmp_path, refused.value, traceback_of(refused.value))
 
 
 @pytest.mark.parametrize("address", [f"http://ann:{SECRET}@127.0.0.1:9", f"https://127.0.0.1:9/?token={SECRET}"])
@@ -102,12 +132,17 @@ def test_a_command_with_a_password_in_it_is_refused(override, train, tmp_path) -
 
 def test_a_config_with_a_password_in_it_is_refused() -> None:
     from foura.config import check
-    from foura.errors import UserError
     from tests.helpers.config import composed
 
-    with pytest.raises(UserError, match=r"dataset\.path has a password or a token in it") as refused:
-        check(composed("dataset=imagefolder", f"dataset.path='https://ann:{SECRET}@host/x'"))
-    assert SECRET not in str(refused.value)
+    for place in (
+        f"ann:{SECRET}@host/x",
+        f"ann:x%40{SECRET}@host/x",
+        f"{SECRET}@host/x",
+        f"host/x?sslpassword={SECRET}",
+    ):
+        with pytest.raises(UserError, match=r"dataset\.path has a password or a token in it") as refused:
+            check(composed("dataset=imagefolder", f"dataset.path='https://{place}'"))
+        assert SECRET not in str(refused.value)
 
 
 def command_lines() -> str:

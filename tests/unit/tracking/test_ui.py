@@ -31,6 +31,9 @@ def test_the_address_opens_the_runs_and_not_mlflow_s_start_page() -> None:
         ("", "http://127.0.0.1:5000"),
         ("sqlite:////tmp/x.db", "http://127.0.0.1:5000"),
         ("https://user:secret@mlflow.example.org/team/", "https://mlflow.example.org/team"),
+        ("https://user:se[c/r#e?t@mlflow.example.org/team?token=x#y", "https://mlflow.example.org/team"),
+        ("https://ghp_abc@mlflow.example.org", "https://mlflow.example.org"),
+        ("postgresql://user:se[cret@db/m", "http://127.0.0.1:5000"),
     ],
 )
 def test_runs_on_a_server_are_linked_there_without_its_password(server, base, tmp_path, monkeypatch) -> None:
