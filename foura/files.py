@@ -88,13 +88,15 @@ def read_any_text(path: Path, folder: Folder | None = None, most: int = TEXT) ->
 def _unpacked(raw: bytes, path: Path, folder: Folder, most: int) -> bytes:
     """The content of a gzip file, of which a few kilobytes can hold any number of bytes."""
     limit = min(most, UNPACKED + PACKED_BY * len(raw))
-    found = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(-1 if folder.any_size else limit + 1)
+    packed, found = gzip.GzipFile(fileobj=io.BytesIO(raw)), bytearray()
+    while (folder.any_size or len(found) <= limit) and (part := packed.read(MB)):
+        found += part
     if len(found) > limit and not folder.any_size:
         raise UserError(
             f"{path} has {len(raw)} bytes and holds more than {limit} when it is unpacked, which no text does; "
             f"{folder.size_key or 'unpack it'}{'=true takes it' if folder.size_key else ' and look at it'}."
         )
-    return found
+    return bytes(found)
 
 
 def parse_json(text: str, name: str) -> dict[str, Any]:

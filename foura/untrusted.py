@@ -9,6 +9,7 @@ the folder or lead to the blobs of a hub cache, whose snapshots consist of links
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import os
 import re
@@ -23,6 +24,7 @@ KB, MB, GB = 2**10, 2**20, 2**30
 # the most bytes of a file: far above any real one
 SHORT, CONFIG, STATUS, JSON, JOURNAL, TEXT = 4 * KB, MB, 16 * MB, 16 * MB, GB, 16 * GB
 WEIGHTS = 2**42
+HOLLOW, HOLLOW_BY = 256 * MB, 100  # bytes of any file that may be holes, and how often its written bytes beside them
 DEEPEST = 64  # folders below the one that was named
 NAME = re.compile(r"[\w.+-]{1,100}")
 
@@ -57,12 +59,16 @@ class Folder:
             path: a string is relative to the folder, a Path is a whole path. most: bytes.
 
         Raises:
-            UserError: it is outside of the folder, is not an ordinary file, or is larger.
+            UserError: it is outside of the folder, is not an ordinary file, is larger, or consists of holes.
         """
         real = self.place(path)
         size = ordinary(real, self.named(path)).st_size
         if size > most and not self.any_size:
             raise UserError(f"{self.named(path)} has {_size(size)}, more than the {_size(most)} that {self._lift()}")
+        if size > HOLLOW and not self.any_size and is_hollow(real, size):
+            raise UserError(
+                f"{self.named(path)} says that it has {_size(size)} and is nearly empty, unlike what {self._lift()}"
+            )
         return real
 
     def named(self, path: Path | str) -> Path:
@@ -95,7 +101,8 @@ class Folder:
     def read(self, path: Path | str, most: int) -> bytes:
         """The bytes of a file in the folder; as `file`."""
         with self.open(path, most) as file:
-            found = file.read(-1 if self.any_size else most + 1)
+            there = os.fstat(file.fileno()).st_size  # Python reserves the memory for all bytes that it is asked to read
+            found = file.read(-1 if self.any_size else min(there, most) + 1)
         if len(found) > most and not self.any_size:  # it grew since it was checked
             raise UserError(f"{self.named(path)} has more than the {_size(most)} that {self._lift()}")
         return found
@@ -191,6 +198,24 @@ def open_regular(path: Path) -> BufferedReader:
         os.close(descriptor)
         raise UserError(f"{path} is not a file that can be read; take it out or name another.")
     return open(descriptor, "rb")
+
+
+def is_hollow(path: Path, size: int) -> bool:
+    """True for a file of holes: it takes no room on the disk, and all of it once it is read, copied or sent.
+
+    Args:
+        path: of an ordinary file, not a link. size: its bytes. On a file system that does not tell, no file is.
+    """
+    written, place = 0, 0
+    with open_regular(path) as file:
+        while place < size and HOLLOW + HOLLOW_BY * written < size:
+            try:
+                start = os.lseek(file.fileno(), place, os.SEEK_DATA)
+                place = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            except OSError as error:
+                return error.errno == errno.ENXIO  # nothing but a hole follows
+            written += place - start
+    return HOLLOW + HOLLOW_BY * written < size
 
 
 def open_unbounded(path: Path) -> BufferedReader:

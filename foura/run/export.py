@@ -22,11 +22,15 @@ from foura.families.task import Task
 from foura.logs import quiet
 from foura.methods import method_of
 from foura.run.export_forms import check_export
-from foura.run.load import check_adapter, load_adapter, load_bare, rebuild
+from foura.run.load import load_adapter, load_bare, rebuild, saved_weights
 from foura.run.loop import Loaders
-from foura.untrusted import WEIGHTS, Folder
+from foura.untrusted import JSON, WEIGHTS, Folder
 
-KEPT = ("adapter_config.json", "adapter_model.safetensors", "model.safetensors", "README.md")  # of an adapter's folder
+# {true for a bare model: {a file of an adapter's folder: the most bytes of it}}
+KEPT: dict[bool, dict[str, int]] = {
+    False: {"adapter_config.json": JSON, "adapter_model.safetensors": WEIGHTS, "README.md": JSON},
+    True: {"model.safetensors": WEIGHTS, "README.md": JSON},
+}
 # Largest difference of merged and unmerged outputs, as a share of the largest output. Half precision rounds W + ΔW, and a
 # quantised weight is quantised again, so there the difference is said and judged by the reader.
 AGREES = 1e-3
@@ -168,11 +172,10 @@ def _agreement(found: Tensor, expected: Tensor, cfg: DictConfig) -> str:
 
 
 def _copy(run: Path, cfg: DictConfig, out: Path) -> str:
-    if method_of(cfg).trained is None:
-        check_adapter(run / "adapter", cfg)
+    saved_weights(run, cfg)  # which checks them
     out.mkdir(parents=True)
-    adapter = Folder(run / "adapter")
-    for name in KEPT:
+    adapter, bare = Folder(run / "adapter"), method_of(cfg).trained is not None
+    for name, most in KEPT[bare].items():
         if adapter.has(name):
-            shutil.copyfile(adapter.file(name, WEIGHTS), out / name)
+            shutil.copyfile(adapter.file(name, most), out / name)
     return "the adapter as it was saved, for PEFT (after `import foura` where its peft_type is FOURA)."

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from foura.atomic import append_text, lock, new_folder, replacing, write_text
 from foura.errors import UserError
 from foura.files import read_json, read_text
-from foura.untrusted import CONFIG, MB, Folder, is_name
+from foura.untrusted import CONFIG, HOLLOW, MB, TEXT, WEIGHTS, Folder, is_name
 
 
 @pytest.fixture
@@ -109,6 +110,33 @@ def test_a_file_of_no_real_size_is_refused_before_it_is_read(folder) -> None:
         read_json(folder / "config.yaml")
     with pytest.raises(UserError, match=r"backbone.any_size=true"):
         Folder(folder, size_key="backbone.any_size").file("config.yaml", CONFIG)
+
+
+def test_a_small_file_takes_little_memory_however_large_it_could_be(folder) -> None:
+    """Python reserves as many bytes as it is asked to read: a bound of gigabytes would end every read under a limit."""
+    Folder(folder).read("file", TEXT)
+    tracemalloc.start()
+    try:
+        assert Folder(folder).read("file", TEXT) == b"content"
+        assert tracemalloc.get_traced_memory()[1] < MB
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_of_holes_is_refused_before_it_is_copied(folder) -> None:
+    path = folder / "model.safetensors"
+    with open(path, "wb") as file:
+        file.write(b"x")
+        file.truncate(HOLLOW + 2 * 2**30)
+    for call in (Folder(folder).file, Folder(folder).read, lambda name, _: Folder(folder).whole(name)):
+        with pytest.raises(UserError, match="is nearly empty"):
+            call(path.name, WEIGHTS)
+    assert Folder(folder, any_size=True).file(path.name, WEIGHTS) == path
+    with open(path, "r+b") as file:  # what is written is a hundredth of it, at both ends
+        file.write(bytes([1]) * (11 * MB))
+        file.seek(2 * 2**30)
+        file.write(bytes([1]) * (11 * MB))
+    assert Folder(folder).file(path.name, WEIGHTS) == path
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(folder, monkeypatch) -> None:
