@@ -9,13 +9,15 @@ from foura.errors import Busy, Interrupted, UserError, exit_without_lab, first_l
 from foura.escape import names_credential
 
 try:
+    from foura.children import again, leave_working_directory, protect_children
+
+    leave_working_directory()  # before anything is imported that could lie there under the same name
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
     from foura.atomic import write_text
-    from foura.children import again, protect_children, require_working_directory
     from foura.config import register
     from foura.mistakes import explain
     from foura.run.start import execute
@@ -24,8 +26,9 @@ try:
 except ModuleNotFoundError as error:
     exit_without_lab(error)
 
+RERUN = "--experimental-rerun"  # of Hydra's: it reads a pickle
+
 spin_briefly()
-require_working_directory()
 protect_children()
 register()
 sweeper.register()
@@ -72,6 +75,8 @@ if __name__ == "__main__":
             "error: the command has a password or a token in it, which other users of this machine can read, and which the "
             "run's folder would keep. Set it in the environment, such as MLFLOW_TRACKING_URI or HF_TOKEN."
         )
+    if any(len(word) > len("--e") and RERUN.startswith(word.partition("=")[0]) for word in sys.argv[1:]):
+        sys.exit(f"error: {RERUN} executes what is in the file that it names; give the overrides of the run instead.")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing, and `explain` says it
     try:
         main()

@@ -8,6 +8,8 @@ import site
 import sys
 from pathlib import Path
 
+HOME = str(Path(__file__).resolve().parents[1])  # the folder of this package
+
 
 def protect_children() -> None:
     """Set the environment of every Python that this process starts, whichever library starts it.
@@ -18,21 +20,31 @@ def protect_children() -> None:
     a shell leaves behind (PYTHONPATH=$PYTHONPATH:…), would mean the working directory again.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
-    home = str(Path(__file__).resolve().parents[1])
     installed = {os.path.realpath(folder) for folder in (*site.getsitepackages(), site.getusersitepackages())}
     given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    if home not in given and home not in installed:
-        given.insert(0, home)
+    if HOME not in given and HOME not in installed:
+        given.insert(0, HOME)
     if given:
         os.environ["PYTHONPATH"] = os.pathsep.join(given)
 
 
 def leave_working_directory() -> None:
-    """Take the working directory off this process's own path, where `python -m foura` has put it."""
+    """Take the working directory off this process's own path, where nobody has named it.
+
+    `python -m foura` puts it first, and an empty entry of PYTHONPATH, which a shell leaves behind, stands for it.
+    """
     require_working_directory()
     here = os.getcwd()
-    if not sys.flags.safe_path and here != str(Path(__file__).resolve().parents[1]):
-        sys.path[:] = [entry for number, entry in enumerate(sys.path) if number or entry not in ("", here)]
+    if here == HOME:
+        return
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    unnamed = len(given) > 1 and "" in given and here not in given
+    first = not sys.flags.safe_path
+    sys.path[:] = [
+        entry
+        for number, entry in enumerate(sys.path)
+        if entry not in ("", here) or not (unnamed or (first and number == 0))
+    ]
 
 
 def require_working_directory() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foura.children import command, protect_children, require_working_directory
+from foura.children import command, leave_working_directory, protect_children
 from foura.errors import UserError, cannot_write, exit_without_lab, one_line, print_traceback, reason
 from foura.logs import quiet
 from foura.threads import spin_briefly
@@ -24,7 +24,7 @@ from foura.threads import spin_briefly
 def main() -> None:
     """Entry point of `foura` and `python -m foura`."""
     spin_briefly()
-    require_working_directory()
+    leave_working_directory()
     protect_children()
     sys.excepthook = print_traceback
     quiet()  # before a library is loaded that speaks while it is imported
@@ -107,8 +107,6 @@ def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _ui(arguments: argparse.Namespace) -> None:
-    # an empty entry of PYTHONPATH is the working directory, whose mlflow.py would be taken for MLflow
-    sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]
     store = _store(arguments.outputs)
     if importlib.util.find_spec("mlflow") is None:
         raise ModuleNotFoundError(name="mlflow")
@@ -218,7 +216,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from foura.run.export import export
 
     said = export(arguments.run, arguments.to, arguments.out, arguments.freeze, arguments.per_layer_ranks)
-    print(f"{arguments.out}: {said}")
+    print(one_line(f"{arguments.out}: {said}"))
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
@@ -244,5 +242,5 @@ def _merge(arguments: argparse.Namespace) -> None:
         values = "  ".join(
             f"{key.removeprefix('test/')} {value:.3f}" for key, value in row.items() if key.startswith("test/")
         )
-        print(f"data of {row['data']}, adapters {row['adapters']}: {values}")
+        print(one_line(f"data of {row['data']}, adapters {row['adapters']}: {values}"))
     print(f"images and merged.csv: {arguments.out}")

@@ -81,7 +81,8 @@ class TrackedRun:
 
         Returns:
             "none": nothing was ever logged. "there", or will be once the journal is delivered. "hidden": a user deleted it.
-            "lost": the store has no such run, so that the whole journal is delivered once more. "": it does not answer.
+            "lost": the store has no such run, or its run of this id is another one, so that the whole journal is delivered
+            once more, into a run of its own. "": it does not answer.
         """
         if not self.outbox.items:
             return "none"
@@ -89,13 +90,20 @@ class TrackedRun:
             return "there"
         try:
             client, _ = open_store(self.outputs)
-            stage = client.get_run(self.run_id).info.lifecycle_stage
+            found = client.get_run(self.run_id)
         except Exception as error:  # requests, the database and MLflow each raise their own kinds
             if not isinstance(error, MlflowException) or error.error_code != UNKNOWN:
                 return ""
             self.outbox.again()
             return "lost"
-        return "there" if stage == "active" else "hidden"
+        if found.data.tags.get("uid") not in self._uids():  # journals come from other people, and name any id
+            self.outbox.again()
+            return "lost"
+        return "there" if found.info.lifecycle_stage == "active" else "hidden"
+
+    def _uids(self) -> set[str]:
+        """The one that the journal's run was created with."""
+        return {item["create"]["tags"]["uid"] for item in self.outbox.items if "create" in item}
 
     def _deliver(self, run_id: str | None, items: list[dict[str, Any]]) -> str:
         client, experiment_id = open_store(self.outputs)
@@ -261,10 +269,13 @@ def _hide(client: MlflowClient, experiment_id: str, sweep: str, key: str, run_id
     """Delete, in MLflow's sense, the earlier runs of one experiment in a sweep.
 
     They are searched by key too: a process that was killed between creating its run and writing status.json left a run
-    that no status.json names.
+    that no status.json names. A run of another sweep, which a journal of somebody else may name, stays.
     """
-    found = client.search_runs([experiment_id], filter_string=f"tags.sweep = '{sweep}' and tags.key = '{key}'")
-    for stale in {run.info.run_id for run in found} | ({run_id} if run_id else set()):
+    found = set()
+    for asked in (f"tags.key = '{key}'", f"attributes.run_id = '{run_id}'"):
+        query = f"tags.sweep = '{sweep}' and tags.role = 'run' and {asked}"
+        found |= {run.info.run_id for run in client.search_runs([experiment_id], filter_string=query)}
+    for stale in found:
         try:
             client.delete_run(stale)
         except MlflowException as error:

@@ -65,6 +65,8 @@ def _is_description(run: dict[str, Any]) -> bool:
     tags, params = run.get("tags"), run.get("params", {})
     if not isinstance(tags, dict) or not _are_texts(tags) or not _are_texts(params):
         return False
+    if tags.get("role", "run") != "run":  # the parent of a sweep is no run's to make
+        return False
     named = run.get("sweep") is None or is_name(run["sweep"])
     ids = [tags.get("uid"), tags.get("key"), *([] if run.get("replaces") is None else [run["replaces"]])]
     return named and all(map(_is_id, ids)) and _is_text(run.get("name")) and _is_count(run.get("time"))

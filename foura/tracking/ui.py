@@ -31,6 +31,7 @@ HOST, PORT = "127.0.0.1", 5000
 PORTS = 100  # tried, from PORT on
 RECORD = "ui.json"  # in the outputs folder: the address under which the UI was started last
 VIEW = "foura"  # the key of the view
+_ADDRESS = re.compile(r"http://(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}")  # as `foura ui` records it
 WAIT = 120.0  # seconds that the browser waits for the server
 SHOWN = ("best/acc", "best/loss", "test/acc", "test/loss", "final/gap_loss", "cost/trainable_params")
 
@@ -42,7 +43,7 @@ def base_address(outputs: Path) -> str:
     if server.startswith(("http://", "https://")):
         return re.split(r"[?#]", server)[0].rstrip("/")
     known = read_json(outputs / RECORD).get("address")
-    return known if isinstance(known, str) and known.startswith("http://") else f"http://{HOST}:{PORT}"
+    return known if isinstance(known, str) and _ADDRESS.fullmatch(known) else f"http://{HOST}:{PORT}"
 
 
 def runs_address(base: str, experiment_id: str, sweep: str = "") -> str:

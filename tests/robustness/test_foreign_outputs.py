@@ -20,6 +20,7 @@ from foura.sweep.plan import run_status
 from foura.tracking.journal import FILE, Outbox
 from foura.tracking.status import read_json
 from foura.tracking.sync import sync
+from foura.tracking.tracked_run import start_run
 from foura.tracking.typed import STATES
 from tests.helpers.hostile import BYTES, VALUES, damaged, in_time, mutated, refused, try_all
 from tests.helpers.runs import client
@@ -86,6 +87,25 @@ def test_a_journal_writes_nowhere_else(outputs, tmp_path) -> None:
     sync(outputs)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert not list(tmp_path.rglob("sweep.json"))
+
+
+def test_a_journal_changes_no_run_but_its_own(outputs) -> None:
+    """Its author has seen the ids of other runs: of one that the user shared, or that lie in the same store."""
+    mine = start_run(outputs, journal(outputs, "mine"), "mine", {"rank": "4"}, {"key": "k1"}, "s")
+    mine.close("finished")
+    before = client(outputs).get_run(mine.run_id)
+    good = [{"metrics": {"test/acc": 0.5}, "step": 0, "time": 5}]
+    journal(outputs, "into", *good, {"delivered": 1, "run_id": mine.run_id})
+    journal(outputs, "instead", sweep="other", replaces=mine.run_id)
+    journal(outputs, "parent", tags={**CREATE["tags"], "uid": "p1", "role": "sweep", "sweep": "s", "command": "evil"})
+    said = dict(sync(outputs))
+    assert said["into"] == "made again" and said["instead"] == "delivered"
+    after = client(outputs).get_run(mine.run_id)
+    assert after.info.lifecycle_stage == "active" and after.info.status == "FINISHED"
+    assert after.data.metrics == before.data.metrics == {} and after.data.tags == before.data.tags
+    named = {run.info.run_name: run for run in client(outputs).search_runs(["1"])}
+    assert named["into"].data.metrics == {"test/acc": 0.5} and "parent" not in named
+    assert {run.data.tags["command"] for run in named.values() if run.data.tags["role"] == "sweep"} == {""}
 
 
 def test_a_linked_run_is_not_read_and_one_bad_journal_does_not_end_the_others(outputs, tmp_path) -> None:

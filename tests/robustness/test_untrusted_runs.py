@@ -161,6 +161,16 @@ def test_the_export_command_says_it_in_a_sentence(run, tmp_path, monkeypatch, ca
     try_all(mutated(described, LIKELY), check, COMMANDS)
 
 
+@pytest.mark.parametrize("option", ["--experimental-rerun", "--experimental-rerun=", "--exp"])
+def test_hydra_unpickles_no_run(option, train, tmp_path) -> None:
+    """Hydra's own option reads the pickle that its callback leaves in a run's folder."""
+    mark = tmp_path / "executed"
+    (tmp_path / "config.pickle").write_bytes(payload(mark))
+    place = str(tmp_path / "config.pickle")
+    ended = train(*([option + place] if option.endswith("=") else [option, place]))
+    assert ended.code.startswith("error: --experimental-rerun executes") and not mark.exists()
+
+
 def test_what_lies_beside_an_adapter_is_not_copied(run, tmp_path) -> None:
     (run / "adapter" / "link").symlink_to("/etc/passwd")
     (run / "adapter" / "evil.py").write_text("")

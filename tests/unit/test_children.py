@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foura import cli
-from foura.children import command, protect_children
+from foura.children import command, leave_working_directory, protect_children
 from foura.errors import UserError
 from foura.run.start import _sentence
 
@@ -39,6 +39,31 @@ def test_a_module_in_the_working_directory_is_not_executed(start, tmp_path, monk
     protect_children()
     ended = subprocess.run([sys.executable, *start], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode != 0 and "executed" not in ended.stdout and "No module named" in ended.stderr
+
+
+@pytest.mark.parametrize("start", [["train.py", "rank=x"], ["-m", "foura", "status"]])
+def test_an_empty_entry_of_the_path_of_imports_executes_nothing(start, tmp_path, run_env) -> None:
+    """A shell leaves one behind where PYTHONPATH was not set: PYTHONPATH=$PYTHONPATH:/a. It means the working directory."""
+    for name in ("hydra", "omegaconf", "yaml", "filelock", "mlflow", "torch", "hydra_plugins"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'a').write({name!r})\n")
+    told = [f"{HOME}/{start[0]}", *start[1:]] if start[0].endswith(".py") else start
+    env = {**run_env, "PYTHONPATH": os.pathsep.join((HOME, ""))}
+    ended = subprocess.run([sys.executable, *told], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert not (tmp_path / "executed").exists(), (tmp_path / "executed").read_text()
+    assert "no runs yet" in ended.stdout or "rank: Value 'x'" in ended.stderr, ended.stderr
+
+
+def test_a_working_directory_that_the_user_named_stays_on_the_path(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["/scripts", str(tmp_path), "/site"])
+    for given, kept in (
+        (f"{tmp_path}{os.pathsep}/a", True),
+        (f"{tmp_path}{os.pathsep}", True),
+        (f"/a{os.pathsep}", False),
+    ):
+        monkeypatch.setenv("PYTHONPATH", given)
+        leave_working_directory()
+        assert (str(tmp_path) in sys.path) is kept and "/scripts" in sys.path
 
 
 def test_a_child_imports_this_very_package(tmp_path, monkeypatch) -> None:

@@ -54,9 +54,26 @@ def test_links_follow_the_port_that_the_ui_really_has(tmp_path) -> None:
     assert "http://127.0.0.1:5013/#/experiments/" in report(tmp_path, "s").read_text()
 
 
-def test_a_recorded_address_of_another_kind_is_not_linked(tmp_path) -> None:
-    (tmp_path / ui.RECORD).write_text(json.dumps({"address": "javascript:alert(1)"}))
+@pytest.mark.parametrize(
+    "address",
+    [
+        "javascript:alert(1)",
+        'http://x:1"><script>alert(1)</script>',
+        "http://evil.example.org/path?q=",
+        "http://user@evil:80",
+        "http://x:1\n",
+        3,
+    ],
+)
+def test_a_recorded_address_of_another_kind_is_not_linked(address, tmp_path) -> None:
+    (tmp_path / ui.RECORD).write_text(json.dumps({"address": address}))
     assert ui.base_address(tmp_path) == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:5013", "http://[::1]:5000", "http://machine.local:80"])
+def test_a_recorded_address_is_linked(address, tmp_path) -> None:
+    ui.remember(tmp_path, address)
+    assert ui.base_address(tmp_path) == address
 
 
 def test_the_list_has_columns_and_a_sweep_its_runs(tmp_path) -> None:
