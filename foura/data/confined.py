@@ -4,13 +4,9 @@ A folder's README.md can name other files, other machines and other readers, and
 finds is checked before one is opened; a name is a path and never a pattern; and an archive is bounded by what it unpacks to.
 """
 
-import bz2
 import dataclasses
 import glob
-import gzip
-import lzma
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,18 +14,15 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
+from foura.data.unpacked import check_unpacked
 from foura.errors import UserError
-from foura.files import PACKED_BY, UNPACKED, here
-from foura.untrusted import JSON, WEIGHTS, Folder, open_regular
+from foura.files import here
+from foura.untrusted import JSON, WEIGHTS, Folder
 
 # the library's readers that read files of data and nothing that these name
 MODULES = ("parquet", "arrow", "csv", "json", "text", "imagefolder", "webdataset")
 CARDS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 PATTERN = ("*", "?", "[", "]", "{", "}", "::", "://")  # the library takes a folder with one of these for something else
-PACKINGS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-ZIP = b"PK\x03\x04"
-# of zstandard, lz4, 7-zip, RAR, LZMA: not measured here
-UNMEASURED = (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"]\x00\x00")
 
 
 def load_file(path: Path, cfg: DictConfig, reader: str, **options: Any) -> Any:
@@ -198,29 +191,7 @@ def _check_files(builder: Any, inside: Folder, only: list[Path] | None = None) -
         if only is not None and real not in only:
             raise UserError(f"dataset.path={only[0]} was taken for a pattern; rename it.")
         if not inside.any_size:
-            _check_packed(real)
-
-
-def _check_packed(path: Path) -> None:
-    """Refuse an archive that unpacks to more than any real one, which would fill the memory or the disk."""
-    size = path.stat().st_size
-    most, held = UNPACKED + PACKED_BY * size, 0
-    with open_regular(path) as file:
-        start = file.read(8)
-        file.seek(0)
-        if start.startswith(UNMEASURED):
-            raise UserError(f"{path} is an archive that cannot be measured before it is unpacked; unpack it.")
-        if start.startswith(ZIP):
-            held = sum(part.file_size for part in zipfile.ZipFile(file).infolist())
-        packing = next((opened for magic, opened in PACKINGS.items() if start.startswith(magic)), None)
-        if packing is not None:
-            unpacked = packing(file)
-            while held <= most and (part := unpacked.read(2**20)):
-                held += len(part)
-    if held > most:
-        raise UserError(
-            f"{path} has {size} bytes and unpacks to more than {most}, which no data does; dataset.any_size=true takes it."
-        )
+            check_unpacked(real)
 
 
 def _plain(kind: Any) -> Any:

@@ -38,7 +38,7 @@ def _files(cfg: DictConfig) -> Records:
     for split, paths in split_files(existing(cfg), cfg.splits, RECORD_FILES).items():
         records.splits[split] = []
         for path in paths:
-            named, classes = read_records(path, cfg.columns.label)
+            named, classes = read_records(path, cfg.columns.label, cfg.any_size)
             records.splits[split] += named
             records.class_names |= classes
     return records

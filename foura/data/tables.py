@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from foura.data.unpacked import check_unpacked
 from foura.errors import UserError, reason
 from foura.files import an_object, parse_any_json, parse_json, read_text, regular
 
@@ -16,19 +17,22 @@ RECORD_FILES += (*(f"{end}{PACKED}" for end in RECORD_FILES), ".parquet")
 LONGEST_CELL = 2**27  # characters; the csv module's own limit is 2**17, less than a document
 
 
-def read_records(path: Path, numbers: str | None = None) -> tuple[Named, dict[str, list[str]]]:
+def read_records(path: Path, numbers: str | None = None, any_size: bool = False) -> tuple[Named, dict[str, list[str]]]:
     """(the records of a file, {column: class names} of the columns that declare them).
 
     The file's name tells the format: .csv, .tsv, .parquet; any other holds JSON, as lines or as one array.
 
     Args:
         numbers: the column of .csv and .tsv files that may hold numbers; all others hold texts.
+        any_size: `dataset.any_size`: also a table that repeats its values so often that they would fill the memory.
 
     Raises:
         UserError: it cannot be read, or does not hold records.
     """
     name = path.name.lower().removesuffix(PACKED)
     if name.endswith(".parquet"):
+        if not any_size:
+            check_unpacked(regular(path))
         return _parquet(path)
     if name.endswith((".csv", ".tsv")):
         return _separated(path, name.endswith(".tsv"), numbers), {}

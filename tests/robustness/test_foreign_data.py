@@ -21,6 +21,8 @@ from foura.data.hub import encoded, image_records, read_hub, rows
 from foura.data.images import open_image
 from foura.data.listing import data_files
 from foura.data.splits import existing
+from foura.data.tables import read_records
+from foura.data.unpacked import check_unpacked
 from foura.errors import UserError
 from foura.files import read_text
 from foura.schema import DatasetConfig
@@ -170,7 +172,7 @@ def test_the_name_of_a_reader_is_a_folder(name, folder, tmp_path, monkeypatch) -
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
 def test_an_archive_is_bounded_by_what_it_unpacks_to(pack, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("foura.data.confined.UNPACKED", 2**20)
+    monkeypatch.setattr("foura.data.unpacked.UNPACKED", 2**20)
     path = tmp_path / "train.jsonl.gz"
     path.write_bytes(pack(b'{"text": "' + b"a" * 2**23 + b'"}\n'))
     with pytest.raises(UserError, match="unpacks to more than"):
@@ -178,7 +180,7 @@ def test_an_archive_is_bounded_by_what_it_unpacks_to(pack, tmp_path, monkeypatch
 
 
 def test_a_zip_of_nothing_is_refused_and_so_is_what_cannot_be_measured(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("foura.data.confined.UNPACKED", 2**20)
+    monkeypatch.setattr("foura.data.unpacked.UNPACKED", 2**20)
     (tmp_path / "data").mkdir()
     with zipfile.ZipFile(tmp_path / "data" / "train.zip", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("train.jsonl", b'{"text": "' + b"a" * 2**23 + b'"}\n')
@@ -187,6 +189,64 @@ def test_a_zip_of_nothing_is_refused_and_so_is_what_cannot_be_measured(tmp_path,
     (tmp_path / "train.jsonl").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
     with pytest.raises(UserError, match="unpack it"):
         read_hub(config(tmp_path / "train.jsonl"))
+
+
+def repeated(path: Path, rows: int, length: int, nested: bool = False) -> None:
+    """A table of one value, which parquet stores once."""
+    import pyarrow
+    import pyarrow.parquet
+
+    index = pyarrow.array([0] * rows, pyarrow.int32())
+    texts: pyarrow.Array = pyarrow.DictionaryArray.from_arrays(index, pyarrow.array(["a" * length]))
+    if nested:
+        texts = pyarrow.StructArray.from_arrays([pyarrow.ListArray.from_arrays(list(range(rows + 1)), texts)], ["x"])
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, compression="zstd", store_schema=False)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_table_is_bounded_by_what_it_unpacks_to(nested, tmp_path) -> None:
+    path = tmp_path / "data" / "train.parquet"
+    path.parent.mkdir()
+    repeated(path, 2000, 2**20, nested)
+    assert path.stat().st_size < 10_000
+    for read in (lambda: read_hub(config(path)), lambda: read_hub(config(path.parent)), lambda: read_records(path)):
+        with pytest.raises(UserError, match="unpacks to more than"):
+            read()
+    repeated(path, 2000, 1000, nested)
+    assert len(rows(read_hub(config(path.parent))["train"])) == len(read_records(path)[0]) == 2000
+
+
+def test_a_table_of_large_values_that_do_not_repeat_is_read(tmp_path, monkeypatch) -> None:
+    """Its own bound by the longest value would refuse it, so it is measured: a few short, and one of a tenth of the file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    monkeypatch.setattr("foura.data.unpacked.UNPACKED", 0)
+    texts = [str(number) for number in range(20_000)] + ["".join(map(str, range(20_000)))]
+    table = pyarrow.table({"text": texts, "same": ["x"] * len(texts), "number": list(range(len(texts)))})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet", dictionary_pagesize_limit=2**24)
+    assert len(rows(read_hub(config(tmp_path / "train.parquet"))["train"])) == len(texts)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_tar_archive_of_holes_is_refused(pack, tmp_path) -> None:
+    """GNU's sparse members: 512 bytes of header, and as many zeros as it says once they are read."""
+    import tarfile
+
+    member = tarfile.TarInfo("a.txt")
+    member.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"%011o\0" % 2**32  # the real size, in octal
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / ("train.tar" if pack is bytes else "train.tar.gz")
+    path.write_bytes(pack(bytes(header) + bytes(1024)))
+    with tarfile.open(path) as archive:
+        assert [one.size for one in archive] == [2**32]
+    for read in (lambda: read_hub(config(path.parent)), lambda: check_unpacked(path)):
+        with pytest.raises(UserError, match="unpacks to more than"):
+            read()
 
 
 def test_a_packed_text_is_bounded_and_an_ordinary_one_is_read(tmp_path, monkeypatch) -> None:

@@ -129,7 +129,8 @@ def good(kind: str, place: Path, empty_store: Path) -> Path:
 
         place.mkdir()
         save_file(timm.create_model("resnet10t", num_classes=7).state_dict(), place / "model.safetensors")
-        described = {"architecture": "resnet10t", "num_classes": 7, "pretrained_cfg": {"input_size": [3, 176, 176]}}
+        own = {"input_size": [3, 176, 176], "classifier": "fc", "first_conv": "conv1"}
+        described = {"architecture": "resnet10t", "num_classes": 7, "pretrained_cfg": own}
         (place / "config.json").write_text(json.dumps(described))
     elif kind == "run":
         run_folder(place, "lora")

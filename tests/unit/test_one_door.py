@@ -66,6 +66,7 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "foura.data.listing": (CHECKED, {"os.walk", "iterdir", "scandir"}),
     "foura.data.splits": (CHECKED, {"iterdir"}),
     "foura.data.tables": (CHECKED, {"read_table"}),
+    "foura.data.unpacked": (CHECKED, {"open"}),
     "foura.families.diffusion.export": (SCRATCH, {"from_pretrained"}),
     "foura.families.diffusion.features": (CHECKED, {"from_pretrained"}),
     "foura.families.diffusion.pipeline": (CHECKED, {"from_pretrained"}),
