@@ -74,6 +74,11 @@ def exit_without_lab(error: ModuleNotFoundError) -> NoReturn:
     sys.exit(f"error: {error.name} is not installed, and the framework needs it: pip install 'foura[lab]'")
 
 
+def panicked(error: BaseException) -> bool:
+    """True for the end of a library in Rust (tokenizers, safetensors) on data that it did not expect; it is no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
 def out_of_memory(error: BaseException) -> bool:
     """True if a GPU, the system or Python refused an allocation."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)

@@ -22,6 +22,7 @@ from foura.untrusted import JSON, WEIGHTS, Folder
 # the library's readers that read files of data and nothing that these name
 MODULES = ("parquet", "arrow", "csv", "json", "text", "imagefolder", "webdataset")
 CARDS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
+MOST_NODES = 10**6  # values in a card
 PATTERN = ("*", "?", "[", "]", "{", "}", "::", "://")  # the library takes a folder with one of these for something else
 
 
@@ -141,8 +142,15 @@ def _refuse_pattern(path: str, signs: tuple[str, ...]) -> None:
 def _check_card(place: str, cards: list[Path]) -> None:
     """Check the files that a README.md or .huggingface.yaml declares, as the library reads it."""
     import huggingface_hub
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     for card in cards:
+        text = card.read_text(encoding="utf-8", errors="replace")
+        block = None if card.suffix == ".yaml" else REGEX_YAML_BLOCK.search(text)
+        if _nodes(yaml.compose(text if card.suffix == ".yaml" else block[2] if block else "")) > MOST_NODES:
+            raise UserError(
+                f"dataset.path={place}: its {card.name} refers to its own parts again and again; take it out."
+            )
         if card.suffix == ".yaml":
             described = yaml.safe_load(card.read_text(encoding="utf-8")) or {}
         else:
@@ -152,6 +160,26 @@ def _check_card(place: str, cards: list[Path]) -> None:
                 raise UserError(
                     f"dataset.path={place}: its {card.name} names data outside of it ({path}); it is not read."
                 )
+
+
+def _nodes(root: yaml.Node | None) -> int:
+    """The values in a YAML text once its aliases are written out, which is how libraries read them."""
+    sizes: dict[int, int] = {}
+    waiting = [] if root is None else [root]
+    while waiting:
+        node = waiting[-1]
+        if id(node) in sizes:
+            sizes[id(node)] = 1 + sum(sizes[id(one)] for one in _inner(node))
+            waiting.pop()
+        else:
+            sizes[id(node)] = MOST_NODES + 1  # until it is counted: of a node within itself
+            waiting += [one for one in _inner(node) if id(one) not in sizes]
+    return 0 if root is None else sizes[id(root)]
+
+
+def _inner(node: Any) -> Iterator[yaml.Node]:
+    for one in () if isinstance(node, yaml.ScalarNode) else node.value:
+        yield from one if isinstance(one, tuple) else (one,)
 
 
 def _texts(value: Any, keys: tuple[str, ...]) -> Iterator[str]:

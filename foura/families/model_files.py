@@ -4,6 +4,7 @@ The libraries build what a config.json says, so that one number in it can fill t
 any public model's, before anybody parses the file; and a model may have no more parameters than its weights can hold.
 """
 
+import base64
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,12 @@ from omegaconf import DictConfig
 from torch import nn
 
 from foura.errors import UserError
-from foura.files import here, read_json
+from foura.files import here, parse_any_json, read_json
 from foura.untrusted import GB, MB, WEIGHTS, Folder
 
 TEXT_FILES, MOST_TEXT = (".json", ".txt", ".model", ".jinja", ".yaml"), 512 * MB
 MOST_CONFIG = 16 * MB
+CHARSMAP = "precompiled_charsmap"  # of a tokenizer.json: characters and what stands for them, after the table's size
 SUBFOLDERS = 2  # levels of a model's folder that libraries read
 # the most of a number by words in its key, the first that fits; the most of any other is MOST
 BOUNDS: tuple[tuple[tuple[str, ...], float], ...] = (
@@ -79,6 +81,8 @@ def check_folder(inside: Folder) -> None:
     """
     for path in inside.files(deepest=SUBFOLDERS):
         inside.file(path, MOST_TEXT if path.suffix.lower() in TEXT_FILES else WEIGHTS)
+        if path.name == "tokenizer.json":
+            _check_charsmaps(path, inside)
         if path.name.endswith(".index.json"):
             _check_index(path, read_json(path, inside, MOST_TEXT).get("weight_map"))
 
@@ -88,6 +92,30 @@ def _check_index(path: Path, listed: Any) -> None:
     for name in sorted(names):
         if name in ("", ".", "..") or "/" in name or "\0" in name or not name.endswith(".safetensors"):
             raise UserError(f"{path} names weights that are not files beside it ({name[:80]!r}).")
+
+
+def _check_charsmaps(path: Path, inside: Folder) -> None:
+    """Refuse a table of characters that says it is longer than it is: the library reserves as much memory as it says."""
+    raw = inside.read(path, MOST_TEXT)
+    if CHARSMAP.encode() not in raw:
+        return
+    waiting: list[Any] = [parse_any_json(raw.decode("utf-8", errors="replace"), str(path))]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict) and isinstance(value.get(CHARSMAP), str):
+            table = _decoded(value[CHARSMAP])
+            size = int.from_bytes(table[:4], "little")
+            if size == 0 or size % 4 or size + 4 > len(table):
+                raise UserError(f"{path} has a {CHARSMAP} that is damaged; fetch the file again.")
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text)
+    except ValueError:
+        return b""
 
 
 def check_numbers(described: Any, where: str, cfg: DictConfig | None) -> None:

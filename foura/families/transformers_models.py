@@ -7,7 +7,7 @@ import torch
 import transformers
 from omegaconf import DictConfig
 
-from foura.errors import UserError, reason
+from foura.errors import UserError, panicked, reason
 from foura.families.model_files import check_model, check_parameters
 from foura.files import here
 
@@ -59,7 +59,9 @@ def load_part(what: str, loader: Any, place: str, cfg: DictConfig, **options: An
         return loader(place if folder is None else str(folder), trust_remote_code=False, **options)
     except UserError:
         raise
-    except Exception as error:  # transformers and the hub raise many kinds; all of them say what is missing
+    except BaseException as error:  # transformers and the hub raise many kinds; all of them say what is missing
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
         said = OTHER_SHAPES if "ignore_mismatched_sizes" in str(error) else reason(error)
         raise UserError(
             f"backbone.name={cfg.name}: the {what} could not be loaded ({said}). Without a network, name a local "

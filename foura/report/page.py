@@ -53,7 +53,7 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     """
     sweep = load_sweep(outputs, name)
     # in a folder of other people's, the report's could be a link to anywhere
-    folder = into or Folder(outputs / "sweeps").place(f"{name}/report")
+    folder = into or Folder(outputs).place(f"sweeps/{name}/report")
     folder.mkdir(parents=True, exist_ok=True)
     found = studies(sweep.runs, sweep.tune, sweep.margins, sweep.tuning)
     looks = sweep.look()

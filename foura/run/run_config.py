@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,11 +12,19 @@ from foura.files import here, read_text
 from foura.methods import method_of
 from foura.untrusted import CONFIG, WEIGHTS, Folder
 
+# keys that say what the machine of the run was to do, which is not for the folder of somebody else to say here
+MACHINE: dict[str, Any] = {
+    "trainer.strategy": "auto",
+    "trainer.devices": 1,
+    "trainer.num_nodes": 1,
+    "trainer.profiler": None,
+}
+MACHINE["dataset.num_workers"] = 0
 PATHS = ("backbone.name", "backbone.pretrained", "dataset.path")  # keys that may hold a path
 
 
 def read_config(run: Path) -> DictConfig:
-    """Load the config of a finished run's folder.
+    """Load the config of a finished run's folder, for one process on this machine.
 
     Raises:
         UserError: it is not the folder of a finished run, or no run can have this config.
@@ -34,6 +43,8 @@ def read_config(run: Path) -> DictConfig:
         raise UserError(f"{run} is not a finished run: it has no {adapter.relative_to(run)}.")
     Folder(run).file(adapter, WEIGHTS)
     _find_again(cfg, run)
+    for key, value in MACHINE.items():
+        OmegaConf.update(cfg, key, value)
     return cfg
 
 

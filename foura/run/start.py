@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from foura import distributed
 from foura.atomic import write_text
 from foura.config import check, check_used, run_key
-from foura.errors import UserError, cannot_write, first_line, out_of_memory, reason, shared_memory_full
+from foura.errors import UserError, cannot_write, first_line, out_of_memory, panicked, reason, shared_memory_full
 from foura.run import resume, worker
 from foura.run.processes import process_count
 from foura.run.signals import handle_sigterm
@@ -36,7 +36,9 @@ def execute(cfg: DictConfig, folder: Path, sweep: str | None, again: bool) -> bo
             with worker.scratch_run() as (scratch, status):
                 worker.load_run()(cfg, scratch, status, sweep)
         return True
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
         said = _sentence(error, folder)
         if said is None:
             raise
@@ -69,9 +71,13 @@ def _main_process(cfg: DictConfig, folder: Path, sweep: str | None, again: bool)
             distributed.broadcast(False)
 
 
-def _sentence(error: Exception, folder: Path) -> str | None:
+def _sentence(error: BaseException, folder: Path) -> str | None:
     """The sentence for an error of memory or disk; None for one that has its sentence already, and for a bug."""
     cause = error.__cause__ or error  # loading a model turns any failure into "could not be loaded"
+    if panicked(error):
+        return (
+            f"a file of the model, such as its tokenizer.json, is damaged ({first_line(error)[:200]}); fetch it again."
+        )
     if shared_memory_full(error) and not isinstance(error, UserError):
         return (
             f"the shared memory of this machine or container is full ({first_line(error)[:200]}), through which workers hand "

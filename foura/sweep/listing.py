@@ -11,6 +11,7 @@ from foura.errors import UserError
 from foura.metrics import METRICS
 from foura.sweep.plan import run_status
 from foura.tracking.status import TRASH, held
+from foura.untrusted import Folder
 
 AGES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
@@ -121,7 +122,7 @@ def drop(outputs: Path, name: str) -> Path:
     sweep = "" if folder.parent.name != "sweeps" else folder.name
     ids = [run_id for run in runs if isinstance(run_id := run_status(run).get("run_id"), str)]
     delete_runs(outputs, ids, sweep)
-    place = outputs / TRASH / ("sweeps" if sweep else "runs") / folder.name
+    place = Folder(outputs).place(f"{TRASH}/{'sweeps' if sweep else 'runs'}/{folder.name}")
     number = 1
     while place.exists():
         number += 1

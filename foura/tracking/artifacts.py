@@ -53,7 +53,7 @@ class Artifacts:
         if folder is None:
             self.client.log_artifact(run_id, str(path), under)
             return
-        target = Folder(self.outputs / FOLDER).place(folder / (under or "") / path.name)
+        target = Folder(self.outputs).place(folder / (under or "") / path.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             shutil.copytree(path, target, dirs_exist_ok=True, copy_function=_copy)
@@ -64,7 +64,7 @@ class Artifacts:
         """An artifact as a local file, fetched to the folder `into` from a server; None if the run has none of that name."""
         folder = self.folder(run_id)
         if folder is not None:
-            return Folder(self.outputs / FOLDER).whole(folder / name)
+            return Folder(self.outputs).whole(folder / name)
         with contextlib.suppress(Exception):  # each kind of store says that there is none in its own way
             return Path(self.client.download_artifacts(run_id, name, str(into)))
         return None

@@ -102,6 +102,8 @@ def _count(value: Any) -> int:
 
 def held(folder: Path) -> bool:
     """True if a living process holds the lock of this run folder."""
+    if folder.is_symlink():  # looking at it would make a lock wherever it leads
+        return False
     try:
         with lock(folder / ".lock").acquire(timeout=0):
             return False

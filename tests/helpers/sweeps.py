@@ -1,6 +1,7 @@
 """Synthetic sweeps in a tracking store, and studies as tables."""
 
 import functools
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ def synthetic(
             tags |= {"test_items": items, "validation_items": items}
         folder = outputs / "sweeps" / sweep / f"{dataset} {adapter} {config} {seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        key = folder.name.replace("'", "")
+        key = hashlib.sha256(folder.name.encode()).hexdigest()[:16]  # as a run's
         run = start_run(outputs, folder, f"{adapter} {seed}", params, {**tags, "key": key}, sweep)
         for epoch in range(epochs):
             run.log_metrics({"train_eval/acc": val + 0.05, "val/acc": val, "gap/acc": 0.05}, step=epoch)

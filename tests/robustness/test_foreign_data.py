@@ -26,6 +26,7 @@ from foura.data.unpacked import check_unpacked
 from foura.errors import UserError
 from foura.files import read_text
 from foura.schema import DatasetConfig
+from tests.helpers.hostile import in_time
 
 
 def config(path: Path | str, **fields):
@@ -101,6 +102,27 @@ def test_a_card_names_nothing_outside_of_its_folder(how, name, folder, tmp_path,
     with pytest.raises(UserError, match="names data outside of it"):
         read_hub(config(folder))
     assert len(asked) == 1  # nobody was asked for anything
+
+
+ALIASES = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize("text", [f"{ALIASES}tags: *i\n", f"{ALIASES}configs:\n- data_files: *i\n", "a: &a [1, *a]\n"])
+def test_a_card_does_not_grow_when_it_is_read(text, name, folder) -> None:
+    """Libraries write its aliases out: 43 million values of 500 bytes took six gigabytes and two minutes."""
+    (folder / name).write_text(f"---\n{text}---\n" if name == "README.md" else text)
+    with in_time(60), pytest.raises(UserError, match="refers to its own parts again and again"):
+        read_hub(config(folder))
+
+
+def test_a_card_that_refers_to_a_part_of_it_is_obeyed(folder) -> None:
+    (folder / "README.md").write_text(
+        "---\na: &a train.jsonl\nconfigs:\n- config_name: default\n  data_files: *a\n---\n"
+    )
+    assert len(texts(folder)) == 3
 
 
 def test_a_card_that_stays_inside_is_obeyed(folder) -> None:

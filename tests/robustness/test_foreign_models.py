@@ -1,5 +1,6 @@
 """Model folders of other people: nothing outside is read, no number fills the memory, and real models are taken."""
 
+import base64
 import json
 import os
 import shutil
@@ -216,6 +217,39 @@ def test_a_pipe_or_a_file_of_no_real_size_does_not_hang(name, llama) -> None:
         file.truncate(3 * 2**30)
     with in_time(60), pytest.raises(UserError, match="has 3 GB"):
         build_llama(config("llama_small", name=str(llama)))
+
+
+@pytest.mark.parametrize("table", ["/////w==", "AAAAAAAA", "AQAAAA==", "", "no base64", "CAAAAAAAAAA="])
+def test_a_table_of_characters_has_the_size_that_it_says(table, llama) -> None:
+    """The library reserves as many bytes as it says, up to 8 GB, and ends the process where there are not so many."""
+    path = llama / "tokenizer.json"
+    described = json.loads(path.read_text())
+    one = {"type": "Precompiled", "precompiled_charsmap": table}
+    path.write_text(json.dumps({**described, "normalizer": {"type": "Sequence", "normalizers": [one]}}))
+    with pytest.raises(UserError, match="precompiled_charsmap that is damaged"):
+        build_llama(config("llama_small", name=str(llama)))
+
+
+def test_a_table_of_characters_of_the_right_size_is_left_to_the_library(llama) -> None:
+    path = llama / "tokenizer.json"
+    described = json.loads(path.read_text())
+    one = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(b"\4\0\0\0" + bytes(4) + b"x\0").decode()}
+    path.write_text(json.dumps({**described, "normalizer": one}))
+    check_folder(model_folder(llama, None))
+
+
+@pytest.mark.slow
+def test_the_end_of_a_library_in_rust_is_a_sentence(llama, train) -> None:
+    """tokenizers panics, which is no Exception, on a template that names a token that is not there."""
+    path = llama / "tokenizer.json"
+    described = json.loads(path.read_text())
+    template = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+    template["single"] = [{"SpecialToken": {"id": "x", "type_id": 0}}]
+    path.write_text(json.dumps({**described, "post_processor": template}))
+    ended = train("backbone=llama_small", "adapter=lora", "rank=4", "dataset.limit=20", f"backbone.name={llama}")
+    is_a_sentence(str(ended.code))
+    assert "a file of the model, such as its tokenizer.json, is damaged" in ended.code
+    assert json.loads((ended.folder() / "status.json").read_text())["state"] == "failed"
 
 
 def test_the_bundled_models_and_those_in_subfolders_are_taken(llama) -> None:

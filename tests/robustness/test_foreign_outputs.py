@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from foura.cli import main
 from foura.errors import UserError
+from foura.report.page import report
 from foura.run.export import export
 from foura.run.load import check_adapter, read_config
-from foura.sweep.listing import best, runs_in
+from foura.sweep.listing import best, drop, runs_in
 from foura.sweep.plan import run_status
 from foura.tracking.journal import FILE, Outbox
 from foura.tracking.status import read_json
@@ -24,6 +26,7 @@ from foura.tracking.tracked_run import start_run
 from foura.tracking.typed import STATES
 from tests.helpers.hostile import BYTES, VALUES, damaged, in_time, mutated, refused, try_all
 from tests.helpers.runs import client
+from tests.helpers.sweeps import grid, synthetic
 from tests.helpers.untrusted import run_folder
 
 LINES, STATUSES, FOLDERS = 600, 600, 100  # examples of make test-all
@@ -106,6 +109,49 @@ def test_a_journal_changes_no_run_but_its_own(outputs) -> None:
     named = {run.info.run_name: run for run in client(outputs).search_runs(["1"])}
     assert named["into"].data.metrics == {"test/acc": 0.5} and "parent" not in named
     assert {run.data.tags["command"] for run in named.values() if run.data.tags["role"] == "sweep"} == {""}
+
+
+def test_links_in_an_outputs_folder_lead_nothing_out_of_it(outputs, tmp_path) -> None:
+    """The folder of artifacts, of a report and of what was dropped."""
+    away = tmp_path / "away"
+    away.mkdir()
+    good = journal(outputs, "good", {"artifact": "x.txt", "under": None})
+    (good / "x.txt").write_text("x")
+    (good / "status.json").write_text('{"state": "finished"}')
+    (outputs / "artifacts").symlink_to(away)
+    assert dict(sync(outputs))["good"].startswith("refused: ")
+    (outputs / "artifacts").unlink()
+    synthetic(outputs, "s", grid(0.0, seeds=range(1)))
+    shutil.move(outputs / "sweeps", tmp_path / "sweeps")
+    (outputs / "sweeps").symlink_to(tmp_path / "sweeps")
+    before = sorted((tmp_path / "sweeps").rglob("*"))
+    with pytest.raises(UserError, match="is a link"):
+        report(outputs, "s")
+    assert sorted((tmp_path / "sweeps").rglob("*")) == before
+    (outputs / "trash").symlink_to(away)
+    with pytest.raises(UserError, match="is a link"):
+        drop(outputs, "good")
+    assert good.is_dir() and list(away.iterdir()) == []
+
+
+def test_looking_at_a_linked_run_makes_no_lock_where_it_leads(outputs, tmp_path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "status.json").write_text(json.dumps({**STATUS, "state": "running"}))
+    (outputs / "runs").mkdir()
+    (outputs / "runs" / "linked").symlink_to(tmp_path / "mine")
+    assert [run.state for run in runs_in(outputs / "runs")] == ["interrupted"]
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["status.json"]
+
+
+def test_a_run_s_config_starts_no_processes_and_opens_no_port(run) -> None:
+    """It says how its own machine was used: `foura merge-eval` and `export --freeze` would start as many."""
+    config = OmegaConf.load(run / "config.yaml")
+    config.trainer = {**config.trainer, "strategy": "ddp", "devices": 64, "num_nodes": 9, "profiler": "pytorch"}
+    config.dataset.num_workers = 100_000
+    OmegaConf.save(config, run / "config.yaml")
+    cfg = read_config(run)
+    assert (cfg.trainer.strategy, cfg.trainer.devices, cfg.trainer.num_nodes) == ("auto", 1, 1)
+    assert (cfg.dataset.num_workers, cfg.trainer.profiler) == (0, None)
 
 
 def test_a_linked_run_is_not_read_and_one_bad_journal_does_not_end_the_others(outputs, tmp_path) -> None:

@@ -112,6 +112,8 @@ SHARED = [
 def test_a_small_shared_memory_is_not_called_a_full_disk(said, tmp_path) -> None:
     found = _sentence(RuntimeError(said), tmp_path)
     assert found is not None and "dataset.num_workers=0" in found and "cannot write" not in found
+    panic = type("PanicException", (BaseException,), {})("no entry found for key")
+    assert "a file of the model, such as its tokenizer.json, is damaged (no entry" in str(_sentence(panic, tmp_path))
     wrapped = UserError("x")
     assert _sentence(wrapped, tmp_path) is None
     assert "cannot write" in str(_sentence(OSError(28, "No space left on device"), tmp_path))
