@@ -1,6 +1,7 @@
 """Nothing listens beyond this machine, and no Python of ours imports from the working directory."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ LISTENING = "0A"
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 QUICK = ("rank=2", "dataset.limit=40", "dataset.epochs=4", "trainer.accelerator=cpu")
 PLANTED = ("mlflow", "peft", "torch", "uvicorn", "joblib", "numpy", "datasets", "omegaconf", "foura", "train")
+PLANTED += ("gunicorn.conf", "flask", "alembic", "huey", "conftest", "hydra_plugins")
 
 
 def family(pid: int) -> Iterator[int]:
@@ -136,7 +138,13 @@ def test_a_sweep_of_joblib_listens_nowhere_else(root, planted, plain_env, tmp_pa
 
 @pytest.mark.parametrize("how", ["no PYTHONPATH", "an empty entry in PYTHONPATH"])
 def test_the_ui_listens_on_this_machine_alone(how, root, planted, plain_env, tmp_path, empty_store) -> None:
-    (tmp_path / "outputs").mkdir()
+    shutil.copytree(planted, tmp_path / "outputs")  # of somebody else, and the server runs in it
+    for name in (
+        "sitecustomize",
+        "usercustomize",
+    ):  # an empty entry in PYTHONPATH executes them before any code of ours
+        shutil.copy(planted / "mlflow.py", tmp_path / "outputs" / f"{name}.py")
+    (tmp_path / "outputs" / ".env").write_text(f"PYTHONPATH={tmp_path}/outputs\nPYTHONSTARTUP=mlflow.py\n")
     (tmp_path / "outputs" / "mlflow.db").write_bytes(empty_store.read_bytes())
     # the package itself is found by its folder, as an installed one is
     start = f"import sys; sys.path.insert(0, {str(root)!r}); from foura.cli import main; main()"
