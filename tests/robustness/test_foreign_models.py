@@ -98,10 +98,14 @@ def test_any_config_is_checked_or_refused_in_a_sentence() -> None:
     )
 
     def check(described: dict) -> None:
+        sized = [value for key, value in described.items() if key in SIZES and isinstance(value, int | float)]
+        beyond = any(10**9 <= value < float("inf") and value == int(value) for value in sized)
         try:
             check_numbers(described, "x", config("llama_small"))
         except UserError as error:
             is_a_sentence(str(error))
+        else:
+            assert not beyond
 
     try_all(st.dictionaries(st.sampled_from(SIZES) | st.text(max_size=9), inner, max_size=4), check, CONFIGS)
     deep: list = []
