@@ -25,7 +25,8 @@ FINAL_SEEDS = 5
 
 def paired(runs: pd.DataFrame) -> pd.DataFrame:
     """The gated runs with their losses against those of the controls of the same seed and data."""
-    runs = runs.assign(data=runs["versions"].where(runs["backbone"].str.startswith("llama"), ""))  # whose data Python brings
+    causal = runs["backbone"].str.startswith("llama")  # whose data Python brings
+    runs = runs.assign(data=runs["versions"].where(causal, ""))
     here, there = ["backbone", "data", "seed"], ["backbone", "data", "rank", "seed"]
     base = runs[runs["form"] == "base"].groupby(here)["val_loss"].first()
     ungated = runs[runs["form"] == "none"]
