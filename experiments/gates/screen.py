@@ -1,6 +1,9 @@
-"""The screen of the gates: forms × learning rates of the gate × prices × ranks on the bundled backbones, on validation data.
+"""The screen of the gates: forms × learning rates of the gate × prices × ranks, on validation data.
 
     python experiments/gates/screen.py vit llama_small unet -j 2 --out experiments/gates/screen.csv
+
+minilm and dinov2 are networks of other people, with weights in models/ and data in data/: experiments/real_glue/README.md and
+experiments/real_vit/README.md say how they get there.
 
 A run trains an adapter as train.py does (same data, batches, optimizer and schedule; no tracking), keeps the epoch with the
 lowest validation loss, counts the open ranks on the validation data, and freezes the gates on the training data. Each finished
@@ -36,12 +39,36 @@ BY_STEP = 12  # denoising steps at which they are, on the UNet
 VERSIONS = f"python {sys.version_info.major}.{sys.version_info.minor}, torch {version('torch')}"
 # what differs from the default run of each backbone: short runs, one adapter rate
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "vit": ("adapter.lr=3e-3", "dataset.epochs=20"),
-    "llama_small": ("adapter.lr=1e-3", "dataset.epochs=10", "dataset.limit=64", "dataset.eval_limit=32"),
-    "unet": ("adapter.lr=1e-3", "dataset.epochs=5", "dataset.repeats=5", "dataset.eval_limit=26"),
+    "vit": ("backbone=vit", "adapter.lr=3e-3", "dataset.epochs=20"),
+    "llama_small": (
+        "backbone=llama_small",
+        "adapter.lr=1e-3",
+        "dataset.epochs=10",
+        "dataset.limit=64",
+        "dataset.eval_limit=32",
+    ),
+    "llama_long": ("backbone=llama_small", "adapter.lr=3e-3", "dataset.epochs=30", "dataset.eval_limit=32"),
+    "unet": ("backbone=unet", "adapter.lr=1e-3", "dataset.epochs=5", "dataset.repeats=5", "dataset.eval_limit=26"),
+    "minilm": (
+        "backbone=bert",
+        "backbone.name=models/minilm",
+        "dataset=real/sst2",
+        "adapter.lr=3e-3",
+        "trainer.precision=bf16-mixed",
+    ),
+    "dinov2": (
+        "backbone=vit",
+        "backbone.name=vit_small_patch14_dinov2",
+        "backbone.pretrained=models/dinov2/model.safetensors",
+        "backbone.img_size=84",
+        "dataset=real/cifar10",
+        "adapter.lr=3e-4",
+    ),
 }
+NEW_HEAD = ("vit", "minilm", "dinov2")  # trained with the adapter, and alone in the control "base"
+CAUSAL = ("llama_small", "llama_long")  # each token has a gate of its own
 EVALUATIONS = 5  # of validation loss in a run
-RANKS = {"vit": (16, 64, 4), "llama_small": (16,), "unet": (16,)}
+RANKS = (16, 64, 4)
 COLUMNS = ("backbone", "form", "scope", "rank", "gate_rate", "price", "rate", "seed", "steps", "seconds")
 COLUMNS += ("val_loss", "val_acc", "open", "open_over_layers", "selective_layers")
 COLUMNS += (
@@ -84,13 +111,13 @@ KEYS = tuple(spec.name for spec in dataclasses.fields(Run))
 
 def grid(backbone: str, seeds: int) -> Iterator[tuple[tuple[int, ...], Run]]:
     """(importance, run): lower first."""
-    own = "token" if backbone == "llama_small" else "sequence"
+    own = "token" if backbone in CAUSAL else "sequence"
     scopes = ("token",) if own == "token" else ("sequence", "token")
     for seed in range(seeds):
         yield (0, seed), Run(backbone, "base", seed=seed)
-        for (a, rank), (b, rate) in itertools.product(enumerate(RANKS[backbone]), enumerate(CONTROL_RATES)):
+        for (a, rank), (b, rate) in itertools.product(enumerate(RANKS), enumerate(CONTROL_RATES)):
             yield (a + b, seed), Run(backbone, "none", rank=rank, rate=rate, seed=seed)
-    axes = (enumerate(RANKS[backbone]), enumerate(GATE_RATES), enumerate(PRICES), enumerate(scopes))
+    axes = (enumerate(RANKS), enumerate(GATE_RATES), enumerate(PRICES), enumerate(scopes))
     reduced = backbone != "vit"
     for (a, rank), (b, times), (c, price), (d, scope) in itertools.product(*map(list, axes)):
         if reduced and (times == 1 or price == 0.001):
@@ -111,7 +138,7 @@ def parts_of(backbone: str, seed: int) -> tuple[Any, Any]:
     from foura.families import build
 
     seed_everything(seed, verbose=False)  # a new head starts alike in every process
-    cfg = composed(backbone, f"seed={seed}", "adapter=head" if backbone == "vit" else "adapter=foura_dct")
+    cfg = composed(backbone, f"seed={seed}", "adapter=head" if backbone in NEW_HEAD else "adapter=foura_dct")
     return cfg, build(cfg)
 
 
@@ -122,7 +149,7 @@ def composed(backbone: str, *overrides: str) -> Any:
 
     config.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[f"backbone={backbone}", *SETTINGS[backbone], *overrides])
+        return compose("config", overrides=[*SETTINGS[backbone], *overrides])
 
 
 def config_of(run: Run) -> Any:
@@ -157,7 +184,7 @@ def measure(run: Run) -> dict[str, Any]:
     except Diverged:
         return row | {"val_loss": math.nan, "seconds": time.perf_counter() - start}
     if run.form not in ("base", "none"):
-        row |= gates_of(run, task, loaders)
+        row |= gates_of(run, task, loaders, cfg)
     return row | {"seconds": round(time.perf_counter() - start, 2)}
 
 
@@ -167,7 +194,7 @@ def task_of(run: Run, cfg: Any, parts: Any) -> tuple[Any, Any]:
 
     backbone = dataclasses.replace(parts.backbone, model=copy.deepcopy(parts.backbone.model))
     loaders = Loaders(parts.data, cfg)
-    bare = run.form == "base" and run.backbone != "vit"
+    bare = run.form == "base" and run.backbone not in NEW_HEAD
     task = parts.task(backbone.model if bare else attach(backbone, cfg, steps=loaders.steps()))
     task.adapter_config, task.optimizer_config, task.steps = cfg.adapter, cfg.optimizer, loaders.steps()
     return task, loaders
@@ -182,7 +209,7 @@ def trained(run: Run, task: Any, loaders: Any, cfg: Any) -> tuple[int, dict[str,
     from foura.methods.state import adapter_parameters, load_adapter_parameters
 
     if not any(parameter.requires_grad for parameter in task.model.parameters()):
-        return 0, evaluated(task, loaders)
+        return 0, evaluated(task, loaders, cfg)
     schedule = task.configure_optimizers()
     optimizer, schedule = schedule["optimizer"], schedule["lr_scheduler"]["scheduler"]
     best, state, steps = {"loss": math.inf}, {}, 0
@@ -191,26 +218,33 @@ def trained(run: Run, task: Any, loaders: Any, cfg: Any) -> tuple[int, dict[str,
         task.model.train()
         for batch in loaders.train:
             optimizer.zero_grad()
-            loss = task.loss(batch)
+            with autocast(cfg):
+                loss = task.loss(batch)
             loss.backward()
             optimizer.step()
             schedule.step()
             steps += 1
         if epoch % every == 0 or epoch == cfg.dataset.epochs:
-            found = evaluated(task, loaders)
+            found = evaluated(task, loaders, cfg)
             if found["loss"] < best["loss"]:
                 best, state = found, copy.deepcopy(adapter_parameters(task.model))
     load_adapter_parameters(task.model, state)
     return steps, best
 
 
-def evaluated(task: Any, loaders: Any) -> dict[str, float]:
+def autocast(cfg: Any) -> Any:
+    import torch
+
+    return torch.autocast("cpu", torch.bfloat16, enabled=cfg.trainer.precision == "bf16-mixed")
+
+
+def evaluated(task: Any, loaders: Any, cfg: Any) -> dict[str, float]:
     import torch
 
     from foura.errors import Diverged
 
     task.model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), autocast(cfg):
         for batch in loaders.evaluation()[1]:
             task.evaluate("val", batch)
     found: dict[str, float] = task.results("val")
@@ -219,7 +253,7 @@ def evaluated(task: Any, loaders: Any) -> dict[str, float]:
     return found
 
 
-def gates_of(run: Run, task: Any, loaders: Any) -> dict[str, Any]:
+def gates_of(run: Run, task: Any, loaders: Any, cfg: Any) -> dict[str, Any]:
     """Open ranks by layer, input and denoising step; then the same model with frozen gates."""
     import torch
 
@@ -240,7 +274,7 @@ def gates_of(run: Run, task: Any, loaders: Any) -> dict[str, Any]:
         "by_step": json.dumps(ranks_by_step(task)) if run.backbone == "unet" else None,
     }
     kept = freeze_gates(task.model, loaders.inputs(task, loaders.data.train))
-    frozen = evaluated(task, loaders)
+    frozen = evaluated(task, loaders, cfg)
     row |= {f"frozen_val_{key}": frozen.get(key) for key in ("loss", "acc")}
     _, lora = to_lora(task.model, per_layer_ranks=True)
     row["frozen_kb"] = round(sum(tensor.nbytes for name, tensor in lora.items() if ".lora_" in name) / 1024, 1)
@@ -289,7 +323,7 @@ def screen(runs: Iterable[Run], out: Path, jobs: int, seconds: float) -> tuple[i
         ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
     ):
         writer = csv.DictWriter(file, COLUMNS)
-        if not done:
+        if file.tell() == 0:
             writer.writeheader()
         while True:
             while len(waiting) < jobs and time.monotonic() < end and (run := next(todo, None)) is not None:

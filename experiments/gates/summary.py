@@ -25,7 +25,8 @@ FINAL_SEEDS = 5
 
 def paired(runs: pd.DataFrame) -> pd.DataFrame:
     """The gated runs with their losses against those of the controls of the same seed and data."""
-    runs = runs.assign(data=runs["versions"].where(runs["backbone"] == "llama_small", ""))  # whose data Python brings
+    causal = runs["backbone"].str.startswith("llama")  # whose data Python brings
+    runs = runs.assign(data=runs["versions"].where(causal, ""))
     here, there = ["backbone", "data", "seed"], ["backbone", "data", "rank", "seed"]
     base = runs[runs["form"] == "base"].groupby(here)["val_loss"].first()
     ungated = runs[runs["form"] == "none"]
@@ -157,7 +158,7 @@ def main() -> None:
     runs["scope"] = runs["scope"].fillna("")
     found = conditions(runs)
     found.to_csv(HERE / "conditions.csv", index=False, float_format="%.5g")
-    whose = runs["versions"].where(runs["backbone"] == "llama_small", "")
+    whose = runs["versions"].where(runs["backbone"].str.startswith("llama"), "")
     controls = runs[runs["form"].isin(["base", "none"])].assign(data=whose)
     groups = controls.groupby(["backbone", "data", "form", "rank", "rate"])
     means = groups[["val_loss", "val_acc"]].mean().assign(seeds=groups["seed"].nunique()).reset_index()

@@ -17,9 +17,9 @@ from foura.analysis.spectrum import (
     amplification,
     entropy_rank,
     low_frequency_share,
-    singular_values,
     spread,
     stable_rank,
+    svd,
 )
 from foura.backbone import layer_size
 from foura.files import write_csv
@@ -136,6 +136,8 @@ def _foura_row(name: str, layer: FouraLayer, weight: Tensor, open_ranks: float, 
 def _peer_row(name: str, layer: Any, weight: Tensor, rank: int | None, open_ranks: float | None) -> dict[str, Any]:
     row = {**_sizes(name, layer), "rank": rank, "effective_rank": open_ranks}
     merged: Any = copy.deepcopy(layer)  # DoRA's update, for one, is not its low-rank part: only merging gives it
+    if weight.is_floating_point():  # not of quantised ones
+        merged.double()  # in float32 the sum's rounding would be part of the difference
     try:
         merged.merge()
     except (NotImplementedError, ValueError):  # PEFT's answers for an update that is not one of the weight
@@ -184,15 +186,15 @@ def _of_update(delta: Tensor, weight: Tensor, rank: int | None) -> dict[str, Any
     by_channel = delta.detach().cpu().float().movedim(1, -1).flatten(0, -2)
     delta, weight = delta.detach().cpu().float().flatten(1), weight.detach().cpu()
     weight = weight.flatten(1) if weight.dim() > 2 else weight  # quantised ones are left as they are
-    values = singular_values(delta)
-    directions = min(rank or 16, len(values))
+    found = svd(delta, rank)
+    directions = min(rank or 16, len(found.S))
     same_shape = weight.shape == delta.shape  # not of quantised weights, which are stored packed
     return {
         "delta_norm": float(torch.linalg.matrix_norm(delta)),
-        "stable_rank": stable_rank(values),
-        "entropy_rank": entropy_rank(values),
-        "spread": spread(values, directions),
-        "amplification": amplification(weight, delta, directions) if same_shape else None,
+        "stable_rank": stable_rank(found.S),
+        "entropy_rank": entropy_rank(found.S),
+        "spread": spread(found.S, directions),
+        "amplification": amplification(weight, delta, found, directions) if same_shape else None,
         "low_frequency": low_frequency_share(by_channel),
-        "singular_values": values[:SHOWN].tolist(),
+        "singular_values": found.S[:SHOWN].tolist(),
     }
