@@ -31,6 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FORMS = ("entropy", "sigmoid", "softmax", "hard", "hard_concrete")
 GATE_RATES = (16, 4, 64, 1)  # times the adapter's; the most important values come first
+UNET_RATE = 5  # the rate 0.05 that the gates have elsewhere: the UNet's adapters learn ten times as fast
 PRICES = (0.0, 0.01, 0.001, 0.1)
 CONTROL_RATES = (1.0, 3.0, 1 / 3)  # of the ungated adapter, times the backbone's
 OWN_RATES = {
@@ -121,7 +122,8 @@ def grid(backbone: str, seeds: int) -> Iterator[tuple[tuple[int, ...], Run]]:
         yield (0, seed), Run(backbone, "base", seed=seed)
         for (a, rank), (b, rate) in itertools.product(enumerate(RANKS), enumerate(CONTROL_RATES)):
             yield (a + b, seed), Run(backbone, "none", rank=rank, rate=rate, seed=seed)
-    axes = (enumerate(RANKS), enumerate(GATE_RATES), enumerate(PRICES), enumerate(scopes))
+    rates = (*GATE_RATES, UNET_RATE) if backbone == "unet" else GATE_RATES
+    axes = (enumerate(RANKS), enumerate(rates), enumerate(PRICES), enumerate(scopes))
     reduced = backbone != "vit"
     for (a, rank), (b, times), (c, price), (d, scope) in itertools.product(*map(list, axes)):
         if reduced and (times == 1 or price == 0.001):
