@@ -34,9 +34,8 @@ GATE_RATES = (16, 4, 64, 1)  # times the adapter's; the most important values co
 UNET_RATE = 5  # the rate 0.05 that the gates have elsewhere: the UNet's adapters learn ten times as fast
 PRICES = (0.0, 0.01, 0.001, 0.1)
 CONTROL_RATES = (1.0, 3.0, 1 / 3)  # of the ungated adapter, times the backbone's
-OWN_RATES = {(name, 64): 1 / 3 for name in ("llama_long", "minilm")} | {
-    ("minilm", 16): 1 / 3
-}  # of gated adapters, where one too high for any was set
+# of gated adapters, where the backbone's rate is too high for any
+OWN_RATES = {("llama_long", 64): 1 / 3, ("minilm", 64): 1 / 3, ("minilm", 16): 1 / 3}
 INPUTS = 256  # validation items on which open ranks are counted
 BY_STEP = 12  # denoising steps at which they are, on the UNet
 # the LLaMA's data is the standard library of the Python that runs: differences are between runs of the same versions alone
