@@ -17,6 +17,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from foura.figures import plt, save_figure  # noqa: E402
 
 CONDITION = ["backbone", "rank", "form", "scope", "rate", "gate_rate", "price"]
+FORMS = ("entropy", "hard", "hard_concrete", "sigmoid", "softmax")
 SHARE = 0.05  # of the rank: criteria (a) and (b)
 LAYERS = 0.25  # of the layers: criterion (a)
 TENTH = 0.1  # of a gain: criteria (c) and (d)
@@ -113,14 +114,25 @@ def by_price(found: pd.DataFrame) -> pd.DataFrame:
 def draw_quality(found: pd.DataFrame, path: Path) -> None:
     """Validation loss above ungated DCT's against open ranks, a line over λ per form, a panel per backbone and rank."""
     some = found[(found["gate_rate"] == 16) & found["worse"].notna()]
-    groups = list(some.groupby(["backbone", "rank", "scope"]))
+    groups = [
+        (where, part) for where, part in some.groupby(["backbone", "rank", "scope"]) if part["price"].nunique() > 1
+    ]
     lines = -(-len(groups) // 3)
     fig, axes = plt.subplots(lines, 3, figsize=(10, 3.1 * lines), layout="constrained", squeeze=False)
     for axis in axes.flat[len(groups) :]:
         axis.axis("off")
     for axis, (where, part) in zip(axes.flat, groups, strict=False):
-        for number, (form, own) in enumerate(part.sort_values("price").groupby("form")):
-            axis.plot(own["open"], own["worse"], marker="os^Dv"[number], markersize=4, linewidth=1, label=form)
+        for form, own in part.sort_values("price").groupby("form"):
+            number = FORMS.index(form)
+            axis.plot(
+                own["open"],
+                own["worse"],
+                color=f"C{number}",
+                marker="os^Dv"[number],
+                markersize=4,
+                linewidth=1,
+                label=form,
+            )
         axis.axhspan(-1, TENTH, color="0.92")
         axis.set_ylim(min(-0.1, part["worse"].min() - 0.05), min(1.5, part["worse"].max() + 0.1))
         axis.set_title(f"{where[0]}, rank {where[1]}, {where[2]}", fontsize=9)
@@ -133,16 +145,24 @@ def draw_quality(found: pd.DataFrame, path: Path) -> None:
 
 
 def draw_steps(runs: pd.DataFrame, path: Path) -> None:
-    """Open ranks by denoising step on the UNet, a line per form at the gate's rate 16 without a price, means over seeds."""
-    some = runs[
-        (runs["backbone"] == "unet") & (runs["gate_rate"] == 16) & (runs["price"] == 0) & runs["by_step"].notna()
-    ]
+    """Open ranks by denoising step on the UNet at rank 16, a line per form at the gate's rate 16 without a price."""
+    some = runs[(runs["backbone"] == "unet") & (runs["rank"] == 16) & runs["by_step"].notna()]
+    some = some[(some["gate_rate"] == 16) & (some["price"] == 0)]
     groups = list(some.groupby("scope"))
     fig, axes = plt.subplots(1, len(groups), figsize=(4.2 * len(groups), 3.0), layout="constrained", squeeze=False)
     for axis, (scope, part) in zip(axes[0], groups, strict=True):
-        for number, (form, own) in enumerate(part.groupby("form")):
+        for form, own in part.groupby("form"):
+            number = FORMS.index(form)
             steps = np.mean([json.loads(values) for values in own["by_step"]], axis=0)
-            axis.plot(range(1, len(steps) + 1), steps, marker="os^Dv"[number], markersize=3, linewidth=1, label=form)
+            axis.plot(
+                range(1, len(steps) + 1),
+                steps,
+                color=f"C{number}",
+                marker="os^Dv"[number],
+                markersize=3,
+                linewidth=1,
+                label=form,
+            )
         axis.set_title(f"scope {scope}", fontsize=9)
         axis.set_xlabel("denoising step (noise to image)")
         axis.set_ylim(0, 16.5)
