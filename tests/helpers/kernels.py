@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from foura.adapter.config import FouraConfig
 from foura.adapter.gate import GATE_SCOPES
 from foura.adapter.gate_forms import GATE_FORMS, NetworkGate
+from foura.adapter.kernels import launch
 from foura.adapter.linear import Linear
 from tests.reference import foura as textbook
 
@@ -137,6 +138,7 @@ def check_operator(form: str, scope: str) -> dict[str, str]:
 
 
 def main() -> None:
+    launch.PROGRAMS = 2  # so that a program of a backward pass takes several tiles, and tiles of several samples
     gates = {str(asdict(case)): check(case) for case in CASES}
     layers = {
         f"{form} {transform} {scope} {'compiled' if compiled else 'eager'}": check_layer(form, transform, scope, compiled)
