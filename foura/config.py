@@ -41,6 +41,7 @@ def register() -> None:
     sweeper = {"_target_": TARGET, "max_batch_size": None, "params": None}
     ConfigStore.instance().store(group="hydra/sweeper", name=SWEEPER, node=sweeper)
     OmegaConf.register_new_resolver("foura.times", lambda a, b: float(a) * float(b), replace=True)
+    OmegaConf.register_new_resolver("foura.gate_lr", gate_lr, replace=True)
     OmegaConf.register_new_resolver("foura.folder", folder_name, replace=True)
     OmegaConf.register_new_resolver("foura.sweep", _sweep_name, use_cache=True, replace=True)
 
@@ -277,6 +278,14 @@ def _flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if not node:
         return [(prefix.rstrip("."), "{}")]
     return [pair for key, value in node.items() for pair in _flatten(value, f"{prefix}{key}.")]
+
+
+def gate_lr(form: str, scope: str) -> float:
+    """The learning rate of a gate with which it was seen to select (experiments/gates), by `adapter.gate_form` and scope.
+
+    The gradient of a token's own gate is spread over more gates, and moves their common network less.
+    """
+    return (5e-2 if scope == "sequence" else 2e-1) if form == "softmax" else 2e-2
 
 
 def folder_name(overrides: str) -> str:

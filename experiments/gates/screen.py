@@ -31,8 +31,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FORMS = ("entropy", "sigmoid", "softmax", "hard", "hard_concrete")
 GATE_RATES = (16, 4, 64, 1)  # times the adapter's; the most important values come first
+UNET_RATE = 5  # the rate 0.05 that the gates have elsewhere: the UNet's adapters learn ten times as fast
 PRICES = (0.0, 0.01, 0.001, 0.1)
 CONTROL_RATES = (1.0, 3.0, 1 / 3)  # of the ungated adapter, times the backbone's
+# of gated adapters, where the backbone's rate is too high for any
+OWN_RATES = {("llama_long", 64): 1 / 3, ("minilm", 64): 1 / 3, ("minilm", 16): 1 / 3}
 INPUTS = 256  # validation items on which open ranks are counted
 BY_STEP = 12  # denoising steps at which they are, on the UNet
 # the LLaMA's data is the standard library of the Python that runs: differences are between runs of the same versions alone
@@ -87,7 +90,7 @@ COLUMNS += (
 class Run:
     """One line of the CSV. form "none" has no gate, and "base" no adapter: a new head alone, or nothing trained.
 
-    gate_rate is in units of the adapter's learning rate, rate in units of the backbone's rate in `SETTINGS`.
+    rate is the adapter's learning rate and gate_rate that of its gate, both in units of the backbone's rate in `SETTINGS`.
     """
 
     backbone: str
@@ -117,14 +120,18 @@ def grid(backbone: str, seeds: int) -> Iterator[tuple[tuple[int, ...], Run]]:
         yield (0, seed), Run(backbone, "base", seed=seed)
         for (a, rank), (b, rate) in itertools.product(enumerate(RANKS), enumerate(CONTROL_RATES)):
             yield (a + b, seed), Run(backbone, "none", rank=rank, rate=rate, seed=seed)
-    axes = (enumerate(RANKS), enumerate(GATE_RATES), enumerate(PRICES), enumerate(scopes))
+    rates = (*GATE_RATES, UNET_RATE) if backbone == "unet" else GATE_RATES
+    axes = (enumerate(RANKS), enumerate(rates), enumerate(PRICES), enumerate(scopes))
     reduced = backbone != "vit"
     for (a, rank), (b, times), (c, price), (d, scope) in itertools.product(*map(list, axes)):
         if reduced and (times == 1 or price == 0.001):
             continue
         for seed, form in itertools.product(range(seeds), FORMS):
             importance = a + b + max(0, c - 1) + d
-            yield (importance, seed), Run(backbone, form, scope, rank, times, price, 1.0, seed)
+            yield (
+                (importance, seed),
+                Run(backbone, form, scope, rank, times, price, OWN_RATES.get((backbone, rank), 1.0), seed),
+            )
 
 
 # -- one run
@@ -160,7 +167,7 @@ def config_of(run: Run) -> Any:
     if run.form != "none":
         cfg.adapter.gate, cfg.adapter.gate_form, cfg.adapter.gate_scope = "adaptive", run.form, run.scope
         cfg.adapter.gate_sparsity = run.price
-        cfg.adapter.gate_lr = cfg.optimizer.lr * run.gate_rate
+        cfg.adapter.gate_lr = cfg.optimizer.lr / run.rate * run.gate_rate
     return cfg
 
 

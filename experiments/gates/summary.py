@@ -16,7 +16,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from foura.figures import plt, save_figure  # noqa: E402
 
-CONDITION = ["backbone", "rank", "form", "scope", "gate_rate", "price"]
+CONDITION = ["backbone", "rank", "form", "scope", "rate", "gate_rate", "price"]
 SHARE = 0.05  # of the rank: criteria (a) and (b)
 LAYERS = 0.25  # of the layers: criterion (a)
 TENTH = 0.1  # of a gain: criteria (c) and (d)

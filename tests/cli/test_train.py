@@ -3,6 +3,7 @@
 import csv
 import json
 
+import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -105,6 +106,16 @@ def test_a_price_closes_ranks_of_the_bundled_vit(train) -> None:
         saved = json.loads((ended.folder() / "adapter" / "adapter_config.json").read_text())
         assert (saved["gate_form"], saved["gate_sparsity"]) == ("hard", price)
     assert opened == sorted(opened, reverse=True) and opened[-1] < 0.5 * opened[0], opened
+
+
+@pytest.mark.slow
+def test_the_default_gate_selects_ranks(train) -> None:
+    """Criterion (a) of experiments/gates: open ranks vary over inputs in a quarter of the layers, and over the layers."""
+    ended = train("adapter=foura", "rank=16")
+    layers = pd.read_csv(ended.folder() / "layers.csv")
+    assert (layers["open_std"] > 0.05 * 16).mean() >= 0.25
+    assert layers["effective_rank"].std(ddof=0) > 0.05 * 16
+    assert "the number of open ranks is the same" not in ended.out
 
 
 def test_the_saved_adapter_is_the_tested_one(train) -> None:

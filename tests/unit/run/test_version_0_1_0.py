@@ -31,7 +31,7 @@ from tests.fixtures.make import unpack
 from tests.helpers.runs import scientific
 
 OLD = Path(__file__).resolve().parents[2] / "fixtures" / "v0.1.0"
-STOPPED = ("adapter=foura", "rank=2", "adapter.dropout=0.1", "trainer.max_epochs=2")
+STOPPED = ("adapter=foura", "adapter.gate_form=entropy", "rank=2", "adapter.dropout=0.1", "trainer.max_epochs=2")
 EQUAL = 1e-5  # relative: another processor rounds differently
 
 
