@@ -36,11 +36,11 @@ Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # w_in (h, r), b_in (h,), w_out
 def gate_forward(z: Tensor, weights: Weights, form: str, by_token: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """(g(z) ⊙ z, what the backward pass needs) for contiguous z (S, T, q).
 
-    Args:
-        form: "entropy" or "softmax". mask: (S, T), uint8, 0 for padding; for a sequence gate.
+    The second has `kept_shape`.
 
-    Returns:
-        the second has `kept_shape`.
+    Args:
+        form: "entropy" or "softmax".
+        mask: (S, T), uint8, 0 for padding; for a sequence gate.
     """
     samples, T, q = z.shape
     hidden, rank = weights[0].shape
@@ -66,10 +66,10 @@ def gate_forward(z: Tensor, weights: Weights, form: str, by_token: bool, mask: T
 
 
 def kept_shape(form: str, by_token: bool, samples: int, w_in: Tensor) -> tuple[int, ...]:
-    """Of what a forward pass keeps, in float32: for each sample, hence nothing by token,
+    """Shape of what a forward pass keeps for the backward pass, in float32; a token gate keeps nothing.
 
     entropy     (3, S, r): gates, ln Σ e^score and Σ p ln p
-    softmax     (S, h + 1): means of the hidden units and number of real tokens
+    softmax     (S, h + 1): means of the hidden units, then the number of real tokens
     """
     hidden, rank = w_in.shape
     if by_token:
