@@ -27,6 +27,8 @@ LABELS = {
     "foura_gated": "FouRA dct, gated",
     "foura_gated_token": "FouRA dct, gate a token",
     "foura_gated_sequence": "FouRA dct, gate a sequence",
+    "foura_softmax_token": "FouRA dct, softmax gate per token",
+    "foura_softmax_sequence": "FouRA dct, softmax gate per sequence",
     "dora": "PEFT DoRA",
     "fourierft": "PEFT FourierFT",
     "textbook": "FouRA as written (textbook)",

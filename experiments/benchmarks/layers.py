@@ -13,13 +13,18 @@ from torch import Tensor, nn
 
 from foura import FouraConfig
 
+GATES = {
+    "foura_gated_token": {"gate_form": "entropy", "gate_scope": "token"},
+    "foura_gated_sequence": {"gate_form": "entropy", "gate_scope": "sequence"},
+    "foura_softmax_token": {"gate_form": "softmax", "gate_scope": "token"},
+    "foura_softmax_sequence": {"gate_form": "softmax", "gate_scope": "sequence"},
+}
 METHODS = (
     "frozen",
     "lora",
     "foura_dct",
     "foura_dft",
-    "foura_gated_token",
-    "foura_gated_sequence",
+    *GATES,
     "dora",
     "fourierft",
     "textbook",
@@ -74,9 +79,8 @@ def config(method: str, r: int, targets: Any = ("0",), **fields: Any) -> peft.Pe
         return peft.LoraConfig(r=r, lora_alpha=r, target_modules=targets, use_dora=method == "dora")
     if method == "fourierft":
         return peft.FourierFTConfig(n_frequency=1000, target_modules=targets)
-    gate = {"foura_gated_token": "token", "foura_gated_sequence": "sequence"}.get(method)
-    if gate is not None:
-        fields |= {"gate": "adaptive", "gate_scope": gate}
+    if method in GATES:
+        fields |= {"gate": "adaptive", **GATES[method]}
     transform = "dft" if method == "foura_dft" else "dct"
     return FouraConfig(r=r, foura_alpha=r, transform=transform, target_modules=targets, **fields)
 
@@ -87,7 +91,7 @@ def measure(
     """Every measure of every method at one width, rank and number of tokens."""
     setting = f"d={d} r={r} tokens={tokens}"
     say(setting)
-    methods = [name for name in METHODS if name != "foura_gated_sequence" or tokens > 1]
+    methods = [name for name in METHODS if tokens > 1 or GATES.get(name, {}).get("gate_scope") != "sequence"]
     models = {name: adapted(name, d, r, device, dtype) for name in methods}
     samples = SAMPLES if tokens % SAMPLES == 0 else 1
     x = torch.randn(samples, tokens // samples, d, device=device, dtype=dtype, requires_grad=True)

@@ -40,6 +40,11 @@ class NetworkGate(Gate):
     has_price: ClassVar[bool] = True
     start_width: ClassVar[float] = 3.0  # of the last layer, in nn.Linear's: scores then have about unit variance
     start_bias: ClassVar[float | None] = 2.0  # open: a sigmoid of 0.88; None: nn.Linear's random start
+    kernels: ClassVar[str | None] = None  # the form's name in `foura.adapter.kernels`; not inherited
+
+    def __init_subclass__(cls) -> None:
+        """A subclass may compute other gates than those of its base's kernels."""
+        cls.kernels = vars(cls).get("kernels")
 
     def __init__(self, rank: int, scope: str) -> None:
         super().__init__(rank, scope)
@@ -95,6 +100,17 @@ class NetworkGate(Gate):
         mask = self.mask_for(u_STr)
         return None if mask is None else mask | ~mask.any(1, keepdim=True)
 
+    def kernel_call(self, z: Tensor) -> "GateCall | None":
+        """`forward` and the product with z in one kernel; not while hooks want to see the gates, or open ranks are paid."""
+        form, hooked = self.kernels, self._forward_hooks or self._forward_pre_hooks
+        if form is None or hooked or exported() or self.charges() or not takes(z, self.weight_in.shape[1]):
+            return None
+        from foura.adapter.kernels.gate import GateCall  # Triton is there
+
+        by_token = self.scope == "token" or z.shape[1:-1].numel() == 1
+        mask = None if by_token else self._real_tokens(z.flatten(1, -2))
+        return GateCall((self.weight_in, self.bias_in, self.weight_out, self.bias_out), form, by_token, mask)
+
     def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         w_in, b_in, w_out, b_out = self.weight_in, self.bias_in, self.weight_out, self.bias_out
         return w_in.to(dtype), b_in.to(dtype), w_out.to(dtype), b_out.to(dtype)
@@ -116,6 +132,7 @@ class EntropyGate(NetworkGate):
     """
 
     start_bias: ClassVar[float | None] = None
+    kernels: ClassVar[str | None] = "entropy"
 
     def _both(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
         tokens = math.prod(u.shape[1:-1])  # numel() would fix a length that an export leaves open
@@ -127,17 +144,6 @@ class EntropyGate(NetworkGate):
             counts = mask.sum(1).view(-1, 1, 1)
         gate_S1r = entropy_gate(u_STr, *weights, tokens if counts is None else counts, mask)
         return gate_S1r.reshape(u.shape[0], *(1,) * (u.dim() - 2), u.shape[-1]), None
-
-    def kernel_call(self, z: Tensor) -> "GateCall | None":
-        """`forward` and the product with z in one kernel; not while hooks want to see the gates, or open ranks are paid."""
-        hooked = self._forward_hooks or self._forward_pre_hooks
-        if hooked or exported() or self.charges() or not takes(z, self.weight_in.shape[1]):
-            return None
-        from foura.adapter.kernels.gate import GateCall  # Triton is there
-
-        by_token = self.scope == "token" or z.shape[1:-1].numel() == 1
-        mask = None if by_token else self._real_tokens(z.flatten(1, -2))
-        return GateCall((self.weight_in, self.bias_in, self.weight_out, self.bias_out), by_token, mask)
 
 
 class SigmoidGate(NetworkGate):
@@ -157,6 +163,7 @@ class SoftmaxGate(NetworkGate):
 
     start_width: ClassVar[float] = 1.0
     start_bias: ClassVar[float | None] = 0.0  # a softmax does not see what all scores share
+    kernels: ClassVar[str | None] = "softmax"
 
     def _gates(self, score: Tensor) -> tuple[Tensor, Tensor | None]:
         log_p = score.log_softmax(-1)

@@ -17,6 +17,7 @@ GATES = {
     "none": {},
     "sequence": {"gate": "adaptive", "gate_scope": "sequence"},
     "token": {"gate": "adaptive", "gate_scope": "token"},
+    "softmax": {"gate": "adaptive", "gate_scope": "sequence", "gate_form": "softmax"},
     "frozen": {"gate": "frozen"},
 }
 # (dtype of the model, of its adapter, of autocast) and the relative error that it may have
@@ -121,7 +122,7 @@ def test_evaluation_freezing_merging_and_export(transform, gate, precision, tmp_
         for rows in (x, x[:, :1]):  # whole, and one token as in decoding
             assert error(run(model, rows, precision), reference(rows)) < bound
             assert error(run(model, rows, precision), reference(rows)) < bound
-        if gate in ("sequence", "token"):
+        if GATES[gate].get("gate") == "adaptive":
             foura.freeze_gates(reference, [x])
             for name, layer in foura.adapter.freeze.foura_layers(model).items():
                 twin = foura.adapter.freeze.foura_layers(reference)[name]

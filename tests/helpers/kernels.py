@@ -7,18 +7,22 @@ import copy
 import json
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from foura.adapter.config import FouraConfig
-from foura.adapter.gate_forms import EntropyGate
+from foura.adapter.gate import GATE_SCOPES
+from foura.adapter.gate_forms import GATE_FORMS, NetworkGate
+from foura.adapter.kernels import launch
 from foura.adapter.linear import Linear
 from tests.reference import foura as textbook
 
 
 @dataclass(frozen=True)
 class Case:
+    form: str
     scope: str
     rank: int = 5
     tokens: int = 70  # more than a tile
@@ -27,12 +31,15 @@ class Case:
     dtype: str = "float32"
 
 
+FORMS = ("entropy", "softmax")  # that have kernels
 CASES = [
-    *(Case(scope, parts=parts) for scope in ("token", "sequence") for parts in (1, 2)),
-    *(Case("sequence", parts=parts, padded=True) for parts in (1, 2)),
-    *(Case(scope, rank=256, tokens=19) for scope in ("token", "sequence")),
-    *(Case(scope, rank=24, tokens=33, dtype=dtype) for scope in ("token", "sequence") for dtype in ("bfloat16", "float16")),
-    Case("sequence", tokens=1),
+    *(Case(form, scope, parts=parts) for form in FORMS for scope in GATE_SCOPES for parts in (1, 2)),
+    *(Case(form, "sequence", parts=parts, padded=True) for form in FORMS for parts in (1, 2)),
+    *(Case(form, scope, rank=256, tokens=19) for form in FORMS for scope in GATE_SCOPES),
+    *(Case(form, scope, rank=24, tokens=33, dtype=dtype)
+      for form in FORMS for scope in GATE_SCOPES for dtype in ("bfloat16", "float16")),
+    *(Case(form, "sequence", tokens=1) for form in FORMS),
+    *(Case("softmax", scope, rank=rank, tokens=37, parts=2) for scope in GATE_SCOPES for rank in (1, 4, 16, 64)),
 ]  # fmt: skip
 
 
@@ -46,9 +53,9 @@ def check(case: Case, device: str = "cpu") -> dict[str, float | bool]:
     return {"out": _error(out, wanted), "grad": max(map(_error, grads, wanted_grads)), "same": same}
 
 
-def _data(case: Case) -> tuple[EntropyGate, Tensor, Tensor]:
+def _data(case: Case) -> tuple[NetworkGate, Tensor, Tensor]:
     torch.manual_seed(0)
-    gate = EntropyGate(case.rank, case.scope)
+    gate = GATE_FORMS[case.form](case.rank, case.scope)
     with torch.no_grad():
         for parameter in gate.parameters():
             nn.init.normal_(parameter, std=1.5 * parameter.shape[-1] ** -0.5)
@@ -58,7 +65,7 @@ def _data(case: Case) -> tuple[EntropyGate, Tensor, Tensor]:
     return gate.to(z.dtype), z, grad
 
 
-def _by_kernels(gate: EntropyGate, z: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+def _by_kernels(gate: NetworkGate, z: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     gate, z = copy.deepcopy(gate).to(z.device), z.clone().requires_grad_()
     if gate.padding_mask is not None:
         gate.padding_mask = gate.padding_mask.to(z.device)
@@ -69,23 +76,28 @@ def _by_kernels(gate: EntropyGate, z: Tensor, grad: Tensor) -> tuple[Tensor, ...
     return out.detach(), *torch.autograd.grad(out, inputs, grad)
 
 
-def _counts(gate: EntropyGate, name: str) -> bool:
-    """A softmax over tokens does not see the last bias of a sequence gate."""
-    return gate.scope == "token" or name != "bias_out"
+def _counts(gate: NetworkGate, name: str) -> bool:
+    """The entropy over tokens does not see the last bias of a sequence gate."""
+    return gate.kernels != "entropy" or gate.scope == "token" or name != "bias_out"
 
 
-def _by_textbook(gate: EntropyGate, z: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+def _by_textbook(gate: NetworkGate, z: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     gate, z = copy.deepcopy(gate).double(), z.double().requires_grad_()
     rank = gate.weight_in.shape[1]
     parts = z.unflatten(-1, (-1, rank))
     u = z if z.shape[-1] == rank else parts.square().sum(-2).sqrt()
     weights = gate.weight_in, gate.bias_in, gate.weight_out, gate.bias_out
-    if gate.scope == "token" or z.shape[1] == 1:
-        g = textbook.token_gate(u, *weights)
+    by_token = gate.scope == "token" or z.shape[1] == 1
+    if gate.kernels != "entropy":
+        gates = partial(textbook.form_gate, gate.kernels, gate.scope)
+    else:
+        gates = textbook.token_gate if by_token else textbook.sequence_gate
+    if by_token:
+        g = gates(u, *weights)
     else:
         mask = torch.ones(u.shape[:2], dtype=torch.bool) if gate.padding_mask is None else gate.padding_mask
         mask = mask | ~mask.any(1, keepdim=True)
-        g = torch.cat([textbook.sequence_gate(one[real][None], *weights) for one, real in zip(u, mask, strict=True)])
+        g = torch.cat([gates(one[real][None], *weights) for one, real in zip(u, mask, strict=True)])
     out = (parts * g.unsqueeze(-2)).flatten(-2)
     inputs = [z, *(p for name, p in gate.named_parameters() if _counts(gate, name))]
     return out.detach(), *torch.autograd.grad(out, inputs, grad.double())
@@ -95,10 +107,11 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return ((found.double().cpu() - wanted).norm() / wanted.norm().clamp_min(1e-12)).item()
 
 
-def check_layer(transform: str, scope: str, compiled: bool) -> float:
+def check_layer(form: str, transform: str, scope: str, compiled: bool) -> float:
     """The largest relative error of a layer's output and gradients by kernels, against eager PyTorch in float64."""
     torch.manual_seed(0)
-    config = FouraConfig(r=4, foura_alpha=6, transform=transform, gate="adaptive", gate_scope=scope, init_weights=False)
+    fields = {"gate": "adaptive", "gate_form": form, "gate_scope": scope, "init_weights": False}
+    config = FouraConfig(r=4, foura_alpha=6, transform=transform, **fields)
     layer = Linear(nn.Linear(12, 10).requires_grad_(False), "default", config, 4, 6.0, 1)
     twin, x = copy.deepcopy(layer).double(), torch.randn(2, 9, 12)
     results = []
@@ -106,18 +119,33 @@ def check_layer(transform: str, scope: str, compiled: bool) -> float:
         inputs = x.to(dtype).requires_grad_()
         run = torch.compile(one, backend="aot_eager", fullgraph=True) if compiled and one is layer else one
         out = run(inputs)
-        wanted = [inputs, *(p for n, p in one.named_parameters() if p.requires_grad and not n.endswith("bias_out"))]
+        seen = [p for n, p in one.named_parameters() if p.requires_grad and (form != "entropy" or "bias_out" not in n)]
+        wanted = [inputs, *seen]
         results.append([out.detach(), *torch.autograd.grad(out.square().sum(), wanted)])
     return max(map(_error, *results))
 
 
+def check_operator(form: str, scope: str) -> dict[str, str]:
+    """PyTorch's own tests of an operator: its schema, its fake, its gradient under compilation."""
+    gate, z, _ = _data(Case(form, scope, tokens=5, padded=True))
+    call = gate.kernel_call(z)
+    assert call is not None
+    padding = None if call.mask is None else call.mask.to(torch.uint8)
+    inputs = (z.requires_grad_(), *call.weights, form, call.by_token, padding)
+    # weights of a size that is left open, which "dynamic" tries, do not occur
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    return torch.library.opcheck(torch.ops.foura.gate.default, inputs, test_utils=tests)
+
+
 def main() -> None:
+    launch.PROGRAMS = 2  # so that a program of a backward pass takes several tiles, and tiles of several samples
     gates = {str(asdict(case)): check(case) for case in CASES}
     layers = {
-        f"{transform} {scope} {'compiled' if compiled else 'eager'}": check_layer(transform, scope, compiled)
-        for transform in ("dct", "dft") for scope in ("token", "sequence") for compiled in (False, True)
+        f"{form} {transform} {scope} {'compiled' if compiled else 'eager'}": check_layer(form, transform, scope, compiled)
+        for form in FORMS for transform in ("dct", "dft") for scope in GATE_SCOPES for compiled in (False, True)
     }  # fmt: skip
-    json.dump({"gates": gates, "layers": layers}, sys.stdout)
+    operators = {f"{form} {scope}": check_operator(form, scope) for form in FORMS for scope in GATE_SCOPES}
+    json.dump({"gates": gates, "layers": layers, "operators": operators}, sys.stdout)
 
 
 if __name__ == "__main__":

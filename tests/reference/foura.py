@@ -67,19 +67,20 @@ def _mlp(u: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) ->
 
 
 def form_gate(form: str, scope: str, u: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:
-    """Gates of a form other than the entropy, without noise, one by one: u (S, T, r) -> (S, T, r), or (S, 1, r)."""
-    score = _mlp(u, w_in, b_in, w_out, b_out).detach()
+    """Gates of a form other than the entropy, without noise, row by row: u (S, T, r) -> (S, T, r), or (S, 1, r)."""
+    score = _mlp(u, w_in, b_in, w_out, b_out)
     score = score if scope == "token" else score.mean(1, keepdim=True)
-    gates = torch.empty_like(score)
-    for row, out in zip(score.view(-1, score.shape[-1]), gates.view(-1, score.shape[-1]), strict=True):
-        p = [math.exp(value) / sum(math.exp(other) for other in row) for value in row]
-        entropy = -sum(value * math.log(value) for value in p)
-        for i, value in enumerate(row.tolist()):
-            soft = 1 / (1 + math.exp(-value))
-            out[i] = {
+    gates = []
+    for row in score.reshape(-1, score.shape[-1]):
+        p = row.exp() / row.exp().sum()
+        entropy = -(p * p.log()).sum()
+        soft = 1 / (1 + (-row).exp())
+        gates.append(
+            {
                 "sigmoid": soft,
-                "hard": float(value > 0),
-                "hard_concrete": min(1.0, max(0.0, 1.2 * soft - 0.1)),
-                "softmax": 1 / (1 + math.exp(-4 - 8 / math.log(16) * (math.log(p[i]) + entropy))),
+                "hard": (row > 0).to(row.dtype),
+                "hard_concrete": (1.2 * soft - 0.1).clamp(0.0, 1.0),
+                "softmax": 1 / (1 + (-4 - 8 / math.log(16) * (p.log() + entropy)).exp()),
             }[form]
-    return gates
+        )
+    return torch.stack(gates).view_as(score)

@@ -7,43 +7,41 @@ from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 from torch.autograd.function import once_differentiable
 
-from foura.adapter.kernels.launch import Weights, gate_backward, gate_forward
+from foura.adapter.kernels.launch import Weights, gate_backward, gate_forward, kept_shape
 
 
 class GateCall:
     """One call of a gate.
 
     Args:
+        form: "entropy" or "softmax".
         mask: (S, T), true for real tokens, with at least one in each sample; for a sequence gate that sees padding.
     """
 
-    def __init__(self, weights: Weights, by_token: bool, mask: Tensor | None = None) -> None:
-        self.weights, self.by_token, self.mask = weights, by_token, mask
+    def __init__(self, weights: Weights, form: str, by_token: bool, mask: Tensor | None = None) -> None:
+        self.weights, self.form, self.by_token, self.mask = weights, form, by_token, mask
 
     def __call__(self, z: Tensor) -> Tensor:
         """g(z) ⊙ z, with gradients."""
         if torch.compiler.is_compiling():
-            mask, log_counts = self._padding()
-            out, _ = _gate(_three_axes(z), *self.weights, self.by_token, mask, log_counts)
+            out, _ = _gate(_three_axes(z), *self.weights, self.form, self.by_token, self._padding())
             return out.view_as(z)
         return _Gated.apply(z, self, *self.weights)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(g(z) ⊙ z, what `backward` needs)."""
-        out, kept = gate_forward(_three_axes(z), self.weights, self.by_token, *self._padding())
+        out, kept = gate_forward(_three_axes(z), self.weights, self.form, self.by_token, self._padding())
         return out.view(z.shape), kept
 
     def backward(self, grad: Tensor, z: Tensor, kept: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Gradients of z and of the weights."""
         grad_z, flat = gate_backward(
-            _three_axes(grad), _three_axes(z), kept, self.weights, self.by_token, self._padding()[0]
+            _three_axes(grad), _three_axes(z), kept, self.weights, self.form, self.by_token, self._padding()
         )
         return grad_z.view(z.shape), _cut(flat, self.weights)
 
-    def _padding(self) -> tuple[Tensor | None, Tensor | None]:
-        if self.mask is None:
-            return None, None
-        return self.mask.to(torch.uint8).contiguous(), self.mask.sum(1).float().log()
+    def _padding(self) -> Tensor | None:
+        return None if self.mask is None else self.mask.to(torch.uint8).contiguous()
 
 
 def _three_axes(z: Tensor) -> Tensor:
@@ -83,16 +81,16 @@ def _gate(
     b_in: Tensor,
     w_out: Tensor,
     b_out: Tensor,
+    form: str,
     by_token: bool,
     mask: Tensor | None,
-    log_counts: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    return gate_forward(z.contiguous(), (w_in, b_in, w_out, b_out), by_token, mask, log_counts)
+    return gate_forward(z.contiguous(), (w_in, b_in, w_out, b_out), form, by_token, mask)
 
 
 @_gate.register_fake
-def _(z, w_in, b_in, w_out, b_out, by_token, mask, log_counts):
-    kept = (0,) if by_token else (3, z.shape[0], w_in.shape[1])
+def _(z, w_in, b_in, w_out, b_out, form, by_token, mask):
+    kept = kept_shape(form, by_token, z.shape[0], w_in)
     return torch.empty_like(z, memory_format=torch.contiguous_format), z.new_empty(kept, dtype=torch.float32)
 
 
@@ -105,27 +103,28 @@ def _gate_backward(
     b_in: Tensor,
     w_out: Tensor,
     b_out: Tensor,
+    form: str,
     by_token: bool,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    return gate_backward(grad.contiguous(), z.contiguous(), kept, (w_in, b_in, w_out, b_out), by_token, mask)
+    return gate_backward(grad.contiguous(), z.contiguous(), kept, (w_in, b_in, w_out, b_out), form, by_token, mask)
 
 
 @_gate_backward.register_fake
-def _(grad, z, kept, w_in, b_in, w_out, b_out, by_token, mask):
+def _(grad, z, kept, w_in, b_in, w_out, b_out, form, by_token, mask):
     length = w_in.numel() + b_in.numel() + w_out.numel() + b_out.numel()
     return torch.empty_like(z, memory_format=torch.contiguous_format), z.new_empty(length, dtype=torch.float32)
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    z, w_in, b_in, w_out, b_out, by_token, mask, _ = inputs
+    z, w_in, b_in, w_out, b_out, form, by_token, mask = inputs
     ctx.save_for_backward(z, output[1], w_in, b_in, w_out, b_out, mask)
-    ctx.by_token = by_token
+    ctx.form, ctx.by_token = form, by_token
 
 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     z, kept, *weights, mask = ctx.saved_tensors
-    grad_z, flat = _gate_backward(grad, z, kept, *weights, ctx.by_token, mask)
+    grad_z, flat = _gate_backward(grad, z, kept, *weights, ctx.form, ctx.by_token, mask)
     return grad_z, *_cut(flat, tuple(weights)), None, None, None
 
 

@@ -16,6 +16,7 @@ from foura.adapter.kernels.sequence_gate import (
     sequence_gate_gradient,
     sequence_partial,
 )
+from foura.adapter.kernels.softmax_gate import softmax_apply, softmax_backward, softmax_partial
 from foura.adapter.kernels.token_gate import token_backward, token_forward
 
 PROGRAMS = (
@@ -23,45 +24,68 @@ PROGRAMS = (
 )
 
 _token_forward, _token_backward = Launcher(token_forward), Launcher(token_backward)
-_partial, _apply = Launcher(sequence_partial), Launcher(sequence_apply)
-_gate_gradient, _backward = Launcher(sequence_gate_gradient), Launcher(sequence_backward)
+_partial = {"entropy": Launcher(sequence_partial), "softmax": Launcher(softmax_partial)}
+_apply = {"entropy": Launcher(sequence_apply), "softmax": Launcher(softmax_apply)}
+_backward = {"entropy": Launcher(sequence_backward), "softmax": Launcher(softmax_backward)}
+_gate_gradient = Launcher(sequence_gate_gradient)
+_token_slopes = {"entropy": TOKEN_SLOPE, "softmax": SEQUENCE_SLOPE}
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # w_in (h, r), b_in (h,), w_out (r, h), b_out (r,)
 
 
-def gate_forward(
-    z: Tensor, weights: Weights, by_token: bool, mask: Tensor | None, log_counts: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def gate_forward(z: Tensor, weights: Weights, form: str, by_token: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """(g(z) ⊙ z, what the backward pass needs) for contiguous z (S, T, q).
 
-    Args:
-        mask: (S, T), uint8, 0 for padding. log_counts: (S,), ln of the number of real tokens; both for a sequence gate.
+    The second has `kept_shape`.
 
-    Returns:
-        the second is (3, S, r): gates, ln Σ e^score and Σ p ln p; empty for a token gate.
+    Args:
+        form: "entropy" or "softmax".
+        mask: (S, T), uint8, 0 for padding; for a sequence gate.
     """
     samples, T, q = z.shape
     hidden, rank = weights[0].shape
     sizes = _sizes(hidden, rank, q)
     out = torch.empty_like(z)
+    kept = torch.empty(kept_shape(form, by_token, samples, weights[0]), dtype=torch.float32, device=z.device)
     if by_token:
         tokens = samples * T
         grid = -(-tokens // sizes["BT"]), 1
-        _token_forward(grid, (z, out, *weights), (tokens,), {**sizes, "SLOPE": TOKEN_SLOPE})
-        return out, z.new_empty(0, dtype=torch.float32)
+        _token_forward(grid, (z, out, *weights), (tokens,), {**sizes, "SLOPE": _token_slopes[form], "FORM": form})
+        return out, kept
     tiles = -(-T // sizes["BT"])
-    partial = torch.empty((samples, tiles, 3, rank), dtype=torch.float32, device=z.device)
-    kept = torch.empty((3, samples, rank), dtype=torch.float32, device=z.device)
-    if log_counts is None:
-        log_counts = torch.full((samples,), math.log(T), dtype=torch.float32, device=z.device)
+    width = 3 * rank if form == "entropy" else hidden + 1
+    partial = torch.empty((samples, tiles, width), dtype=torch.float32, device=z.device)
     masked, grid = mask is not None, (samples, tiles)
-    _partial(grid, (z, z if mask is None else mask, partial, *weights), (T, tiles), {**sizes, "MASKED": masked})
-    _apply(grid, (z, out, partial, log_counts, *kept), (T, tiles), {**_few(sizes), "SLOPE": SEQUENCE_SLOPE})
+    _partial[form](grid, (z, z if mask is None else mask, partial, *weights), (T, tiles), {**sizes, "MASKED": masked})
+    if form == "entropy":
+        tensors, sizes = (z, out, partial, _log_counts(z, mask), *kept), _few(sizes)
+    else:
+        tensors = z, out, partial, kept, *weights
+    _apply[form](grid, tensors, (T, tiles), {**sizes, "SLOPE": SEQUENCE_SLOPE})
     return out, kept
 
 
+def kept_shape(form: str, by_token: bool, samples: int, w_in: Tensor) -> tuple[int, ...]:
+    """Shape of what a forward pass keeps for the backward pass, in float32; a token gate keeps nothing.
+
+    entropy     (3, S, r): gates, ln Σ e^score and Σ p ln p
+    softmax     (S, h + 1): means of the hidden units, then the number of real tokens
+    """
+    hidden, rank = w_in.shape
+    if by_token:
+        return (0,)
+    return (3, samples, rank) if form == "entropy" else (samples, hidden + 1)
+
+
+def _log_counts(z: Tensor, mask: Tensor | None) -> Tensor:
+    """ln of the number of real tokens, (S,)."""
+    if mask is None:
+        return torch.full(z.shape[:1], math.log(z.shape[1]), dtype=torch.float32, device=z.device)
+    return mask.sum(1).float().log()
+
+
 def gate_backward(
-    grad: Tensor, z: Tensor, kept: Tensor, weights: Weights, by_token: bool, mask: Tensor | None
+    grad: Tensor, z: Tensor, kept: Tensor, weights: Weights, form: str, by_token: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of z, and of the weights in float32 as one vector: w_in, b_in, w_out, b_out."""
     samples, T, q = z.shape
@@ -74,17 +98,18 @@ def gate_backward(
         tiles = -(-tokens // sizes["BT"])
         programs = min(PROGRAMS, tiles)
         sums = torch.empty((programs, length), dtype=torch.float32, device=z.device)
-        tensors = z, grad, grad_z, sums, *weights
-        _token_backward((programs, 1), tensors, (tokens, tiles), {**sizes, "SLOPE": TOKEN_SLOPE})
+        constants = {**sizes, "SLOPE": _token_slopes[form], "FORM": form}
+        _token_backward((programs, 1), (z, grad, grad_z, sums, *weights), (tokens, tiles), constants)
         return grad_z, sums.sum(0)
     tiles = -(-T // sizes["BT"])
     partial = torch.empty((samples, tiles, rank), dtype=torch.float32, device=z.device)
     _gate_gradient((samples, tiles), (z, grad, partial), (T, tiles), _few(sizes))
     programs = min(PROGRAMS, samples * tiles)
     sums = torch.empty((programs, length), dtype=torch.float32, device=z.device)
-    tensors = z, grad, grad_z, z if mask is None else mask, partial, *kept, sums, *weights
+    keeps = kept if form == "entropy" else (kept,)
+    tensors = z, grad, grad_z, z if mask is None else mask, partial, *keeps, sums, *weights
     constants = {**sizes, "SLOPE": SEQUENCE_SLOPE, "MASKED": mask is not None}
-    _backward((programs, 1), tensors, (T, tiles, samples), constants)
+    _backward[form]((programs, 1), tensors, (T, tiles, samples), constants)
     return grad_z, sums.sum(0)
 
 

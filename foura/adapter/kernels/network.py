@@ -10,6 +10,8 @@ Every program reads all weights: they are few. Padded ranks and units are zero t
 import triton
 import triton.language as tl
 
+NOTHING = tl.constexpr(-1e30)  # a score that no token and no rank has
+
 
 @triton.jit
 def load_weights(W_in, b_in, W_out, b_out, R: tl.constexpr, H: tl.constexpr, RP: tl.constexpr, HP: tl.constexpr):
@@ -47,19 +49,33 @@ def store_coordinates(Z, rows, inside, re, im, R: tl.constexpr, RP: tl.constexpr
 
 
 @triton.jit
-def network(u, w_in, b_in, w_out, b_out, R: tl.constexpr):
-    """(inverse (BT,), w_in u (BT, HP), hidden (BT, HP), score (BT, RP))."""
+def hidden_units(u, w_in, b_in, R: tl.constexpr):
+    """(inverse (BT,), w_in u (BT, HP), hidden (BT, HP))."""
     inverse = 1.0 / tl.sqrt(tl.sum(u * u, 1) / R + 1e-12)
     projected = tl.dot(u, tl.trans(w_in), input_precision="ieee")
     hidden = 2.0 * tl.sigmoid(2.0 * (projected * inverse[:, None] + b_in[None, :])) - 1.0
+    return inverse, projected, hidden
+
+
+@triton.jit
+def network(u, w_in, b_in, w_out, b_out, R: tl.constexpr):
+    """`hidden_units`, then score (BT, RP)."""
+    inverse, projected, hidden = hidden_units(u, w_in, b_in, R)
     score = tl.dot(hidden, tl.trans(w_out), input_precision="ieee") + b_out[None, :]
     return inverse, projected, hidden, score
 
 
 @triton.jit
 def network_backward(u, grad_score, inverse, projected, hidden, w_in, w_out, R: tl.constexpr):
-    """Gradients (of the pre-activation (BT, HP), of w_in u (BT, HP), of u (BT, RP)), given that of the score."""
-    grad_pre = tl.dot(grad_score, w_out, input_precision="ieee") * (1.0 - hidden * hidden)
+    """`hidden_backward`, given the gradient of the score."""
+    grad_hidden = tl.dot(grad_score, w_out, input_precision="ieee")
+    return hidden_backward(u, grad_hidden, inverse, projected, hidden, w_in, R)
+
+
+@triton.jit
+def hidden_backward(u, grad_hidden, inverse, projected, hidden, w_in, R: tl.constexpr):
+    """Gradients (of the pre-activation (BT, HP), of w_in u (BT, HP), of u (BT, RP)), given that of the hidden units."""
+    grad_pre = grad_hidden * (1.0 - hidden * hidden)
     grad_projected = grad_pre * inverse[:, None]
     grad_inverse = tl.sum(grad_pre * projected, 1)
     along = grad_inverse * inverse * inverse * inverse / (-R)  # d(1 / rms) / du = -u / (R rms³)

@@ -1,4 +1,4 @@
-"""The sequence gate as four kernels, g ⊙ z and its gradient: one gate per sample and rank, from all real tokens.
+"""The entropy form's sequence gate as four kernels, g ⊙ z and its gradient: one gate per sample and rank, from all real tokens.
 
     p = softmax of the scores over tokens    g = sigmoid(4 - c (ln T + Σ p ln p)),  c = 8 / ln 16
 
@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from foura.adapter.kernels.network import (
+    NOTHING,
     coordinate_gradient,
     load_coordinates,
     load_weights,
@@ -22,8 +23,6 @@ from foura.adapter.kernels.network import (
     store_coordinates,
     store_weight_gradients,
 )
-
-NOTHING = tl.constexpr(-1e30)  # a score that no token has
 
 
 @triton.jit(do_not_specialize=["T", "tiles"])

@@ -1,9 +1,10 @@
 """The token gate as two kernels, g ⊙ z and its gradient: one gate per token and rank, from that token alone.
 
-    g = sigmoid(c H - 4),  H = -ln p + |score| (1 - p),  p = sigmoid(|score|),  c = 8 / ln 2
+    entropy   g = sigmoid(c H - 4),  H = -ln p + |score| (1 - p),  p = sigmoid(|score|),  c = 8 / ln 2
+    softmax   `softmax_gate`
 
-Twin: `entropy._token_gate`, tests/reference. A program takes tiles of tokens in a fixed order and writes its sums of the
-weights' gradients to a row of its own, so results do not depend on the order in which programs end.
+Twins: `entropy._token_gate`, `gate_forms.SoftmaxGate`, tests/reference. A program takes tiles of tokens in a fixed order and
+writes its sums of the weights' gradients to a row of its own, so results do not depend on the order in which programs end.
 """
 
 import triton
@@ -18,10 +19,11 @@ from foura.adapter.kernels.network import (
     store_coordinates,
     store_weight_gradients,
 )
+from foura.adapter.kernels.softmax_gate import softmax_gate, softmax_score_gradient
 
 
 @triton.jit
-def gate_of(score, SLOPE: tl.constexpr):
+def entropy_gate(score, SLOPE: tl.constexpr):
     """(gate, p)."""
     size = tl.abs(score)
     p = tl.sigmoid(size)
@@ -32,14 +34,17 @@ def gate_of(score, SLOPE: tl.constexpr):
 def token_forward(
     Z, U, W_in, b_in, W_out, b_out, T,
     R: tl.constexpr, H: tl.constexpr, RP: tl.constexpr, HP: tl.constexpr, BT: tl.constexpr,
-    PARTS: tl.constexpr, SLOPE: tl.constexpr,
+    PARTS: tl.constexpr, SLOPE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """U = g(Z) ⊙ Z for T tokens."""
     w_in, bias_in, w_out, bias_out = load_weights(W_in, b_in, W_out, b_out, R, H, RP, HP)
     rows = tl.program_id(0) * BT + tl.arange(0, BT)
     u, re, im = load_coordinates(Z, rows, rows < T, R, RP, PARTS)
     _, _, _, score = network(u, w_in, bias_in, w_out, bias_out, R)
-    gate, _ = gate_of(score, SLOPE)
+    if FORM == "softmax":
+        gate, _, _ = softmax_gate(score, R, RP, SLOPE)
+    else:
+        gate, _ = entropy_gate(score, SLOPE)
     store_coordinates(U, rows, rows < T, gate * re, gate * im, R, RP, PARTS)
 
 
@@ -47,7 +52,7 @@ def token_forward(
 def token_backward(
     Z, grad_U, grad_Z, sums, W_in, b_in, W_out, b_out, T, tiles,
     R: tl.constexpr, H: tl.constexpr, RP: tl.constexpr, HP: tl.constexpr, BT: tl.constexpr,
-    PARTS: tl.constexpr, SLOPE: tl.constexpr,
+    PARTS: tl.constexpr, SLOPE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """grad_Z, and this program's row of `sums`."""
     w_in, bias_in, w_out, bias_out = load_weights(W_in, b_in, W_out, b_out, R, H, RP, HP)
@@ -59,9 +64,13 @@ def token_backward(
         u, re, im = load_coordinates(Z, rows, rows < T, R, RP, PARTS)
         _, grad_re, grad_im = load_coordinates(grad_U, rows, rows < T, R, RP, PARTS)
         inverse, projected, hidden, score = network(u, w_in, bias_in, w_out, bias_out, R)
-        gate, p = gate_of(score, SLOPE)
-        slope = gate * (1.0 - gate) * (grad_re * re + grad_im * im)
-        grad_score = slope * p * (1.0 - p) * score * (-SLOPE)
+        if FORM == "softmax":
+            gate, p, excess = softmax_gate(score, R, RP, SLOPE)
+            grad_score = softmax_score_gradient(grad_re * re + grad_im * im, gate, p, excess, SLOPE)
+        else:
+            gate, p = entropy_gate(score, SLOPE)
+            slope = gate * (1.0 - gate) * (grad_re * re + grad_im * im)
+            grad_score = slope * p * (1.0 - p) * score * (-SLOPE)
         grad_score = tl.where((rows < T)[:, None] & is_r, grad_score, 0.0)
         grad_pre, grad_projected, grad_u = network_backward(u, grad_score, inverse, projected, hidden, w_in, w_out, R)
         grad_re, grad_im = coordinate_gradient(u, re, im, grad_u, gate, grad_re, grad_im, PARTS)

@@ -11,13 +11,17 @@ import pytest
 import torch
 
 from foura.adapter import kernels
-from foura.adapter.gate_forms import EntropyGate
-from tests.helpers.kernels import CASES
+from foura.adapter.gate import GATE_SCOPES
+from foura.adapter.gate_forms import GATE_FORMS
+from tests.helpers.kernels import CASES, FORMS
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from foura.adapter.kernels.launcher import Launcher
 
-LAYERS = [f"{t} {s} {m}" for t in ("dct", "dft") for s in ("token", "sequence") for m in ("eager", "compiled")]
+LAYERS = [
+    f"{form} {transform} {scope} {mode}"
+    for form in FORMS for transform in ("dct", "dft") for scope in GATE_SCOPES for mode in ("eager", "compiled")
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +48,60 @@ def test_a_layer_by_kernels_is_the_layer(layer, found) -> None:
     assert found["layers"][layer] < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("z", "rank", "taken"),
-    [
-        (torch.zeros(2, 3, 4), 4, False),  # not on a GPU
-        (torch.zeros(2, 3, 4, device="meta"), 4, False),
-    ],
-    ids=["cpu", "another device"],
-)
-def test_tensors_that_no_kernel_takes_run_in_eager(z, rank, taken, monkeypatch) -> None:
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("scope", GATE_SCOPES)
+def test_the_operator_passes_pytorchs_own_tests(form, scope, found) -> None:
+    assert set(found["operators"][f"{form} {scope}"].values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tensors_that_no_kernel_takes_run_in_eager(form, device, monkeypatch) -> None:
     monkeypatch.setattr(kernels, "INTERPRETED", False)
-    assert kernels.takes(z, rank) == taken
-    assert EntropyGate(rank, "token").kernel_call(z) is None
+    z = torch.zeros(2, 3, 4, device=device)
+    assert not kernels.takes(z, 4)
+    assert GATE_FORMS[form](4, "token").kernel_call(z) is None
+
+
+@pytest.mark.parametrize("form", GATE_FORMS)
+@pytest.mark.parametrize("scope", GATE_SCOPES)
+def test_a_form_runs_by_its_kernels_unless_its_gates_are_seen_paid_or_exported(form, scope, monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "INTERPRETED", True)
+    gate, z = GATE_FORMS[form](4, scope), torch.zeros(3, 5, 4)
+    gate.padding_mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()
+    call = gate.kernel_call(z)
+    assert (call is not None) == (form in FORMS)
+    if call is None:
+        return
+    assert (call.form, call.by_token) == (form, scope == "token")
+    assert all(mine is its for mine, its in zip(gate.parameters(), call.weights, strict=True))
+    if scope == "token":
+        assert call.mask is None
+    else:  # a sample of padding alone is left as it is
+        assert call.mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
+    for single in (z[:, :1], z[:, 0]):  # samples of one token
+        assert gate.kernel_call(single).by_token and gate.kernel_call(single).mask is None
+    handle = gate.register_forward_hook(lambda *_: None)
+    assert gate.kernel_call(z) is None
+    handle.remove()
+    gate.price = 0.5
+    assert gate.kernel_call(z) is None
+    with torch.no_grad():
+        assert gate.kernel_call(z) is not None
+    assert gate.eval().kernel_call(z) is not None
+    monkeypatch.setattr(torch.compiler, "_is_exporting_flag", True)
+    assert gate.kernel_call(z) is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_derived_from_one_with_kernels_has_none(form, monkeypatch) -> None:
+    """It may compute other gates."""
+    monkeypatch.setattr(kernels, "INTERPRETED", True)
+
+    class Mine(GATE_FORMS[form]):
+        pass
+
+    assert Mine(4, "token").kernel_call(torch.zeros(3, 5, 4)) is None
 
 
 def test_float64_and_large_ranks_run_in_eager(monkeypatch) -> None:
