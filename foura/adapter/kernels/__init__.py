@@ -17,7 +17,9 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 # by compute capability: with half precision, and with bfloat16; AMD's cards number theirs otherwise, and all do
 OLDEST_CARD = {torch.float32: 7, torch.float16: 7, torch.bfloat16: 8}
-_majors: dict[torch.device, int] = {}
+# {rank: bytes of shared memory that a block of the backward pass takes up to it}, as compiled for compute capability 8 and 9
+ROOM = {64: 0, 128: 112 * 1024, MOST_RANK: 208 * 1024}
+_cards: dict[torch.device, tuple[int, int]] = {}
 _said: set[str] = set()
 
 
@@ -29,19 +31,23 @@ def takes(z: Tensor, rank: int) -> bool:
         return INTERPRETED
     if z.device.type != "cuda":
         return False
-    old = torch.version.hip is None and _major(z.device) < OLDEST_CARD[z.dtype]
-    if HAS_TRITON and not old:
+    major, most_rank = _card(z.device)
+    old = torch.version.hip is None and major < OLDEST_CARD[z.dtype]
+    if HAS_TRITON and not old and rank <= most_rank:
         return True
     if not torch.compiler.is_compiling():
-        _say("the card is too old for Triton" if HAS_TRITON else "Triton is not installed")
+        few = f"a block of the card has too little memory for ranks above {most_rank}"
+        _say("Triton is not installed" if not HAS_TRITON else "the card is too old for Triton" if old else few)
     return False
 
 
-def _major(device: torch.device) -> int:
-    """The first number of the card's compute capability; asked once, as it takes longer than a kernel."""
-    if device not in _majors:
-        _majors[device] = torch.cuda.get_device_properties(device).major
-    return _majors[device]
+def _card(device: torch.device) -> tuple[int, int]:
+    """(first number of the compute capability, largest rank); asked once per card, as it takes longer than a kernel."""
+    if device not in _cards:
+        card = torch.cuda.get_device_properties(device)
+        room = getattr(card, "shared_memory_per_block_optin", 0)
+        _cards[device] = card.major, max(rank for rank, needed in ROOM.items() if needed <= room)
+    return _cards[device]
 
 
 def _say(reason: str) -> None:

@@ -117,25 +117,33 @@ class Card(torch.Tensor):
     device = torch.device("cuda", 0)
 
 
+KB = 1024
+
+
 @pytest.mark.parametrize(
-    ("triton", "major", "dtype", "said"),
+    ("triton", "major", "room", "rank", "dtype", "said"),
     [
-        (True, 9, torch.bfloat16, None),
-        (True, 7, torch.float16, None),
-        (True, 7, torch.bfloat16, "too old"),
-        (True, 6, torch.float32, "too old"),
-        (False, 9, torch.float32, "not installed"),
+        (True, 9, 227 * KB, 256, torch.bfloat16, None),
+        (True, 8, 163 * KB, 128, torch.bfloat16, None),
+        (True, 8, 163 * KB, 129, torch.bfloat16, "ranks above 128"),
+        (True, 8, 99 * KB, 64, torch.float32, None),
+        (True, 8, 99 * KB, 65, torch.float32, "ranks above 64"),
+        (True, 7, 64 * KB, 4, torch.float16, None),
+        (True, 7, 64 * KB, 4, torch.bfloat16, "too old"),
+        (True, 6, 48 * KB, 4, torch.float32, "too old"),
+        (False, 9, 227 * KB, 4, torch.float32, "not installed"),
     ],
 )
-def test_an_old_card_or_no_triton_is_said_once(triton, major, dtype, said, monkeypatch) -> None:
+def test_a_card_that_cannot_or_no_triton_is_said_once(triton, major, room, rank, dtype, said, monkeypatch) -> None:
+    card = type("Properties", (), {"major": major, "shared_memory_per_block_optin": room})
     monkeypatch.setattr(kernels, "HAS_TRITON", triton)
     monkeypatch.setattr(kernels, "_said", set())
-    monkeypatch.setattr(kernels, "_majors", {})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Properties", (), {"major": major}))
-    z = torch.zeros(2, 4, dtype=dtype).as_subclass(Card)
+    monkeypatch.setattr(kernels, "_cards", {})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    z = torch.zeros(2, rank, dtype=dtype).as_subclass(Card)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert kernels.takes(z, 4) == kernels.takes(z, 4) == (said is None)
+        assert kernels.takes(z, rank) == kernels.takes(z, rank) == (said is None)
     assert [said in str(warning.message) for warning in caught] == ([] if said is None else [True])
 
 
