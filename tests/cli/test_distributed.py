@@ -60,6 +60,8 @@ def test_two_processes_give_what_one_gives(trainer, choice, train) -> None:
     one, two = train(*choice, into="one"), train(*choice, f"trainer={trainer}", *CPU, into="two")
     assert one.code == two.code == 0, two.out
     expected = metrics(one.outputs)
+    if trainer == "fsdp":
+        del expected["drift/loss"]  # by default not measured where weights are sharded
     # a gap and what is forgotten are small differences of two losses, and round as they do
     small = {key for key in expected if "gap" in key or key.startswith("drift/")}
     scale = {key: ROUNDING * max(1.0, abs(value)) if key in small else None for key, value in expected.items()}
