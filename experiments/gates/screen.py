@@ -2,8 +2,8 @@
 
     python experiments/gates/screen.py vit llama_small unet -j 2 --out experiments/gates/screen.csv
 
-minilm and dinov2 are networks of other people, with weights in models/ and data in data/: experiments/real_glue/README.md and
-experiments/real_vit/README.md say how they get there.
+minilm is a network of other people, with weights in models/ and data in data/: experiments/real_glue/README.md says how they
+get there.
 
 A run trains an adapter as train.py does (same data, batches, optimizer and schedule; no tracking), keeps the epoch with the
 lowest validation loss, counts the open ranks on the validation data, and freezes the gates on the training data. Each finished
@@ -59,16 +59,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "adapter.lr=3e-3",
         "trainer.precision=bf16-mixed",
     ),
-    "dinov2": (
-        "backbone=vit",
-        "backbone.name=vit_small_patch14_dinov2",
-        "backbone.pretrained=models/dinov2/model.safetensors",
-        "backbone.img_size=84",
-        "dataset=real/cifar10",
-        "adapter.lr=3e-4",
-    ),
 }
-NEW_HEAD = ("vit", "minilm", "dinov2")  # trained with the adapter, and alone in the control "base"
+NEW_HEAD = ("vit", "minilm")  # trained with the adapter, and alone in the control "base"
 CAUSAL = ("llama_small", "llama_long")  # each token has a gate of its own
 EVALUATIONS = 5  # of validation loss in a run
 RANKS = (16, 64, 4)
