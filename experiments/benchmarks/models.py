@@ -11,7 +11,8 @@ from peft import get_peft_model
 from timing import Row, interleaved, row, saved_mib
 from torch import Tensor, nn
 
-METHODS = ("lora", "foura_dct", "foura_dft", "foura_gated", "dora")
+GATED = ("foura_gated", "foura_softmax")  # with the scope of the gate that suits the model
+METHODS = ("lora", "foura_dct", "foura_dft", *GATED, "dora")
 RANK = 16
 
 Loss = Callable[[nn.Module], Tensor]
@@ -66,7 +67,7 @@ def measure(name: str, rounds: int, device: str, dtype: torch.dtype, say: Callab
     say(f"{name}: {sum(p.numel() for p in base.parameters()) / 1e6:.0f} M parameters")
     models, optimizers = {}, {}
     for method in METHODS:
-        kind = f"foura_gated_{scope}" if method == "foura_gated" else method
+        kind = f"{method}_{scope}" if method in GATED else method
         extra = options if kind.startswith("foura") else {}
         adapter = config(kind, RANK, targets, **extra)
         models[method] = get_peft_model(copy.deepcopy(base), adapter, autocast_adapter_dtype=False).to(device, dtype)
