@@ -5,7 +5,16 @@ import sys
 import traceback
 from pathlib import Path
 
-from foura.errors import Busy, Interrupted, UserError, exit_without_lab, first_line, print_traceback, traceback_of
+from foura.errors import (
+    Busy,
+    Interrupted,
+    UserError,
+    exit_without_lab,
+    first_line,
+    print_traceback,
+    traceback_of,
+    without_shared_memory,
+)
 from foura.escape import names_credential
 
 try:
@@ -88,4 +97,4 @@ if __name__ == "__main__":
             again()
         if any(frame.f_code is execute.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise  # a bug, and not a mistake in the command line
-        sys.exit(f"error: {UserError(explain(error))}")
+        sys.exit(f"error: {UserError(without_shared_memory(error) or explain(error))}")

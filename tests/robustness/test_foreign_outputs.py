@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from foura.cli import main
 from foura.errors import UserError
 from foura.report.page import report
-from foura.sweep.listing import best, drop, runs_in
-from foura.sweep.plan import run_status
+from foura.sweep.listing import best, drop, overview, runs_in
+from foura.sweep.plan import run_status, sweep_folder
 from foura.tracking.journal import FILE, Outbox
+from foura.tracking.parts import PARTS
 from foura.tracking.status import read_json
 from foura.tracking.sync import sync
 from foura.tracking.tracked_run import start_run
@@ -118,13 +119,38 @@ def test_links_in_an_outputs_folder_lead_nothing_out_of_it(outputs, tmp_path) ->
     shutil.move(outputs / "sweeps", tmp_path / "sweeps")
     (outputs / "sweeps").symlink_to(tmp_path / "sweeps")
     before = sorted((tmp_path / "sweeps").rglob("*"))
-    with pytest.raises(UserError, match="is a link"):
-        report(outputs, "s")
+    for command in (lambda: report(outputs, "s"), lambda: sweep_folder(outputs, "s"), lambda: overview(outputs, False)):
+        with pytest.raises(UserError, match=rf"is a link to .* If you made it: touch {tmp_path}/sweeps/"):
+            command()
+    assert dict(sync(outputs))["sweeps"].startswith(f"refused: {outputs}/sweeps is a link")
     assert sorted((tmp_path / "sweeps").rglob("*")) == before
+    (outputs / "sweeps").unlink()
     (outputs / "trash").symlink_to(away)
     with pytest.raises(UserError, match="is a link"):
         drop(outputs, "good")
     assert good.is_dir() and list(away.iterdir()) == []
+
+
+def test_parts_on_another_disk_are_used_once_the_user_has_agreed(train, tmp_path, monkeypatch) -> None:
+    """Training into them agrees, since it writes there; `touch` does where nothing is trained."""
+    for name in PARTS:
+        (tmp_path / "disk" / name).mkdir(parents=True)
+        (tmp_path / "outputs").mkdir(exist_ok=True)
+        (tmp_path / "outputs" / name).symlink_to(tmp_path / "disk" / name)
+    ended = train("-m", "sweep=s", "adapter=head", "dataset.limit=40", "dataset.epochs=1")
+    assert ended.code == 0 and "report: " in ended.out, ended.out
+    (page,) = (tmp_path / "disk").glob("sweeps/s/report/report.html")
+    assert len(list((tmp_path / "disk").glob("artifacts/*/artifacts/report/report.html"))) == 1
+    assert "sweep s: 1 finished, just now" in overview(ended.outputs, False)
+    journal(ended.outputs, "late")
+    (run,) = runs_in(sweep_folder(ended.outputs, "s"))
+    assert dict(sync(ended.outputs)) == {"late": "delivered"}
+    page.unlink()
+    assert report(ended.outputs, "s").resolve() == page.resolve() and page.is_file()
+    monkeypatch.setattr("os.rename", lambda *_: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
+    dropped = drop(ended.outputs, "s")
+    assert dropped.resolve() == tmp_path / "disk" / "trash" / "sweeps" / "s" and not page.exists()
+    assert (dropped / run.name / "status.json").is_file()
 
 
 def test_looking_at_a_linked_run_makes_no_lock_where_it_leads(outputs, tmp_path) -> None:

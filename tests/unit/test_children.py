@@ -112,8 +112,38 @@ SHARED = [
 def test_a_small_shared_memory_is_not_called_a_full_disk(said, tmp_path) -> None:
     found = _sentence(RuntimeError(said), tmp_path)
     assert found is not None and "dataset.num_workers=0" in found and "cannot write" not in found
+    wrapped = RuntimeError("Please call `iter(combined_loader)` first.")
+    wrapped.__context__ = RuntimeError(said)
+    assert _sentence(wrapped, tmp_path) == found
     panic = type("PanicException", (BaseException,), {})("no entry found for key")
     assert "a file of the model, such as its tokenizer.json, is damaged (no entry" in str(_sentence(panic, tmp_path))
-    wrapped = UserError("x")
-    assert _sentence(wrapped, tmp_path) is None
+    sentence = UserError("x")
+    assert _sentence(sentence, tmp_path) is None
     assert "cannot write" in str(_sentence(OSError(28, "No space left on device"), tmp_path))
+
+
+SEMAPHORES = """
+from pathlib import Path
+from foura.run.start import _sentence
+import multiprocessing
+held = []
+try:
+    held += [multiprocessing.Lock() for _ in range(100)]
+    print("no error")
+except OSError as error:
+    print(_sentence(error, Path("/x")))
+"""
+
+
+def test_no_room_for_a_lock_between_processes_is_not_called_a_full_disk(tmp_path, run_env) -> None:
+    """For real: a shared memory of one page, which only this process sees."""
+    mount = 'mount -t tmpfs -o size=4k,nr_inodes=1000 tmpfs /dev/shm && exec "$@"'
+    asked = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", SEMAPHORES]
+    try:
+        ended = subprocess.run(asked, env=run_env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if "unshare" in ended.stderr or "mount" in ended.stderr:
+        pytest.skip(f"no mount of its own here: {ended.stderr}")
+    assert ended.stdout.startswith("the shared memory of this machine or container is full"), ended
+    assert "No space left on device" in ended.stdout

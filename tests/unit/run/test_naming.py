@@ -47,6 +47,13 @@ def test_a_single_run_is_named_by_what_was_set(tmp_path) -> None:
     assert run_name(composed(), tmp_path, None) == "foura r16 seed 0"  # no notes of Hydra's
 
 
+def test_a_part_of_a_password_is_in_no_name(tmp_path, monkeypatch) -> None:
+    """A name has the end of a value alone, in which a password is not found any more."""
+    monkeypatch.setenv("HF_TOKEN", "sw0rdfish-sw0rdfish-sw0rdfish")
+    told = ("adapter.name=xsw0rdfish-sw0rdfish-sw0rdfish", "dataset.path=/a/sw0rdfish-sw0rdfish-sw0rdfish")
+    assert run_name(composed(), folder_of(tmp_path, *told), None) == "foura r16 seed 0 name x*** path ***"
+
+
 def data(classes: int | None) -> SimpleNamespace:
     sizes = {"train": 120, "validation": 40, "test": 40}
     return SimpleNamespace(sizes=sizes, classes=classes and [str(number) for number in range(classes)])
