@@ -18,7 +18,7 @@ from foura.errors import (
 from foura.escape import names_credential
 
 try:
-    from foura.children import again, leave_working_directory, protect_children
+    from foura.children import again, leave_working_directory, protect_children, require_working_directory
 
     leave_working_directory()  # before anything is imported that could lie there under the same name
     import hydra
@@ -92,6 +92,7 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
+        require_working_directory()
         if type(error).__name__ == "TerminatedWorkerError":  # joblib's: one worker was killed and took the pool with it
             print("a worker of the sweep was killed, as when memory runs out; the sweep continues", flush=True)
             again()

@@ -11,6 +11,7 @@ import pytest
 from foura import cli
 from foura.children import command, leave_working_directory, protect_children
 from foura.errors import UserError
+from foura.files import from_here
 from foura.run.start import _sentence
 
 HOME = str(Path(__file__).resolve().parents[2])
@@ -84,6 +85,15 @@ def test_a_working_directory_that_was_deleted_is_said(start, tmp_path, run_env) 
     ended = subprocess.run(asked, env=run_env, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr.strip() == "error: the working directory was deleted; change to one that exists (cd ~)."
+
+
+def test_a_path_is_shown_whole_where_the_working_directory_is_gone(tmp_path, monkeypatch) -> None:
+    """It may be deleted while a run trains, whose results lie somewhere else."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    assert from_here(tmp_path / "outputs") == "../outputs"
+    (tmp_path / "gone").rmdir()
+    assert from_here(tmp_path / "outputs") == f"{tmp_path}/outputs"
 
 
 def test_ctrl_c_in_a_command_is_a_sentence(tmp_path, monkeypatch, capsys) -> None:
