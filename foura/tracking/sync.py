@@ -86,7 +86,7 @@ def _deliver(outputs: Path, folder: Path) -> str:
     if run.outbox.delivered == len(run.outbox.items):
         return "mended" if stage == "there" and run.mend_artifacts() else ""
     if not run.outbox.deliver():
-        raise UserError(f"the store did not take the run ({run.error}); {FILE} keeps it.")
+        raise UserError(f"the run was not delivered ({run.error}); {FILE} keeps it.")
     status = read_json(folder / "status.json")
     if status:
         write_json(folder / "status.json", {**status, "run_id": run.run_id})

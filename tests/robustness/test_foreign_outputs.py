@@ -196,6 +196,19 @@ def test_the_sync_command_says_what_it_did_not_send(outputs, monkeypatch, capsys
     assert "delivered: good" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("lost", ["its store too", "the line alone"])
+def test_a_journal_that_does_not_say_what_run_it_is(lost, outputs) -> None:
+    run = journal(outputs, "torn", {"metrics": {"test/acc": 0.5}, "step": 0, "time": 5})
+    lines = (run / FILE).read_text().splitlines(keepends=True)
+    known = "" if lost == "the line alone" else json.dumps({"delivered": 1, "run_id": "a1"}) + "\n"
+    (run / FILE).write_text("".join(lines[1:]) + known)
+    journal(outputs, "whole")
+    done = dict(sync(outputs))
+    assert done["whole"] == "delivered"
+    said = "tracking.jsonl does not begin with the line that says what run it is; its command with force=true runs it again"
+    assert done["torn"] == f"refused: the run was not delivered (its {said}); tracking.jsonl keeps it."
+
+
 def test_any_journal_is_loaded_and_only_items_of_a_run_are_kept(tmp_path) -> None:
     def deliver(run_id, item):
         raise ConnectionError
