@@ -1,7 +1,7 @@
 """Starts Ray for a sweep (hydra/launcher=ray) before Hydra's launcher does, which uses a Ray that is there already.
 
-Ray's processes listen on every interface of the machine, and whoever reaches one of them can run code: there is no option
-against it. A Ray that is started here asks for a token, which it and its workers have in their environment.
+Ray's processes listen on every interface of the machine, also with another `_node_ip_address`, and whoever reaches one of
+them can run code. A Ray that is started here asks for a token, which it and its workers have in their environment.
 """
 
 import os
