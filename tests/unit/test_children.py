@@ -110,6 +110,17 @@ def test_ctrl_c_in_a_command_is_a_sentence(tmp_path, monkeypatch, capsys) -> Non
     assert capsys.readouterr().err == "interrupted: stopped by Ctrl-C; the same command starts anew.\n"
 
 
+def test_a_command_without_memory_ends_in_a_sentence(tmp_path, monkeypatch) -> None:
+    def too_large(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("foura.run.merge.merge_evaluate", too_large)
+    monkeypatch.setattr("sys.argv", ["foura", "merge-eval", str(tmp_path / "a"), str(tmp_path / "b")])
+    with pytest.raises(SystemExit, match=r"error: out of memory \(MemoryError\)\.") as ended:
+        cli.main()
+    assert "\n" not in str(ended.value.code)
+
+
 SHARED = [
     "unable to write to file </torch_12_34>: No space left on device (28)",
     "unable to allocate shared memory(shm) for file </torch_1_2>: Cannot allocate memory (12)",
