@@ -85,7 +85,7 @@ def _init_with_slurm(backend: str) -> None:
         slurm = SLURMEnvironment(auto_requeue=False)
     except RuntimeError as error:  # srun --ntasks alone
         raise UserError(str(error)) from None
-    numbers: dict[str, int] = {"rank": rank(), "world_size": world_size()}
+    numbers: dict[str, Any] = {"rank": rank(), "world_size": world_size()}
     if not on_one_machine():
         where = f"tcp://{slurm.main_address}:{slurm.main_port}"
         torch.distributed.init_process_group(backend, init_method=where, **numbers)

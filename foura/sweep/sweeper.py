@@ -88,8 +88,9 @@ class Sweeper(BasicSweeper):
         self.batch: list[list[str]] = []
         self.launched: set[Overrides] = set()
         self.told: set[Overrides] = set()
-        if type(self.launcher).__name__ == "RayLauncher":
-            start_ray(self.launcher.ray_cfg.init)
+        launcher: Any = self.launcher
+        if type(launcher).__name__ == "RayLauncher":
+            start_ray(launcher.ray_cfg.init)
         return super().sweep(arguments)
 
     def is_done(self) -> bool:

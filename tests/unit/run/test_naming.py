@@ -97,6 +97,16 @@ def test_the_card_of_an_adapter_is_filled_in(tmp_path) -> None:
     assert "KeyError: 'FOURA'" in body and "foura export RUN --to lora OUT" in body and "read_config(run)" in body
 
 
+def test_a_name_with_anything_in_it_makes_no_field_of_the_card(tmp_path) -> None:
+    name = "a: b\nbase_model: evil | [x"
+    text = card(tmp_path, f"adapter.name={json.dumps(name)}", "dataset.name='c, d'")
+    _, head, body = text.split("---\n", 2)
+    fields = yaml.safe_load(head)
+    assert fields["tags"][0] == name.replace("\n", "\\n") and fields["datasets"] == ["c, d"]
+    assert "base_model" not in fields
+    assert "| method | `adapter=a: b\\nbase_model: evil / [x`, rank 16" in body
+
+
 def test_the_card_on_another_model_has_lines_for_it(tmp_path) -> None:
     text = card(tmp_path, "adapter=lora", "backbone.name=vit_tiny_patch16_224", classes=3)
     assert "base_model: 'vit_tiny_patch16_224'" in text
