@@ -234,6 +234,8 @@ class EvaluationConfig:
     test: bool = since("0.2.0", True)  # false: the test data is not used (tuning runs)
     # forgetting: loss on the bundled backbone's pretraining data, after minus before; None: where that data is known
     drift: bool | None = formerly(None, False)
+    # llama_small: a text file like what the backbone was pretrained on; forgetting is measured on it, of any backbone
+    pretraining_text: str | None = since("0.2.0", None)
     passages: int = _number(32, at_least=1)  # llama_small: passages to complete, for memorisation
     passage_tokens: int = _number(16, at_least=1)  # … and how much of them
     prompts: Any = field(default=None, metadata=TEXTS)  # unet: None: the captions of the validation data

@@ -10,20 +10,24 @@ from foura.backbone import target_layers
 from foura.errors import UserError
 from foura.families import family_of
 from foura.families.family import Parts
+from foura.files import find, regular
 from foura.methods import method_of
 from foura.methods.attach import trained_modules
 
 
 def check_forgetting(cfg: DictConfig) -> None:
-    """Refuse evaluation.drift=true for a backbone whose pretraining data is not known.
+    """Refuse evaluation.drift=true for a backbone whose pretraining data is not known, and a text of it that is not there.
 
     Raises:
-        UserError: it is not the bundled backbone with its own weights.
+        UserError: it is not the bundled backbone with its own weights, and no `evaluation.pretraining_text` is given; or
+            what that names is not an ordinary file.
     """
+    if cfg.evaluation.pretraining_text is not None:
+        regular(find(cfg.evaluation.pretraining_text, "evaluation.pretraining_text"))
     if cfg.evaluation.drift and not _pretraining_known(cfg):
         raise UserError(
             "evaluation.drift=true needs the data that the backbone was pretrained on, which is known for the bundled "
-            "backbones alone; leave it out."
+            "backbones alone; leave it out, or for a language model name a text like it: evaluation.pretraining_text=FILE."
         )
 
 
@@ -43,7 +47,8 @@ def measures_forgetting(cfg: DictConfig) -> bool:
 
 def _pretraining_known(cfg: DictConfig) -> bool:
     bundled = cfg.backbone.name == "embedded" and cfg.backbone.pretrained is True
-    return bundled and family_of(cfg).pretraining_loss is not None
+    named = cfg.evaluation.pretraining_text is not None
+    return (bundled or named) and family_of(cfg).pretraining_loss is not None
 
 
 class Before:
@@ -75,7 +80,7 @@ class Before:
 
 @torch.no_grad()
 def pretraining_loss(parts: Parts, model: nn.Module, cfg: DictConfig) -> float:
-    """Loss of a (possibly adapted) bundled backbone on its pretraining data, in the unit of its task.
+    """Loss of a (possibly adapted) backbone on its pretraining data, or on text like it, in the unit of its task.
 
     The state of the random generators stays as it was, so that measuring changes no other number.
     """

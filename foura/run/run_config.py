@@ -20,7 +20,12 @@ MACHINE: dict[str, Any] = {
     "trainer.profiler": None,
 }
 MACHINE["dataset.num_workers"] = 0
-PATHS = ("backbone.name", "backbone.pretrained", "dataset.path")  # keys that may hold a path
+PATHS = (
+    "backbone.name",
+    "backbone.pretrained",
+    "dataset.path",
+    "evaluation.pretraining_text",
+)  # keys that may hold a path
 
 
 def read_config(run: Path) -> DictConfig:

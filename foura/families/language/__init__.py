@@ -36,7 +36,7 @@ def _backbone(cfg: DictConfig, saved: Mapping[str, Any]) -> Backbone:
 def _pretraining_loss(parts: Parts, model: Any, cfg: DictConfig) -> float:
     from foura.families.language.pretraining import pretraining_batches
 
-    return parts.task(model).mean_loss(pretraining_batches(parts))
+    return parts.task(model).mean_loss(pretraining_batches(parts, cfg.evaluation.pretraining_text))
 
 
 def _pretrain(out: Path | None) -> None:
@@ -71,7 +71,7 @@ FAMILY = Family(
         "": (
             *("backbone.torch_dtype", "backbone.attn_implementation", "backbone.gradient_checkpointing"),
             *("dataset.block_size", "dataset.eval_limit"),
-            *("evaluation.passages", "evaluation.passage_tokens"),
+            *("evaluation.passages", "evaluation.passage_tokens", "evaluation.pretraining_text"),
         ),
         "pretrained": ("backbone.load_in",),
         "own data": ("dataset.path", "dataset.splits"),

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from foura.config import run_key
+from foura.errors import UserError
 from foura.families import build
-from foura.run.before import measures_forgetting, pretraining_loss
+from foura.run.before import check_forgetting, measures_forgetting, pretraining_loss
 from tests.helpers.config import composed
 from tests.helpers.runs import status
 
@@ -43,6 +44,31 @@ def test_the_default_has_the_key_of_runs_that_did_not_measure_it() -> None:
         run_key(composed(*overrides)) for overrides in ((), ("evaluation.drift=false",), ("evaluation.drift=true",))
     ]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_of_another_language_model_it_is_measured_on_the_text_that_is_named(tmp_path) -> None:
+    text = tmp_path / "like.txt"
+    text.write_text("It was a bright cold day in April, and the clocks were striking thirteen. " * 60)
+    named = ("backbone=llama_small", "backbone.pretrained=false", f"evaluation.pretraining_text={text}")
+    cfg = composed(*named, "dataset.limit=8", "dataset.eval_limit=4")
+    check_forgetting(cfg)
+    assert measures_forgetting(cfg)
+    parts = build(cfg)
+    measured = pretraining_loss(parts, parts.backbone.model, cfg)
+    ids = torch.tensor(parts.backbone.tokenizer(text.read_text())["input_ids"])
+    blocks = ids[: len(ids) // 128 * 128].view(-1, 128)  # the text has fewer than 64
+    with torch.no_grad():
+        assert measured == pytest.approx(float(parts.backbone.model(blocks, labels=blocks).loss), rel=1e-5)
+    text.write_text("It was a bright cold day.")
+    with pytest.raises(UserError, match=r"pretraining_text=.*like.txt has [0-9]+ tokens.*blocks of 128"):
+        pretraining_loss(parts, parts.backbone.model, cfg)
+
+
+def test_a_text_that_is_not_there_is_said_before_anything_is_built(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"evaluation\.pretraining_text=nowhere\.txt: there is nothing"):
+        check_forgetting(composed("backbone=llama_small", "evaluation.pretraining_text=nowhere.txt"))
+    with pytest.raises(UserError, match="is not a file that can be read"):
+        check_forgetting(composed("backbone=llama_small", f"evaluation.pretraining_text={tmp_path}"))
 
 
 @pytest.mark.parametrize("backbone", ["vit", "bert"])
