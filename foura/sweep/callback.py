@@ -19,6 +19,7 @@ from foura.files import from_here
 from foura.sweep.plan import job_folder, job_overrides, plan, plan_lines, states, varied_keys
 from foura.sweep.sweeper import jobs_of, tuning_of
 from foura.sweep.tuning import Tuning
+from foura.tracking.parts import agree_to_links
 from foura.tracking.status import DONE, read_json
 
 
@@ -58,6 +59,7 @@ class SweepCallback(Callback):
         if config.plan:
             print("\n".join(plan_lines(plan(config, jobs_of(config, tuning)))))
             sys.exit(0)
+        agree_to_links(outputs_dir(config))
         self._start(config, tuning)
 
     def _start(self, config: DictConfig, tuning: Tuning | None) -> None:

@@ -22,15 +22,24 @@ def part(outputs: Path, name: str) -> Path:
     """The path of a part of an outputs folder, which need not exist.
 
     Raises:
-        UserError: it is a link that the user has not agreed to.
+        UserError: it is a link that the user has not agreed to, or that leads nowhere.
     """
     path = outputs / name
-    if not path.is_symlink() or Folder(path).place(CONSENT).is_file():
+    if not path.is_symlink():
         return path
-    consent = Path(os.path.realpath(path)) / CONSENT
+    target = _target(path)
+    if Folder(target).has(CONSENT):
+        return path
     raise UserError(
-        f"{path} is a link to {consent.parent}, which whoever made this folder has chosen. If you made it: touch {consent}"
+        f"{path} is a link to {target}, which whoever made this folder has chosen. If you made it: touch {target / CONSENT}"
     )
+
+
+def _target(link: Path) -> Path:
+    target = Path(os.path.realpath(link))
+    if not target.is_dir():
+        raise UserError(f"{link} is a link to {target}, where there is no folder: is its disk mounted?")
+    return target
 
 
 def folder_of(outputs: Path, path: Path | str) -> Folder:
@@ -52,7 +61,13 @@ def place(outputs: Path, path: Path | str) -> Path:
 
 
 def agree_to_links(outputs: Path) -> None:
-    """Note in the targets of those parts that are links that the user's runs are written to them."""
+    """Note in the targets of those parts that are links that the user's runs are written to them.
+
+    Raises:
+        UserError: one leads nowhere.
+    """
     for name in PARTS:
-        if (outputs / name).is_symlink() and (outputs / name).is_dir() and not (outputs / name / CONSENT).exists():
-            write_text(outputs / name / CONSENT, f"runs are written here, from {outputs}\n")
+        if (outputs / name).is_symlink():
+            consent = _target(outputs / name) / CONSENT
+            if not consent.exists():
+                write_text(consent, f"runs are written here, from {outputs}\n")

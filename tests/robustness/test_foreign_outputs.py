@@ -196,6 +196,17 @@ def test_the_sync_command_says_what_it_did_not_send(outputs, monkeypatch, capsys
     assert "delivered: good" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [(), ("-m", "sweep=s")])
+def test_a_part_on_a_disk_that_is_not_mounted(command, train, tmp_path) -> None:
+    (tmp_path / "outputs").mkdir()
+    for name in ("runs", "sweeps"):
+        (tmp_path / "outputs" / name).symlink_to(tmp_path / "nowhere")
+    ended = train(*command, "adapter=head")
+    assert str(ended.code).startswith("error: ") and "mounted" in ended.code and "Traceback" not in ended.out
+    with pytest.raises(UserError, match="where there is no folder: is its disk mounted"):
+        overview(tmp_path / "outputs", False)
+
+
 @pytest.mark.parametrize("lost", ["its store too", "the line alone"])
 def test_a_journal_that_does_not_say_what_run_it_is(lost, outputs) -> None:
     run = journal(outputs, "torn", {"metrics": {"test/acc": 0.5}, "step": 0, "time": 5})
