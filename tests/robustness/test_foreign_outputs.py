@@ -131,6 +131,7 @@ def test_links_in_an_outputs_folder_lead_nothing_out_of_it(outputs, tmp_path) ->
     assert good.is_dir() and list(away.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_parts_on_another_disk_are_used_once_the_user_has_agreed(train, tmp_path, monkeypatch) -> None:
     """Training into them agrees, since it writes there; `touch` does where nothing is trained."""
     for name in PARTS:

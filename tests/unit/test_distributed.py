@@ -14,8 +14,9 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}
 @pytest.fixture
 def environment(monkeypatch):
     """Sets variables as the program that starts processes does, and no others."""
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+    for name in (*VARIABLES, "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")  # so that it is as it was after the test
+        monkeypatch.delenv(name)
 
     def set_all(**variables: str) -> None:
         for name, value in variables.items():
