@@ -5,11 +5,20 @@ import sys
 import traceback
 from pathlib import Path
 
-from foura.errors import Busy, Interrupted, UserError, exit_without_lab, first_line, print_traceback, traceback_of
+from foura.errors import (
+    Busy,
+    Interrupted,
+    UserError,
+    exit_without_lab,
+    first_line,
+    print_traceback,
+    traceback_of,
+    without_shared_memory,
+)
 from foura.escape import names_credential
 
 try:
-    from foura.children import again, leave_working_directory, protect_children
+    from foura.children import again, leave_working_directory, protect_children, require_working_directory
 
     leave_working_directory()  # before anything is imported that could lie there under the same name
     import hydra
@@ -83,9 +92,10 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
+        require_working_directory()
         if type(error).__name__ == "TerminatedWorkerError":  # joblib's: one worker was killed and took the pool with it
             print("a worker of the sweep was killed, as when memory runs out; the sweep continues", flush=True)
             again()
         if any(frame.f_code is execute.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise  # a bug, and not a mistake in the command line
-        sys.exit(f"error: {UserError(explain(error))}")
+        sys.exit(f"error: {UserError(without_shared_memory(error) or explain(error))}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from foura.children import command, leave_working_directory, protect_children
-from foura.errors import UserError, cannot_write, exit_without_lab, one_line, print_traceback, reason
+from foura.errors import UserError, cannot_write, exit_without_lab, one_line, out_of_memory, print_traceback, reason
 from foura.logs import quiet
 from foura.threads import spin_briefly
 
@@ -39,6 +39,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         exit_without_lab(error)
     except Exception as error:
+        if out_of_memory(error):
+            sys.exit(f"error: out of memory ({reason(error)}).")
         if not cannot_write(error):
             raise
         sys.exit(f"error: cannot write ({reason(error)}); make room, or name another place.")

@@ -97,16 +97,30 @@ def cannot_write(error: BaseException | None) -> bool:
     return False
 
 
-def shared_memory_full(error: BaseException | None) -> bool:
-    """True if this error, or one that caused it, is the shared memory that workers hand batches through (/dev/shm)."""
+def without_shared_memory(error: BaseException | None) -> str | None:
+    """The sentence for this error, or one that caused it, where it is the shared memory (/dev/shm); None for another one.
+
+    Workers hand their batches through it, and every lock between processes lies in it.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         said = str(error)
-        if "shared memory" in said or "/dev/shm" in said or "</torch_" in said:
-            return True
+        if "shared memory" in said or "/dev/shm" in said or "</torch_" in said or _no_semaphore(error):
+            return (
+                f"the shared memory of this machine or container is full ({first_line(error)[:200]}), through which processes "
+                "hand over data. Make /dev/shm larger (docker run --shm-size=2g), or set dataset.num_workers=0, and leave out "
+                "hydra/launcher=joblib."
+            )
         error = error.__cause__ or error.__context__
-    return False
+    return None
+
+
+def _no_semaphore(error: BaseException) -> bool:
+    """True if there was no room for a semaphore, which lies in /dev/shm too; the error names no file."""
+    raised_in = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
+    return full and any(name.endswith("synchronize.py") for name in raised_in)
 
 
 def one_line(said: str) -> str:

@@ -38,8 +38,9 @@ _VARIABLE = re.compile(r"(?:TOKEN|PASSWORD|PASSWD|_PASS|_PWD|PASSPHRASE|SECRET|K
 _ADDRESS = re.compile(r"://(?:[^:/@]*):(.*)@", re.DOTALL)  # an address in a variable; its password may hold anything
 _PARTS = re.compile(r"[@/?#:&]")  # where a parser may end a password that should have been percent-encoded
 SHORTEST = 6  # characters of a credential that is looked for in any text: shorter ones are words too
-LONE = 16  # characters of a user's name that stands alone in an address and is a token, not a name
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is computed by a spreadsheet
+LONE = 16  # characters from which a text with a digit is a token, not a word or a user's name
+# a cell that begins so is computed by a spreadsheet; by some also where it begins with a sign of double width
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def redact(text: str) -> str:
@@ -59,8 +60,18 @@ def without_user(uri: str) -> str:
 
 
 def names_credential(text: str) -> bool:
-    """True if a URI in the text has a credential in it, or the text has the form of a token."""
-    return _without_patterns(text) != text
+    """True if a URI in the text has a credential in it, or the text has the form of a token, or one of the environment's.
+
+    Passwords of the environment that could be words or names do not count: who has DB_PASSWORD=postgres may name a folder so.
+    """
+    return _without_patterns(text) != text or any(
+        _spelled(secret).search(text) for secret in _credentials() if _is_token(secret)
+    )
+
+
+def _is_token(text: str) -> bool:
+    """True for what is a token rather than a word or a name."""
+    return len(text) >= LONE and re.search(r"\d", text) is not None
 
 
 def _without_patterns(text: str) -> str:
@@ -97,7 +108,7 @@ def _in_address(address: str) -> set[str]:
             plain = f"{urllib.parse.unquote(user)}:{urllib.parse.unquote(password)}"
             found.add(base64.b64encode(plain.encode()).decode())
         lone = re.search(r"://([^:/@]*)[:@]", one)
-        if lone is not None and len(lone[1]) >= LONE and re.search(r"\d", lone[1]):
+        if lone is not None and _is_token(lone[1]):
             found.add(lone[1])
         found |= {
             value for _, value in re.findall(rf"[?&;]([\w.-]*{_SECRET_NAME}[\w.-]*)=([^&#]+)", one, re.IGNORECASE)

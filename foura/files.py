@@ -44,6 +44,14 @@ def find(path: str, key: str) -> Path:
     return place
 
 
+def from_here(path: Path) -> str:
+    """A path relative to the working directory, as it is where that was deleted."""
+    try:
+        return os.path.relpath(path)
+    except FileNotFoundError:
+        return str(path)
+
+
 def regular(path: Path) -> Path:
     """The path of an ordinary file: opening a pipe would wait forever, and a device may have no end.
 

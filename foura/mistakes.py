@@ -26,6 +26,8 @@ def explain(error: Exception) -> str:
             f"job {job} ended before its run did (state: {state}; its output: {folder}). Other jobs of this sweep may still "
             "be running; the same command resumes what is missing."
         )
+    if isinstance(error, FileExistsError):
+        return f"{error.filename} is not a folder: a file, or a link to a disk that is not mounted. Take it out or mount it."
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown and not unknown.group(1).startswith("hydra"):
         return unknown_key(unknown.group(1).split("@")[0])

@@ -18,7 +18,7 @@ from foura.report.forest import forest
 from foura.report.overview import over_tasks, overview_figure, overview_lines, overview_note
 from foura.report.study import Measure, Study, studies, with_layers
 from foura.report.style import Panel, image, on_page
-from foura.untrusted import Folder
+from foura.tracking.parts import place
 
 VERDICTS = "verdicts.txt"  # beside the page: its verdicts as plain text
 TOLD = 12  # comparisons of a measure that are told one by one in it
@@ -53,7 +53,7 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     """
     sweep = load_sweep(outputs, name)
     # in a folder of other people's, the report's could be a link to anywhere
-    folder = into or Folder(outputs).place(f"sweeps/{name}/report")
+    folder = into or place(outputs, f"sweeps/{name}/report")
     folder.mkdir(parents=True, exist_ok=True)
     found = studies(sweep.runs, sweep.tune, sweep.margins, sweep.tuning)
     looks = sweep.look()

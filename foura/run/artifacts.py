@@ -1,6 +1,5 @@
 """The files and final metrics of a run: its adapter, its tables and figures, and the last line on the terminal."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from foura.atomic import put, remove
 from foura.config import outputs_dir
 from foura.families import family_of
 from foura.families.task import Task
-from foura.files import write_checksum, write_csv
+from foura.files import from_here, write_checksum, write_csv
 from foura.metrics import TABLE, shown
 from foura.run.figures import draw_curves, draw_layers
 from foura.run.gate_figure import draw_gates
@@ -128,7 +127,7 @@ def print_result(
         "peak MB": f"{metrics['cost/peak_memory_mb']:,.0f}",
     }
     console.print(_table_of(heading, cells, console.width))
-    outputs, adapter = os.path.relpath(outputs_dir(cfg)), os.path.relpath(folder / "adapter")
+    outputs, adapter = from_here(outputs_dir(cfg)), from_here(folder / "adapter")
     console.print(f"adapter: {adapter} (its README.md says how to load it)", soft_wrap=True)
     console.print(f"Look at the runs: foura ui{'' if outputs == 'outputs' else ' ' + outputs} --open", soft_wrap=True)
 

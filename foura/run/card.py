@@ -1,8 +1,10 @@
 """The model card of a run's adapter: README.md beside its weights."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
 from omegaconf import DictConfig
 
 from foura import __version__
@@ -53,14 +55,26 @@ def _base(cfg: DictConfig) -> str:
 def _header(cfg: DictConfig) -> list[str]:
     """The fields that the Hugging Face hub reads."""
     tags = dict.fromkeys([cfg.adapter.name, "foura", family_of(cfg).name])
-    fields = {"library_name": "peft", "license": "unknown", "datasets": f"[{cfg.dataset.name}]"}
+    fields = {"library_name": "peft", "license": "unknown", "datasets": _yaml([cfg.dataset.name])}
     if cfg.backbone.name != "embedded":
         fields["base_model"] = _quoted(_base(cfg))
-    return ["---", *(f"{key}: {value}" for key, value in fields.items()), "tags:", *(f"- {tag}" for tag in tags), "---"]
+    return [
+        "---",
+        *(f"{key}: {value}" for key, value in fields.items()),
+        "tags:",
+        *(f"- {_yaml(tag)}" for tag in tags),
+        "---",
+    ]
 
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
+
+
+def _yaml(value: str | list[str]) -> str:
+    """A name, or a list of names, on one line of YAML: names may have anything in them."""
+    shown = printable(value) if isinstance(value, str) else [printable(one) for one in value]
+    return yaml.safe_dump(shown, default_flow_style=True, width=math.inf, allow_unicode=True).split("\n")[0]
 
 
 def _about(cfg: DictConfig, folder: Path, facts: str) -> list[str]:
@@ -78,11 +92,11 @@ def _about(cfg: DictConfig, folder: Path, facts: str) -> list[str]:
     }
     return [
         "",
-        f"# {cfg.adapter.name}, rank {cfg.rank}, on {cfg.dataset.name}",
+        f"# {printable(cfg.adapter.name)}, rank {cfg.rank}, on {cfg.dataset.name}",
         "",
         "| | |",
         "|---|---|",
-        *(f"| {key} | {str(value).replace('|', '/')} |" for key, value in rows.items()),
+        *(f"| {key} | {printable(str(value)).replace('|', '/')} |" for key, value in rows.items()),
     ]
 
 

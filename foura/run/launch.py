@@ -8,7 +8,6 @@ import contextlib
 import math
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -109,12 +108,8 @@ def _signals_to(group: Group) -> Iterator[None]:
 def _environment(meeting: Path, rank: int, count: int) -> dict[str, str]:
     """The environment of a process, by torchrun's names where it has them: Lightning and `foura.distributed` read those."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
-    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     return {
         **os.environ,
-        # else these listen at the machine's address in the network
-        "GLOO_SOCKET_IFNAME": loopback,
-        "NCCL_SOCKET_IFNAME": loopback,
         **{name: str(number) for name, number in numbers.items()},
         "TORCHELASTIC_RUN_ID": uuid.uuid4().hex,
         MEETING: str(meeting),

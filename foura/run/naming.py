@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from foura.config import UNSCIENTIFIC, outputs_dir
 from foura.errors import UserError
+from foura.escape import redact
 from foura.tracking.status import read_json
 from foura.untrusted import CONFIG, Folder
 
@@ -40,7 +41,7 @@ def run_name(cfg: DictConfig, folder: Path, sweep: str | None) -> str:
 
     further = []
     for text in overrides_of(folder):
-        key, _, value = text.lstrip("+").partition("=")
+        key, _, value = redact(text).lstrip("+").partition("=")  # before it is cut: half a password is not found
         hidden = key in (*ALWAYS, *UNSCIENTIFIC) or key.startswith(("hydra", "margins"))
         if not hidden and shows(key):
             shown = PurePath(value).name[:LONGEST] if "/" in value and key != "backbone.name" else value[-LONGEST:]

@@ -9,11 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from foura import distributed
 from foura.atomic import write_text
-from foura.config import check, check_used, run_key
-from foura.errors import UserError, cannot_write, first_line, out_of_memory, panicked, reason, shared_memory_full
+from foura.config import check, check_used, outputs_dir, run_key
+from foura.errors import UserError, cannot_write, first_line, out_of_memory, panicked, reason, without_shared_memory
 from foura.run import resume, worker
 from foura.run.processes import process_count
 from foura.run.signals import handle_sigterm
+from foura.tracking.parts import agree_to_links
 from foura.tracking.status import RunStatus
 
 
@@ -51,6 +52,7 @@ def _main_process(cfg: DictConfig, folder: Path, sweep: str | None, again: bool)
     try:
         with RunStatus(folder) as status:
             check(cfg)
+            agree_to_links(outputs_dir(cfg))
             check_used(cfg)
             processes, key = process_count(cfg), run_key(cfg)
             if not resume.needed(status, key, again):
@@ -78,11 +80,9 @@ def _sentence(error: BaseException, folder: Path) -> str | None:
         return (
             f"a file of the model, such as its tokenizer.json, is damaged ({first_line(error)[:200]}); fetch it again."
         )
-    if shared_memory_full(error) and not isinstance(error, UserError):
-        return (
-            f"the shared memory of this machine or container is full ({first_line(error)[:200]}), through which workers hand "
-            "over their batches. Set dataset.num_workers=0, or make /dev/shm larger (docker run --shm-size=2g)."
-        )
+    full = without_shared_memory(error)
+    if full is not None and not isinstance(error, UserError):
+        return full
     if out_of_memory(cause):
         return (
             f"out of memory ({reason(cause)[:200]}). Lower dataset.batch_size or dataset.eval_batch_size, or set "

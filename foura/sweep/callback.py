@@ -1,7 +1,6 @@
 """A sweep from its first run to its report: the parent run, the plan, the progress, and the last line."""
 
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,9 +15,11 @@ from foura import distributed
 from foura.config import outputs_dir, refuse_deleted
 from foura.errors import UserError, first_line, traceback_of
 from foura.families import family_of
+from foura.files import from_here
 from foura.sweep.plan import job_folder, job_overrides, plan, plan_lines, states, varied_keys
 from foura.sweep.sweeper import jobs_of, tuning_of
 from foura.sweep.tuning import Tuning
+from foura.tracking.parts import agree_to_links
 from foura.tracking.status import DONE, read_json
 
 
@@ -58,6 +59,7 @@ class SweepCallback(Callback):
         if config.plan:
             print("\n".join(plan_lines(plan(config, jobs_of(config, tuning)))))
             sys.exit(0)
+        agree_to_links(outputs_dir(config))
         self._start(config, tuning)
 
     def _start(self, config: DictConfig, tuning: Tuning | None) -> None:
@@ -130,8 +132,8 @@ class SweepCallback(Callback):
         try:
             page = report(self.outputs, self.sweep)
             print((page.parent / VERDICTS).read_text(encoding="utf-8").rstrip())
-            print(f"report: {os.path.relpath(page)} ({page.as_uri()})")
-            base, outputs = base_address(self.outputs), os.path.relpath(self.outputs)
+            print(f"report: {from_here(page)} ({page.as_uri()})")
+            base, outputs = base_address(self.outputs), from_here(self.outputs)
             print(f"runs: foura ui{'' if outputs == 'outputs' else ' ' + outputs} --open")
             print(f"      {runs_address(base, open_store(self.outputs)[1], self.sweep)}")
         except Exception as error:  # whatever happens to the report, the runs are safe

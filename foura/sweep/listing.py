@@ -1,6 +1,7 @@
 """`foura status` and `foura drop`: all runs and sweeps of a folder, and taking one of them away."""
 
 import os
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import Any
 from foura.errors import UserError
 from foura.metrics import METRICS
 from foura.sweep.plan import run_status
+from foura.tracking.parts import part, place
 from foura.tracking.status import TRASH, held
-from foura.untrusted import Folder
 
 AGES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
@@ -71,14 +72,14 @@ def overview(outputs: Path, only_best: bool) -> list[str]:
         only_best: only the best run of every sweep and, for each metric, of the single runs.
     """
     now, lines = time.time(), []
-    for folder in sorted(path for path in (outputs / "sweeps").glob("*") if path.is_dir()):
+    for folder in sorted(path for path in part(outputs, "sweeps").glob("*") if path.is_dir()):
         runs = runs_in(folder)
         found, counts = best(runs), Counter(run.state for run in runs)
         said = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "nothing started"
         last = max((run.time for run in runs), default=now)
         lines.append(f"sweep {folder.name}: {said}, {age(now - last)}")
         lines += [] if found is None else [f"  best: {found.line(now)}"]
-    single = runs_in(outputs / "runs")
+    single = runs_in(part(outputs, "runs"))
     if only_best:
         metrics = dict.fromkeys(run.metric for run in single)
         chosen = [best([run for run in single if run.metric == metric]) for metric in metrics]
@@ -88,7 +89,7 @@ def overview(outputs: Path, only_best: bool) -> list[str]:
 
 
 def _trash(outputs: Path) -> list[str]:
-    kept = sorted(path for path in (outputs / TRASH).glob("*/*") if path.is_dir())
+    kept = sorted(path for path in part(outputs, TRASH).glob("*/*") if path.is_dir())
     size = sum(path.stat().st_size for folder in kept for path in folder.rglob("*") if path.is_file()) / 1e6
     names = ", ".join(path.name for path in kept)
     where = os.path.relpath(outputs / TRASH)
@@ -122,20 +123,20 @@ def drop(outputs: Path, name: str) -> Path:
     sweep = "" if folder.parent.name != "sweeps" else folder.name
     ids = [run_id for run in runs if isinstance(run_id := run_status(run).get("run_id"), str)]
     delete_runs(outputs, ids, sweep)
-    place = Folder(outputs).place(f"{TRASH}/{'sweeps' if sweep else 'runs'}/{folder.name}")
+    target = place(outputs, f"{TRASH}/{'sweeps' if sweep else 'runs'}/{folder.name}")
     number = 1
-    while place.exists():
+    while target.exists():
         number += 1
-        place = place.with_name(f"{folder.name}-{number}")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(folder, place)
-    return place
+        target = target.with_name(f"{folder.name}-{number}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(folder, target)  # copies where the two are on different disks
+    return target
 
 
 def _found(outputs: Path, name: str) -> Path:
     """The folder of a run or sweep in `outputs`."""
-    for place in (outputs / "sweeps" / name, outputs / "runs" / name, Path.cwd() / name):
-        folder = Path(os.path.normpath(place))
+    for path in (part(outputs, "sweeps") / name, part(outputs, "runs") / name, Path.cwd() / name):
+        folder = Path(os.path.normpath(path))
         parts = folder.relative_to(outputs).parts if folder.is_relative_to(outputs) else ()
         is_sweep = parts[:1] == ("sweeps",) and len(parts) == 2
         is_run = (parts[:1], len(parts)) in ((("sweeps",), 3), (("runs",), 2)) and (folder / "status.json").is_file()

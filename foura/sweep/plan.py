@@ -18,6 +18,7 @@ from omegaconf import DictConfig, flag_override
 from foura.config import check, check_used, folder_name, run_key
 from foura.errors import UserError
 from foura.run import resume
+from foura.tracking.parts import part
 from foura.tracking.status import held, read_json
 
 
@@ -187,8 +188,8 @@ def sweep_folder(outputs: Path, sweep: str) -> Path:
     Raises:
         UserError: there is no sweep of that name; the sentence lists the others.
     """
-    folder = outputs / "sweeps" / sweep
+    folder = part(outputs, "sweeps") / sweep
     if not folder.is_dir():
-        names = sorted(path.name for path in (outputs / "sweeps").glob("*") if path.is_dir())
+        names = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
         raise UserError(f"there is no sweep {sweep} in {outputs}. Sweeps there: {', '.join(names) or 'none'}.")
     return folder

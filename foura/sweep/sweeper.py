@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from foura.config import SWEEPER, TARGET, run_key
 from foura.errors import UserError
 from foura.run import resume
+from foura.sweep.on_ray import start_ray
 from foura.sweep.plan import Job, compose, job_folder, job_overrides, run_status
 from foura.sweep.tuning import UNTESTED, Overrides, Result, Tuning, check_grid
 
@@ -87,6 +88,9 @@ class Sweeper(BasicSweeper):
         self.batch: list[list[str]] = []
         self.launched: set[Overrides] = set()
         self.told: set[Overrides] = set()
+        launcher: Any = self.launcher
+        if type(launcher).__name__ == "RayLauncher":
+            start_ray(launcher.ray_cfg.init)
         return super().sweep(arguments)
 
     def is_done(self) -> bool:

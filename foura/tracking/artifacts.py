@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foura.tracking.address import DATABASE, database
-from foura.untrusted import Folder
+from foura.tracking.parts import ARTIFACTS, folder_of, place
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "foura"
-FOLDER = "artifacts"  # in the outputs folder
 
 
 class Artifacts:
@@ -43,9 +42,9 @@ class Artifacts:
             return None
         run = self.client.get_run(run_id)
         kept = _local(run.info.artifact_uri)
-        if kept is None or kept.parts[-3:] != (FOLDER, run_id, "artifacts"):
+        if kept is None or kept.parts[-3:] != (ARTIFACTS, run_id, "artifacts"):
             return None
-        return self.outputs / FOLDER / run_id / "artifacts"
+        return self.outputs / ARTIFACTS / run_id / "artifacts"
 
     def log(self, run_id: str, path: Path, under: str | None = None) -> None:
         """Copy a file or folder into the artifact folder `under` of a run."""
@@ -53,7 +52,7 @@ class Artifacts:
         if folder is None:
             self.client.log_artifact(run_id, str(path), under)
             return
-        target = Folder(self.outputs).place(folder / (under or "") / path.name)
+        target = place(self.outputs, folder / (under or "") / path.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             shutil.copytree(path, target, dirs_exist_ok=True, copy_function=_copy)
@@ -64,7 +63,7 @@ class Artifacts:
         """An artifact as a local file, fetched to the folder `into` from a server; None if the run has none of that name."""
         folder = self.folder(run_id)
         if folder is not None:
-            return Folder(self.outputs).whole(folder / name)
+            return folder_of(self.outputs, folder).whole(folder / name)
         with contextlib.suppress(Exception):  # each kind of store says that there is none in its own way
             return Path(self.client.download_artifacts(run_id, name, str(into)))
         return None
@@ -81,7 +80,7 @@ def mend(outputs: Path, uri: str) -> None:
     Args:
         outputs: the folder of the store. uri: the store's address.
     """
-    file, here = database(uri), outputs / FOLDER
+    file, here = database(uri), outputs / ARTIFACTS
     if file is None or not file.is_file() or not _same(file, outputs / DATABASE):
         return
     # a store that is locked or read-only is corrected at another time: only the UI reads these places
@@ -93,7 +92,7 @@ def mend(outputs: Path, uri: str) -> None:
         found = store.execute("SELECT experiment_id, artifact_location FROM experiments WHERE name = ?", (EXPERIMENT,))
         for experiment_id, location in found.fetchall():
             kept = _local(location or "")
-            if kept is None or kept.name != FOLDER or _same(kept, here):
+            if kept is None or kept.name != ARTIFACTS or _same(kept, here):
                 continue
             store.execute(
                 "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (here.as_uri(), experiment_id)

@@ -24,7 +24,8 @@ from foura.atomic import lock
 from foura.errors import UserError, first_line
 from foura.escape import redact
 from foura.tracking.address import database, no_stray_folder, tracking_uri
-from foura.tracking.artifacts import EXPERIMENT, FOLDER, Artifacts, mend
+from foura.tracking.artifacts import EXPERIMENT, Artifacts, mend
+from foura.tracking.parts import ARTIFACTS
 from foura.tracking.status import read_json, write_json
 from foura.tracking.ui import set_view
 
@@ -76,7 +77,7 @@ def _connect(outputs: Path, uri: str) -> tuple[MlflowClient, str]:
         _check_active(experiment, uri)
         return client, experiment.experiment_id
     # a local store keeps artifacts beside itself; a server has a place of its own for them
-    location = (outputs / FOLDER).as_uri() if uri.startswith("sqlite:") else None
+    location = (outputs / ARTIFACTS).as_uri() if uri.startswith("sqlite:") else None
     tags = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens with runs, not with traces
     return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
 

@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.tracking import MlflowClient
 
+from foura.errors import UserError
 from foura.escape import redact
 from foura.tracking import journal
 from foura.tracking.store import GONE, UNKNOWN, artifacts_of, code_tags, open_store, parent_run
@@ -109,6 +110,11 @@ class TrackedRun:
         client, experiment_id = open_store(self.outputs)
         item = items[0]
         if run_id is None:
+            if "create" not in item:
+                raise UserError(
+                    f"its {journal.FILE} does not begin with the line that says what run it is; its command with force=true "
+                    "runs it again"
+                )
             return self._create(client, experiment_id, item["create"])
         if "params" in item:
             _log_params(client, run_id, item["params"])

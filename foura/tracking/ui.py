@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 from foura.atomic import write_bytes
 from foura.errors import UserError
 from foura.escape import without_user
+from foura.tracking.parts import folder_of
 from foura.tracking.status import read_json, write_json
-from foura.untrusted import TEXT, Folder
+from foura.untrusted import TEXT
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -76,7 +77,7 @@ def remember(outputs: Path, base: str) -> None:
     for pattern in ("sweeps/*/report/report.html", "artifacts/*/artifacts/report/report.html"):
         for page in outputs.glob(pattern):
             with contextlib.suppress(UserError, OSError):  # a link, or a page of somebody else: it keeps its links
-                text = Folder(outputs).read(page, TEXT).decode("utf-8", errors="surrogateescape")
+                text = folder_of(outputs, page).read(page, TEXT).decode("utf-8", errors="surrogateescape")
                 moved = text.replace(f'href="{before}/#/', f'href="{base}/#/')
                 write_bytes(page, moved.encode("utf-8", errors="surrogateescape"))
 

@@ -1,11 +1,13 @@
-"""Nothing listens beyond this machine, and no Python of ours imports from the working directory."""
+"""Nothing listens beyond this machine, nothing shared is open to others, and no Python imports from the working directory."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,67 @@ def listeners(pid: int) -> set[str]:
     return found
 
 
+def ports(pid: int) -> set[int]:
+    """Ports at which a process or one that it started listens."""
+    own = set().union(*map(sockets, family(pid)))
+    lines = [
+        line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
+    ]
+    return {int(cells[1].partition(":")[2], 16) for cells in lines if cells[3] == LISTENING and cells[9] in own}
+
+
+def open_to_others(pid: int, temporary: Path) -> set[str]:
+    """What a process or one that it started has in shared memory, or in its folder for temporary files, for others to read.
+
+    But for the folder of torch.compile, which torch makes when it is imported, and which stays empty here.
+    """
+    found = {path for path in temporary.iterdir() if not path.name.startswith("torchinductor_") or any(path.iterdir())}
+    for one in family(pid):
+        try:
+            mapped = re.findall(r"(/dev/shm/\S+)$", Path(f"/proc/{one}/maps").read_text(), flags=re.MULTILINE)
+        except OSError:
+            continue
+        found |= set(map(Path, mapped))
+    return {path.name for path in found if path.exists() and path.stat().st_mode & 0o077}
+
+
+# whoever reaches torchrun's store can put a pickle there, which torchrun's agent loads
+ATTACK = """
+import base64, pickle, sys, time
+from datetime import timedelta
+from pathlib import Path
+from torch.distributed import TCPStore
+
+class Payload:
+    def __reduce__(self):
+        return Path.touch, (Path(sys.argv[2]),)
+
+store = TCPStore("127.0.0.1", int(sys.argv[1]), None, False, timeout=timedelta(seconds=5))
+for _ in range(20):
+    for key in store.list_keys():
+        if "torch.rendezvous." in key:
+            store.set(key.removeprefix("/"), base64.b64encode(pickle.dumps(Payload())).decode())
+    time.sleep(0.5)
+"""
+
+
+class Attacker:
+    """Tries to get in by every port that a process or one that it started opens."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark, self.tried = mark, dict[int, subprocess.Popen]()
+
+    def __call__(self, pid: int) -> None:
+        for port in ports(pid) - self.tried.keys():
+            command = [sys.executable, "-c", ATTACK, str(port), str(self.mark)]
+            self.tried[port] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        for process in self.tried.values():
+            process.kill()
+            process.wait()
+
+
 def lives(pid: int) -> bool:
     """True for a process that is there, and is not one that has ended and waits to be asked about."""
     try:
@@ -79,16 +142,26 @@ def planted(tmp_path) -> Path:
     return folder
 
 
-def watched(command: list[str], cwd: Path, env: dict[str, str], until=None) -> tuple[set[str], str]:
-    """(addresses at which the command listened while it ran, what it printed)."""
-    process = subprocess.Popen(
-        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+def watched(
+    command: list[str],
+    cwd: Path,
+    env: dict[str, str],
+    until: Callable[[], bool] | None = None,
+    also: Callable[[int], object] = lambda pid: None,
+) -> tuple[set[str], str]:
+    """(addresses at which the command listened while it ran, what it printed).
+
+    Args:
+        until: ends it. also: is called with its process again and again.
+    """
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, cwd=cwd, env=env, umask=0, **options)
     seen: set[str] = set()
 
     def ended() -> bool:
         done = process.poll() is not None or (until is not None and until())
         seen.update(listeners(process.pid))  # after the question, which a server answers once it listens
+        also(process.pid)
         return done
 
     try:
@@ -107,6 +180,61 @@ def plain_env(run_env) -> dict[str, str]:
     return {**run_env, "PYTHONPATH": ""}
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files as /tmp is, with the short name that sockets need."""
+    folder = Path(tempfile.mkdtemp(prefix="t"))
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_nobody_gets_in_by_a_port_or_reads_what_processes_share(root, planted, plain_env, tmp_path, temporary) -> None:
+    command = [sys.executable, str(root / "train.py"), "adapter=foura", *QUICK[:2], "dataset.epochs=12"]
+    command += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "dataset.num_workers=1"]
+    attacker, shared = Attacker(tmp_path / "unpickled"), set[str]()
+
+    def look(pid: int) -> None:
+        attacker(pid)
+        shared.update(open_to_others(pid, temporary))
+
+    env = {**plain_env, "TMPDIR": str(temporary)}
+    try:
+        _, said = watched([*command, f"outputs={tmp_path}/outputs"], planted, env, also=look)
+    finally:
+        attacker.stop()
+    assert attacker.tried and not attacker.mark.exists()
+    assert "accuracy of the selected epoch" in said and shared == set()
+    assert [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")] == []
+
+
+JOINS = """
+from foura import distributed
+distributed.init_process_group()
+print(distributed.broadcast("met" if distributed.is_main() else None), flush=True)
+input()
+"""
+
+
+def test_processes_of_srun_on_one_machine_listen_on_it_alone(plain_env, tmp_path, root) -> None:
+    """With the environment that srun gives them."""
+    common = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODELIST": "one"}
+    common |= {"SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0", "MASTER_PORT": str(free_port())}
+    options = {"cwd": tmp_path, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = []
+    for rank in ("0", "1"):
+        env = {**plain_env, **common, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "PYTHONPATH": str(root)}
+        processes.append(subprocess.Popen([sys.executable, "-c", JOINS], env=env, **options))
+    try:
+        assert [process.stdout.readline() for process in processes] == ["met\n", "met\n"]
+        assert [listeners(process.pid) <= set(LOOPBACK) for process in processes] == [True, True]
+        assert listeners(processes[0].pid)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_processes_of_a_run_listen_on_this_machine_alone(trainer, root, planted, plain_env, tmp_path) -> None:
     command = [
@@ -122,7 +250,7 @@ def test_processes_of_a_run_listen_on_this_machine_alone(trainer, root, planted,
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_sweep_of_joblib_listens_nowhere_else(root, planted, plain_env, tmp_path) -> None:
+def test_a_sweep_of_joblib_listens_nowhere_else(root, planted, plain_env, tmp_path, temporary) -> None:
     command = [
         sys.executable,
         str(root / "train.py"),
@@ -131,8 +259,11 @@ def test_a_sweep_of_joblib_listens_nowhere_else(root, planted, plain_env, tmp_pa
         "hydra.launcher.n_jobs=2",
         "sweep=s",
     ]
-    seen, said = watched([*command, "adapter=head,lora", *QUICK, f"outputs={tmp_path}/outputs"], planted, plain_env)
+    command += ["adapter=head,lora", *QUICK, f"outputs={tmp_path}/outputs"]
+    env, shared = {**plain_env, "TMPDIR": str(temporary)}, set[str]()
+    seen, said = watched(command, planted, env, also=lambda pid: shared.update(open_to_others(pid, temporary)))
     assert seen <= set(LOOPBACK), said
+    assert shared == set()
     assert not (tmp_path / "executed").exists()
 
 

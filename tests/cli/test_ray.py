@@ -46,12 +46,15 @@ def ray_env(run_env) -> Iterator[dict[str, str]]:
 
 
 def test_ray_runs_a_sweep_and_it_ends_in_a_report(python_with_ray, ray_env, root, tmp_path) -> None:
-    outputs = tmp_path / "outputs"
+    outputs, work = tmp_path / "outputs", tmp_path / "work"
+    work.mkdir()
+    for name in ("numpy", "hydra_plugins", "ray", "torch", "cloudpickle", "foura"):  # Ray itself would import from here
+        (work / f"{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'a').write({name!r})\n")
     launcher = ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2")
     quiet = "+hydra.launcher.ray.init.include_dashboard=false"
     grid = ("sweep=s", "adapter=head,lora", "rank=4", "dataset.limit=40", "dataset.epochs=2")
     command = [python_with_ray, str(root / "train.py"), "-m", *launcher, quiet, *grid, f"outputs={outputs}"]
-    ended = subprocess.run(command, env=ray_env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run(command, env=ray_env, cwd=work, capture_output=True, text=True, timeout=300, check=False)
     said = ended.stdout + ended.stderr
     assert ended.returncode == 0, said
     assert "sweep s: 2 finished" in said and "report: " in said
@@ -59,4 +62,5 @@ def test_ray_runs_a_sweep_and_it_ends_in_a_report(python_with_ray, ray_env, root
     parents, runs = children(outputs, "s")
     assert len(parents) == 1 and len(runs) == 2
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parents[0].info.run_id}
+    assert not (tmp_path / "executed").exists(), (tmp_path / "executed").read_text()
     record("schedulers", "a sweep on Ray", "2 runs")

@@ -65,6 +65,8 @@ def test_one_bad_run_does_not_stop_a_sweep(train) -> None:
         (["backbone=unet", "backbone.name=./nowhere"], "backbone.name=./nowhere: there is no such directory"),
         (["backbone=unet", "backbone.text_encoder=true"], "a table without layers to adapt"),
         (["backbone=unet", "rank=500"], "rank 500 is more than layer"),
+        (["backbone=unet", "evaluation.sampling_steps=1001"], "is more than the 1000 noise levels of the model"),
+        (["backbone=unet", "evaluation.seeds_per_prompt=1000000000"], "makes more than 100,000 images of all prompts"),
         (["backbone=llama_small", "dataset=text"], "dataset.path is not set"),
     ],
 )

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,28 @@ def test_a_clock_that_jumps_does_no_harm(root, run_env, tmp_path) -> None:
     parents, runs = children(outputs, "s")
     assert len(parents) == 1 and len(runs) == 3
     record("faults", "the clock jumps 3 days back, a year on, two years back", "3 runs")
+
+
+@pytest.mark.slow
+def test_a_working_directory_that_is_deleted_in_the_middle_of_a_sweep(root, run_env, tmp_path) -> None:
+    """Hydra asks for it before each run: the run that was going on ends, and the sweep ends in a sentence."""
+    work, outputs = tmp_path / "work", tmp_path / "outputs"
+    work.mkdir()
+    command = [
+        sys.executable,
+        str(root / "train.py"),
+        "-m",
+        "sweep=s",
+        *SMALL,
+        "seed=0,1",
+        "dataset.epochs=9",
+        f"outputs={outputs}",
+    ]
+    process = subprocess.Popen(command, cwd=work, env=dict(run_env), stdout=-1, stderr=-2, text=True)
+    wait_until(lambda: list(outputs.glob("sweeps/s/*/checkpoint.pt")), "the first run's checkpoint")
+    work.rmdir()
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and "Traceback" not in said
+    assert said.rstrip().endswith("error: the working directory was deleted; change to one that exists (cd ~).")
+    assert [status["state"] for status in statuses(outputs, "s").values()] == ["finished"]
+    record("faults", "the working directory deleted in the middle of a sweep", "2 runs, the one at work ends")

@@ -168,6 +168,15 @@ def test_a_hub_snapshot_of_links_is_read_without_a_key(folder, tmp_path) -> None
     assert texts(repository / "snapshots" / "abc") == ["own 0", "own 1", "own 2"]
 
 
+def test_the_name_of_a_table_is_no_pattern(tmp_path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    for name in ("a1", "a[1]"):
+        pyarrow.parquet.write_table(pyarrow.table({"text": [name]}), tmp_path / f"{name}.parquet")
+    assert texts(tmp_path / "a[1].parquet") == ["a[1]"]
+
+
 @pytest.mark.parametrize("name", ["a[1].jsonl", "a*.jsonl", "a?.jsonl", "{a,b}.jsonl", "a 1.jsonl"])
 def test_the_name_of_a_file_is_no_pattern(name, tmp_path) -> None:
     (tmp_path / "a1.jsonl").write_text(json.dumps({"text": "another"}) + "\n")
@@ -190,6 +199,9 @@ def test_the_name_of_a_reader_is_a_folder(name, folder, tmp_path, monkeypatch) -
     (tmp_path / "work" / "mine.csv").write_text("text\nmine\n")
     monkeypatch.chdir(tmp_path / "work")
     assert texts(name) == ["own 0", "own 1", "own 2"]
+    shutil.rmtree(name)
+    with pytest.raises(UserError, match="there is nothing at that place"):
+        read_hub(config(name))
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])

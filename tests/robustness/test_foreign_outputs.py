@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from foura.cli import main
 from foura.errors import UserError
 from foura.report.page import report
-from foura.sweep.listing import best, drop, runs_in
-from foura.sweep.plan import run_status
+from foura.sweep.listing import best, drop, overview, runs_in
+from foura.sweep.plan import run_status, sweep_folder
 from foura.tracking.journal import FILE, Outbox
+from foura.tracking.parts import PARTS
 from foura.tracking.status import read_json
 from foura.tracking.sync import sync
 from foura.tracking.tracked_run import start_run
@@ -118,13 +119,39 @@ def test_links_in_an_outputs_folder_lead_nothing_out_of_it(outputs, tmp_path) ->
     shutil.move(outputs / "sweeps", tmp_path / "sweeps")
     (outputs / "sweeps").symlink_to(tmp_path / "sweeps")
     before = sorted((tmp_path / "sweeps").rglob("*"))
-    with pytest.raises(UserError, match="is a link"):
-        report(outputs, "s")
+    for command in (lambda: report(outputs, "s"), lambda: sweep_folder(outputs, "s"), lambda: overview(outputs, False)):
+        with pytest.raises(UserError, match=rf"is a link to .* If you made it: touch {tmp_path}/sweeps/"):
+            command()
+    assert dict(sync(outputs))["sweeps"].startswith(f"refused: {outputs}/sweeps is a link")
     assert sorted((tmp_path / "sweeps").rglob("*")) == before
+    (outputs / "sweeps").unlink()
     (outputs / "trash").symlink_to(away)
     with pytest.raises(UserError, match="is a link"):
         drop(outputs, "good")
     assert good.is_dir() and list(away.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_parts_on_another_disk_are_used_once_the_user_has_agreed(train, tmp_path, monkeypatch) -> None:
+    """Training into them agrees, since it writes there; `touch` does where nothing is trained."""
+    for name in PARTS:
+        (tmp_path / "disk" / name).mkdir(parents=True)
+        (tmp_path / "outputs").mkdir(exist_ok=True)
+        (tmp_path / "outputs" / name).symlink_to(tmp_path / "disk" / name)
+    ended = train("-m", "sweep=s", "adapter=head", "dataset.limit=40", "dataset.epochs=1")
+    assert ended.code == 0 and "report: " in ended.out, ended.out
+    (page,) = (tmp_path / "disk").glob("sweeps/s/report/report.html")
+    assert len(list((tmp_path / "disk").glob("artifacts/*/artifacts/report/report.html"))) == 1
+    assert "sweep s: 1 finished, just now" in overview(ended.outputs, False)
+    journal(ended.outputs, "late")
+    (run,) = runs_in(sweep_folder(ended.outputs, "s"))
+    assert dict(sync(ended.outputs)) == {"late": "delivered"}
+    page.unlink()
+    assert report(ended.outputs, "s").resolve() == page.resolve() and page.is_file()
+    monkeypatch.setattr("os.rename", lambda *_: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
+    dropped = drop(ended.outputs, "s")
+    assert dropped.resolve() == tmp_path / "disk" / "trash" / "sweeps" / "s" and not page.exists()
+    assert (dropped / run.name / "status.json").is_file()
 
 
 def test_looking_at_a_linked_run_makes_no_lock_where_it_leads(outputs, tmp_path) -> None:
@@ -168,6 +195,30 @@ def test_the_sync_command_says_what_it_did_not_send(outputs, monkeypatch, capsys
         main()
     assert str(ended.value.code).startswith("error: 1 of 2 runs could not be sent")
     assert "delivered: good" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [(), ("-m", "sweep=s")])
+def test_a_part_on_a_disk_that_is_not_mounted(command, train, tmp_path) -> None:
+    (tmp_path / "outputs").mkdir()
+    for name in ("runs", "sweeps"):
+        (tmp_path / "outputs" / name).symlink_to(tmp_path / "nowhere")
+    ended = train(*command, "adapter=head")
+    assert str(ended.code).startswith("error: ") and "mounted" in ended.code and "Traceback" not in ended.out
+    with pytest.raises(UserError, match="where there is no folder: is its disk mounted"):
+        overview(tmp_path / "outputs", False)
+
+
+@pytest.mark.parametrize("lost", ["its store too", "the line alone"])
+def test_a_journal_that_does_not_say_what_run_it_is(lost, outputs) -> None:
+    run = journal(outputs, "torn", {"metrics": {"test/acc": 0.5}, "step": 0, "time": 5})
+    lines = (run / FILE).read_text().splitlines(keepends=True)
+    known = "" if lost == "the line alone" else json.dumps({"delivered": 1, "run_id": "a1"}) + "\n"
+    (run / FILE).write_text("".join(lines[1:]) + known)
+    journal(outputs, "whole")
+    done = dict(sync(outputs))
+    assert done["whole"] == "delivered"
+    said = "tracking.jsonl does not begin with the line that says what run it is; its command with force=true runs it again"
+    assert done["torn"] == f"refused: the run was not delivered (its {said}); tracking.jsonl keeps it."
 
 
 def test_any_journal_is_loaded_and_only_items_of_a_run_are_kept(tmp_path) -> None:

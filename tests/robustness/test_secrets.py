@@ -122,9 +122,15 @@ def test_tags_and_params(train, monkeypatch, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", [f"dataset.path=https://ann:{SECRET}@host/x", f"+hydra.job.env_set.X=http://a:{SECRET}@h"]
+    "override",
+    [
+        f"dataset.path=https://ann:{SECRET}@host/x",
+        f"+hydra.job.env_set.X=http://a:{SECRET}@h",
+        f"adapter.name=x{SECRET}-0123456789",  # as a shell writes it for $HF_TOKEN
+    ],
 )
-def test_a_command_with_a_password_in_it_is_refused(override, train, tmp_path) -> None:
+def test_a_command_with_a_password_in_it_is_refused(override, train, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", f"{SECRET}-0123456789")
     ended = train(*QUICK, override)
     assert "the command has a password or a token in it" in ended.code
     nowhere(tmp_path, ended.code, ended.out)

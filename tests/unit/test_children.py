@@ -11,6 +11,7 @@ import pytest
 from foura import cli
 from foura.children import command, leave_working_directory, protect_children
 from foura.errors import UserError
+from foura.files import from_here
 from foura.run.start import _sentence
 
 HOME = str(Path(__file__).resolve().parents[2])
@@ -86,6 +87,15 @@ def test_a_working_directory_that_was_deleted_is_said(start, tmp_path, run_env) 
     assert ended.stderr.strip() == "error: the working directory was deleted; change to one that exists (cd ~)."
 
 
+def test_a_path_is_shown_whole_where_the_working_directory_is_gone(tmp_path, monkeypatch) -> None:
+    """It may be deleted while a run trains, whose results lie somewhere else."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    assert from_here(tmp_path / "outputs") == "../outputs"
+    (tmp_path / "gone").rmdir()
+    assert from_here(tmp_path / "outputs") == f"{tmp_path}/outputs"
+
+
 def test_ctrl_c_in_a_command_is_a_sentence(tmp_path, monkeypatch, capsys) -> None:
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
@@ -100,6 +110,17 @@ def test_ctrl_c_in_a_command_is_a_sentence(tmp_path, monkeypatch, capsys) -> Non
     assert capsys.readouterr().err == "interrupted: stopped by Ctrl-C; the same command starts anew.\n"
 
 
+def test_a_command_without_memory_ends_in_a_sentence(tmp_path, monkeypatch) -> None:
+    def too_large(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("foura.run.merge.merge_evaluate", too_large)
+    monkeypatch.setattr("sys.argv", ["foura", "merge-eval", str(tmp_path / "a"), str(tmp_path / "b")])
+    with pytest.raises(SystemExit, match=r"error: out of memory \(MemoryError\)\.") as ended:
+        cli.main()
+    assert "\n" not in str(ended.value.code)
+
+
 SHARED = [
     "unable to write to file </torch_12_34>: No space left on device (28)",
     "unable to allocate shared memory(shm) for file </torch_1_2>: Cannot allocate memory (12)",
@@ -112,8 +133,38 @@ SHARED = [
 def test_a_small_shared_memory_is_not_called_a_full_disk(said, tmp_path) -> None:
     found = _sentence(RuntimeError(said), tmp_path)
     assert found is not None and "dataset.num_workers=0" in found and "cannot write" not in found
+    wrapped = RuntimeError("Please call `iter(combined_loader)` first.")
+    wrapped.__context__ = RuntimeError(said)
+    assert _sentence(wrapped, tmp_path) == found
     panic = type("PanicException", (BaseException,), {})("no entry found for key")
     assert "a file of the model, such as its tokenizer.json, is damaged (no entry" in str(_sentence(panic, tmp_path))
-    wrapped = UserError("x")
-    assert _sentence(wrapped, tmp_path) is None
+    sentence = UserError("x")
+    assert _sentence(sentence, tmp_path) is None
     assert "cannot write" in str(_sentence(OSError(28, "No space left on device"), tmp_path))
+
+
+SEMAPHORES = """
+from pathlib import Path
+from foura.run.start import _sentence
+import multiprocessing
+held = []
+try:
+    held += [multiprocessing.Lock() for _ in range(100)]
+    print("no error")
+except OSError as error:
+    print(_sentence(error, Path("/x")))
+"""
+
+
+def test_no_room_for_a_lock_between_processes_is_not_called_a_full_disk(tmp_path, run_env) -> None:
+    """For real: a shared memory of one page, which only this process sees."""
+    mount = 'mount -t tmpfs -o size=4k,nr_inodes=1000 tmpfs /dev/shm && exec "$@"'
+    asked = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", SEMAPHORES]
+    try:
+        ended = subprocess.run(asked, env=run_env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if "unshare" in ended.stderr or "mount" in ended.stderr:
+        pytest.skip(f"no mount of its own here: {ended.stderr}")
+    assert ended.stdout.startswith("the shared memory of this machine or container is full"), ended
+    assert "No space left on device" in ended.stdout

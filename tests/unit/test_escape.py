@@ -154,6 +154,9 @@ def test_words_are_not_taken_for_credentials(monkeypatch) -> None:
         ("-x", "'-x"),
         ("@SUM(A1)", "'@SUM(A1)"),
         ("\tx", "'\tx"),
+        ("\nx", "'\nx"),
+        ("＝1", "'＝1"),  # of double width, as a spreadsheet in Japanese reads it
+        ("－x", "'－x"),
         ("-1e-3", "-1e-3"),
         ("+4", "+4"),
         ("lora", "lora"),
@@ -164,6 +167,15 @@ def test_words_are_not_taken_for_credentials(monkeypatch) -> None:
 )
 def test_a_spreadsheet_computes_no_cell(value, written) -> None:
     assert cell(value) == written
+
+
+def test_a_token_of_the_environment_is_found_in_a_command_and_a_word_is_not(monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "of-no-known-form-0123")
+    monkeypatch.setenv("DB_PASSWORD", "postgres")
+    monkeypatch.setenv("TEAM_KEY", "a-team-of-long-names")
+    assert names_credential("+backbone.options.x=of-no-known-form-0123")
+    assert names_credential("x=of%2Dno-known-form-0123")
+    assert not names_credential("outputs=/home/postgres/a-team-of-long-names")
 
 
 def test_control_characters_are_written_out() -> None:

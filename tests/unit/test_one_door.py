@@ -89,7 +89,7 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "foura.run.run": ("names alone", {"glob"}),
     "foura.run.resume": (CHECKED, {"torch.load"}),
     "foura.sweep.callback": ("of the report that this process has just made", {"read_text"}),
-    "foura.sweep.listing": ("names and sizes alone, and the move to the trash", {"glob", "rglob", "os.replace"}),
+    "foura.sweep.listing": ("names and sizes alone, and the move to the trash", {"glob", "rglob", "move"}),
     "foura.sweep.plan": ("names and sizes alone", {"glob", "rglob"}),
     "foura.sweep.requeue": (PROGRAMS, {"subprocess.run"}),
     "foura.tracking.artifacts": (CHECKED, {"copyfile", "copytree", "os.replace"}),

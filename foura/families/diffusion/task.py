@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric
 
 from foura.adapter import effective_rank
 from foura.adapter.freeze import foura_layers
+from foura.errors import UserError
 from foura.families.diffusion.backbone import DiffusionBackbone
 from foura.families.diffusion.data import DiffusionData
 from foura.families.diffusion.figures import draw_ranks_by_step, draw_scales, image_grid
@@ -20,6 +21,7 @@ from foura.files import write_csv
 
 LEVELS = 4  # noise levels at which each item is evaluated
 GRID = 8  # images in a row of a grid
+MOST_IMAGES = 100_000  # generated at once: twice what studies of FID use
 BY_EPOCH = ("kernel", "diversity", "copy_distance")  # measured within training, with evaluation.judge_every
 DRAWN = torch.float32  # of random numbers: another precision of the trainer would draw others
 
@@ -42,6 +44,20 @@ class Diffusion(Task):
         self.generators.append(self.generator)
         self.levels = int(backbone.scheduler.config.num_train_timesteps)
         self.losses: Any = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in (*EVALUATIONS, "test")})
+        self._check_sampling()
+
+    def _check_sampling(self) -> None:
+        """Refuse what cannot be sampled, before anything is trained; the config may be another person's too."""
+        steps, seeds = self.evaluation.sampling_steps, self.evaluation.seeds_per_prompt
+        if steps > self.levels:
+            raise UserError(
+                f"evaluation.sampling_steps={steps} is more than the {self.levels} noise levels of the model."
+            )
+        if seeds * len(self._prompts()) > MOST_IMAGES:
+            raise UserError(
+                f"evaluation.seeds_per_prompt={seeds} makes more than {MOST_IMAGES:,} images of all prompts, which "
+                "are kept in memory to be measured; lower it, or evaluation.max_prompts."
+            )
 
     def loss(self, batch: Any) -> Tensor:
         latents, captions, _ = batch

@@ -47,6 +47,13 @@ def test_a_single_run_is_named_by_what_was_set(tmp_path) -> None:
     assert run_name(composed(), tmp_path, None) == "foura r16 seed 0"  # no notes of Hydra's
 
 
+def test_a_part_of_a_password_is_in_no_name(tmp_path, monkeypatch) -> None:
+    """A name has the end of a value alone, in which a password is not found any more."""
+    monkeypatch.setenv("HF_TOKEN", "sw0rdfish-sw0rdfish-sw0rdfish")
+    told = ("adapter.name=xsw0rdfish-sw0rdfish-sw0rdfish", "dataset.path=/a/sw0rdfish-sw0rdfish-sw0rdfish")
+    assert run_name(composed(), folder_of(tmp_path, *told), None) == "foura r16 seed 0 name x*** path ***"
+
+
 def data(classes: int | None) -> SimpleNamespace:
     sizes = {"train": 120, "validation": 40, "test": 40}
     return SimpleNamespace(sizes=sizes, classes=classes and [str(number) for number in range(classes)])
@@ -88,6 +95,16 @@ def test_the_card_of_an_adapter_is_filled_in(tmp_path) -> None:
     assert "| acc | 0.75 | 0.7 |" in body and "| loss | 1.25 | 1.5 |" in body and "cost/" not in body
     assert "bundled ViT, pretrained on rendered letters" in body and "`python train.py rank=8`" in body
     assert "KeyError: 'FOURA'" in body and "foura export RUN --to lora OUT" in body and "read_config(run)" in body
+
+
+def test_a_name_with_anything_in_it_makes_no_field_of_the_card(tmp_path) -> None:
+    name = "a: b\nbase_model: evil | [x"
+    text = card(tmp_path, f"adapter.name={json.dumps(name)}", "dataset.name='c, d'")
+    _, head, body = text.split("---\n", 2)
+    fields = yaml.safe_load(head)
+    assert fields["tags"][0] == name.replace("\n", "\\n") and fields["datasets"] == ["c, d"]
+    assert "base_model" not in fields
+    assert "| method | `adapter=a: b\\nbase_model: evil / [x`, rank 16" in body
 
 
 def test_the_card_on_another_model_has_lines_for_it(tmp_path) -> None:

@@ -1,6 +1,7 @@
 """The diffusion task: an evaluation that repeats exactly, and learning rates of their own for UNet and text encoder."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_both_adapters_have_their_rate_in_a_pipeline(tmp_path) -> None:
     settings = {"optimizer": {"lr": 1e-4, "gate_lr": 1e-3, "text_encoder_lr": 5e-5}}
     given = {"adapter": {"method": "lora"}, "dataset": {"source": "imagefolder"}}
     cfg = OmegaConf.merge(OmegaConf.structured(Config), settings, given)
-    groups = Diffusion(model, backbone, None, cfg).parameter_groups()
+    groups = Diffusion(model, backbone, SimpleNamespace(captions={"validation": []}), cfg).parameter_groups()
     rates = {group["lr"]: sum(p.numel() for p in group["params"]) for group in groups}
     text = sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and ".text_encoder." in n)
     assert rates[5e-5] == text and set(rates) == {1e-4, 5e-5}
