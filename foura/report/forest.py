@@ -16,15 +16,14 @@ SIGNS = {"better": "▲ better", "worse": "▼ worse", "equivalent": "≈ equiva
 
 
 def forest(study: Study, table: pd.DataFrame, measure: Measure) -> list[Panel]:
-    """The comparisons of a measure, up to 14 in a panel: a panel per adapter if there are more.
+    """The comparisons of a measure, up to 14 in a panel; if there are more, sorted by adapter, and an adapter's together.
 
     Args:
         table: of `compare.comparisons`.
     """
     if table.empty:
         return []
-    groups = [table] if len(table) <= ROWS else [part for _, part in table.groupby("adapter", sort=False)]
-    parts = [group.iloc[start : start + ROWS] for group in groups for start in range(0, len(group), ROWS)]
+    parts = [table] if len(table) <= ROWS else _packed(table)
     title = f"{measure.label}: difference from {study.baseline}"
     panels = []
     for part in parts:
@@ -33,6 +32,17 @@ def forest(study: Study, table: pd.DataFrame, measure: Measure) -> list[Panel]:
         styles = [style_of(study, row["adapter"]) for row in rows]
         panels.append(draw(rows, labels, styles, title, measure.more_is_better))
     return numbered(panels)
+
+
+def _packed(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Parts of up to 14 rows, each of whole adapters where that can be."""
+    parts: list[pd.DataFrame] = []
+    for _, group in table.groupby("adapter", sort=False):
+        if parts and len(parts[-1]) + len(group) <= ROWS:
+            parts[-1] = pd.concat([parts[-1], group])
+        else:
+            parts += [group.iloc[start : start + ROWS] for start in range(0, len(group), ROWS)]
+    return parts
 
 
 def draw(
