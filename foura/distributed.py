@@ -68,9 +68,13 @@ def init_process_group() -> None:
 
 
 def _stay_on_loopback() -> None:
-    """Have the processes talk to each other over the loopback interface; by default it is the machine's in the network."""
+    """Have the processes talk to each other over the loopback interface, unless the environment says otherwise.
+
+    The default of their libraries is the interface that leads to the network.
+    """
     name = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
-    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
+    for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(key, name)
 
 
 def _init_with_slurm(backend: str) -> None:
