@@ -39,7 +39,8 @@ def leave_working_directory() -> None:
         return
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     unnamed = len(given) > 1 and "" in given and here not in given
-    first = not sys.flags.safe_path
+    named = any(os.path.abspath(entry) == here for entry in given if entry)
+    first = not sys.flags.safe_path and sys.path.count(here) > named  # at a second call it may be the named one
     sys.path[:] = [
         entry
         for number, entry in enumerate(sys.path)
