@@ -20,9 +20,13 @@ def check_forgetting(cfg: DictConfig) -> None:
 
     Raises:
         UserError: it is not the bundled backbone with its own weights, and no `evaluation.pretraining_text` is given; or
-            what that names is not an ordinary file.
+            what that names is not an ordinary file, or would not be used.
     """
     if cfg.evaluation.pretraining_text is not None:
+        if cfg.evaluation.drift is False:
+            raise UserError(
+                "evaluation.pretraining_text has no effect with evaluation.drift=false; leave one of them out."
+            )
         regular(find(cfg.evaluation.pretraining_text, "evaluation.pretraining_text"))
     if cfg.evaluation.drift and not _pretraining_known(cfg):
         raise UserError(
@@ -34,11 +38,14 @@ def check_forgetting(cfg: DictConfig) -> None:
 def measures_forgetting(cfg: DictConfig) -> bool:
     """True if the run measures forgetting: as evaluation.drift says, or by default wherever it is cheap and means something.
 
-    Not in tuning runs; not where the weights end in another precision than they begin in, which changes the loss too, or are
-    sharded, which would take every process through another forward pass.
+    Where a text is named for it, in every run but tuning runs. Without one, neither in tuning runs, nor where the weights end
+    in another precision than they begin in, which changes the loss too, or are sharded, which would take every process
+    through another forward pass.
     """
     if cfg.evaluation.drift is not None:
         return cfg.evaluation.drift
+    if cfg.evaluation.pretraining_text is not None:
+        return cfg.evaluation.test
     trainer, backbone = cfg.trainer, cfg.backbone
     plain = trainer.strategy != "fully_shard" and trainer.precision not in ("16-true", "bf16-true", "64-true")
     whole = backbone.load_in is None and backbone.torch_dtype in (None, "float32")

@@ -64,6 +64,16 @@ def test_of_another_language_model_it_is_measured_on_the_text_that_is_named(tmp_
         pretraining_loss(parts, parts.backbone.model, cfg)
 
 
+def test_a_text_that_is_named_is_used_or_refused(tmp_path) -> None:
+    named = ("backbone=llama_small", f"evaluation.pretraining_text={tmp_path / 'like.txt'}")
+    (tmp_path / "like.txt").write_text("text")
+    assert measures_forgetting(composed(*named, "trainer.precision=bf16-true"))
+    assert measures_forgetting(composed(*named, "backbone.torch_dtype=bfloat16"))
+    assert not measures_forgetting(composed(*named, "evaluation.test=false"))
+    with pytest.raises(UserError, match=r"no effect with evaluation\.drift=false"):
+        check_forgetting(composed(*named, "evaluation.drift=false"))
+
+
 def test_a_text_that_is_not_there_is_said_before_anything_is_built(tmp_path) -> None:
     with pytest.raises(UserError, match=r"evaluation\.pretraining_text=nowhere\.txt: there is nothing"):
         check_forgetting(composed("backbone=llama_small", "evaluation.pretraining_text=nowhere.txt"))
