@@ -17,8 +17,8 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 # by compute capability: with half precision, and with bfloat16; AMD's cards number theirs otherwise, and all do
 OLDEST_CARD = {torch.float32: 7, torch.float16: 7, torch.bfloat16: 8}
-# {rank: bytes of shared memory that a block of the backward pass takes up to it}, as compiled for compute capability 8 and 9
-ROOM = {64: 0, 128: 112 * 1024, MOST_RANK: 208 * 1024}
+# {rank: most bytes of shared memory that a kernel's block takes up to it}, as compiled for compute capability 8 and 9
+ROOM = {64: 56 * 1024, 128: 80 * 1024, MOST_RANK: 176 * 1024}
 _cards: dict[torch.device, tuple[int, int]] = {}
 _said: set[str] = set()
 
@@ -46,7 +46,7 @@ def _card(device: torch.device) -> tuple[int, int]:
     if device not in _cards:
         card = torch.cuda.get_device_properties(device)
         room = getattr(card, "shared_memory_per_block_optin", 0)
-        _cards[device] = card.major, max(rank for rank, needed in ROOM.items() if needed <= room)
+        _cards[device] = card.major, max((rank for rank, needed in ROOM.items() if needed <= room), default=0)
     return _cards[device]
 
 

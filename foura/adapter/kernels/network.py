@@ -30,7 +30,7 @@ def load_coordinates(Z, rows, inside, R: tl.constexpr, RP: tl.constexpr, PARTS: 
     """(u, re, im), each (BT, RP), of tokens `rows`: u is z itself (im is then 0), or |z| of its real and imaginary part."""
     r = tl.arange(0, RP)
     mask = inside[:, None] & (r < R)[None, :]
-    at = Z + rows[:, None] * (PARTS * R) + r[None, :]
+    at = Z + rows.to(tl.int64)[:, None] * (PARTS * R) + r[None, :]  # z may have more than 2³¹ numbers
     re = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     if PARTS == 1:
         return re, re, tl.zeros_like(re)
@@ -42,7 +42,7 @@ def load_coordinates(Z, rows, inside, R: tl.constexpr, RP: tl.constexpr, PARTS: 
 def store_coordinates(Z, rows, inside, re, im, R: tl.constexpr, RP: tl.constexpr, PARTS: tl.constexpr):
     r = tl.arange(0, RP)
     mask = inside[:, None] & (r < R)[None, :]
-    at = Z + rows[:, None] * (PARTS * R) + r[None, :]
+    at = Z + rows.to(tl.int64)[:, None] * (PARTS * R) + r[None, :]  # z may have more than 2³¹ numbers
     tl.store(at, re.to(Z.dtype.element_ty), mask=mask)
     if PARTS == 2:
         tl.store(at + R, im.to(Z.dtype.element_ty), mask=mask)

@@ -59,7 +59,8 @@ def token_backward(
     d_in, d_out = tl.zeros((HP, RP), tl.float32), tl.zeros((RP, HP), tl.float32)
     d_bias_in, d_bias_out = tl.zeros((HP,), tl.float32), tl.zeros((RP,), tl.float32)
     is_r = (tl.arange(0, RP) < R)[None, :]
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+    # one stage: tiles loaded ahead would take more memory than a block has (300 KB at rank 256 in float32, with a DFT)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
         rows = tile * BT + tl.arange(0, BT)
         u, re, im = load_coordinates(Z, rows, rows < T, R, RP, PARTS)
         _, grad_re, grad_im = load_coordinates(grad_U, rows, rows < T, R, RP, PARTS)
