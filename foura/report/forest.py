@@ -25,13 +25,22 @@ def forest(study: Study, table: pd.DataFrame, measure: Measure) -> list[Panel]:
         return []
     parts = [table] if len(table) <= ROWS else _packed(table)
     title = f"{measure.label}: difference from {study.baseline}"
-    panels = []
+    panels, span = [], _span(table)
     for part in parts:
         rows = part.to_dict("records")
         labels = [", ".join(filter(None, (row["adapter"], in_words(row, study.conditions)))) for row in rows]
         styles = [style_of(study, row["adapter"]) for row in rows]
-        panels.append(draw(rows, labels, styles, title, measure.more_is_better))
+        panels.append(draw(rows, labels, styles, title, measure.more_is_better, span))
     return numbered(panels)
+
+
+def _span(table: pd.DataFrame) -> tuple[float, float]:
+    """Ends of the axis that the panels of a measure share, so that they can be compared."""
+    ends = [0.0, *table[["difference", "low", "high"]].to_numpy().ravel()]
+    ends += [side * margin for margin in table["margin"] if math.isfinite(margin) for side in (-1, 1)]
+    ends = [end for end in ends if math.isfinite(end)]
+    pad = 0.05 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - pad, max(ends) + pad
 
 
 def _packed(table: pd.DataFrame) -> list[pd.DataFrame]:
@@ -51,12 +60,14 @@ def draw(
     styles: Sequence[Mapping[str, Any]],
     title: str,
     more_is_better: bool,
+    span: tuple[float, float] | None = None,
 ) -> Panel:
     """One forest plot.
 
     Args:
         rows: with difference, low, high, inner_low, inner_high, margin and verdict.
         labels: of the rows. styles: colour and marker of each.
+        span: ends of the axis; else those of the rows.
     """
     fig, axis = panel(0.95 + HEIGHT * len(rows), WIDTH)
     for place, (row, label, style) in enumerate(zip(rows, labels, styles, strict=True)):
@@ -78,6 +89,8 @@ def draw(
     axis.spines["left"].set_visible(False)
     axis.set_title(title)
     axis.locator_params(axis="x", nbins=5)
+    if span is not None:
+        axis.set_xlim(*span)
     left, right = axis.get_xlim()
     directions = "worse ←   → better" if more_is_better else "better ←   → worse"
     axis.set_xlabel(directions, color=QUIET, fontsize=8.5, x=-left / (right - left))
