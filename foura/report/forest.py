@@ -25,7 +25,7 @@ def forest(study: Study, table: pd.DataFrame, measure: Measure) -> list[Panel]:
         return []
     parts = [table] if len(table) <= ROWS else _packed(table)
     title = f"{measure.label}: difference from {study.baseline}"
-    panels, span = [], _span(table)
+    panels, span = [], _span(table) if len(parts) > 1 else None
     for part in parts:
         rows = part.to_dict("records")
         labels = [", ".join(filter(None, (row["adapter"], in_words(row, study.conditions)))) for row in rows]
