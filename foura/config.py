@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from foura.errors import UserError, reason
 from foura.escape import names_credential
@@ -89,7 +89,9 @@ def check(cfg: DictConfig) -> None:
         UserError: the first key that is missing or unknown, or value that is not allowed, with the choices or the range.
     """
     try:
-        OmegaConf.to_container(cfg, resolve=True)
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}=??? has no value; write {error.full_key}=VALUE.") from None
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
     refuse_deleted(cfg)

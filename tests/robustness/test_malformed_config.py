@@ -71,6 +71,13 @@ def accepted_or_refused(overrides: list[str]) -> None:
     assert "Traceback" not in said and len(said) < 2000
 
 
+@pytest.mark.parametrize("key", ["rank", "adapter.lr", "dataset.classes", "margins.acc"])
+def test_a_value_that_is_left_to_be_given_is_said_by_check(key) -> None:
+    cfg = composed(f"{key}=???")
+    with pytest.raises(UserError, match=rf"^{key}=\?\?\? has no value"):
+        config.check(cfg)
+
+
 def test_a_reference_to_nothing_is_said_by_check() -> None:
     with pytest.raises(UserError, match=r"nothing\.there"):
         config.check(composed("seed=${nothing.there}"))

@@ -138,6 +138,7 @@ def test_templates_are_filled_in_and_never_formatted(tmp_path) -> None:
     ]
     pieces += ["{label}", "{sentence}", "It", "{sentence!r}", "{sentence:>999999999}", "{sentence:{label}}", "{a\nb}"]
     template = st.lists(st.sampled_from(pieces) | st.text(max_size=5), max_size=4).map("".join)
+    template = template.filter(lambda text: "${" not in text)  # OmegaConf's, which refuses it before it is a template
     words = st.lists(st.sampled_from(["", " good", " bad", "x" * 2000, "\u2028"]), max_size=3)
 
     def check(given: tuple[str, list[str]]) -> None:
