@@ -1,8 +1,23 @@
 """The quickstart runs as a newcomer would run it, and prints what it is committed with."""
 
+import ast
+import importlib
+import json
 import re
 
 import pytest
+
+
+def test_what_the_quickstart_imports_from_foura_is_there(root) -> None:
+    cells = json.loads((root / "experiments" / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    lines = [line for cell in cells if cell["cell_type"] == "code" for line in cell["source"] if line[:1] not in "%!"]
+    imported = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.ImportFrom)]
+    ours = [
+        (node.module, name.name) for node in imported if (node.module or "").startswith("foura") for name in node.names
+    ]
+    assert ours
+    for module, name in ours:
+        assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
 
 
 @pytest.mark.slow
