@@ -19,6 +19,7 @@ INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 OLDEST_CARD = {torch.float32: 7, torch.float16: 7, torch.bfloat16: 8}
 # {rank: most bytes of shared memory that a kernel's block takes up to it}, as compiled for compute capability 8 and 9
 ROOM = {64: 56 * 1024, 128: 80 * 1024, MOST_RANK: 176 * 1024}
+SMALLEST = 64 * 1024  # bytes that a block has on any card that Triton takes
 _cards: dict[torch.device, tuple[int, int]] = {}
 _said: set[str] = set()
 
@@ -45,7 +46,7 @@ def _card(device: torch.device) -> tuple[int, int]:
     """(first number of the compute capability, largest rank); asked once per card, as it takes longer than a kernel."""
     if device not in _cards:
         card = torch.cuda.get_device_properties(device)
-        room = getattr(card, "shared_memory_per_block_optin", 0)
+        room = getattr(card, "shared_memory_per_block_optin", SMALLEST)  # builds for AMD's cards may not say
         _cards[device] = card.major, max((rank for rank, needed in ROOM.items() if needed <= room), default=0)
     return _cards[device]
 

@@ -42,7 +42,7 @@ def load_coordinates(Z, rows, inside, R: tl.constexpr, RP: tl.constexpr, PARTS: 
 def store_coordinates(Z, rows, inside, re, im, R: tl.constexpr, RP: tl.constexpr, PARTS: tl.constexpr):
     r = tl.arange(0, RP)
     mask = inside[:, None] & (r < R)[None, :]
-    at = Z + rows.to(tl.int64)[:, None] * (PARTS * R) + r[None, :]  # z may have more than 2³¹ numbers
+    at = Z + rows.to(tl.int64)[:, None] * (PARTS * R) + r[None, :]
     tl.store(at, re.to(Z.dtype.element_ty), mask=mask)
     if PARTS == 2:
         tl.store(at + R, im.to(Z.dtype.element_ty), mask=mask)

@@ -130,13 +130,15 @@ KB = 1024
         (True, 8, 99 * KB, 129, torch.float32, "ranks above 128"),
         (True, 7, 64 * KB, 64, torch.float16, None),
         (True, 7, 64 * KB, 65, torch.float16, "ranks above 64"),
+        (True, 9, None, 64, torch.bfloat16, None),  # a build of PyTorch that does not say
+        (True, 9, None, 65, torch.bfloat16, "ranks above 64"),
         (True, 7, 64 * KB, 4, torch.bfloat16, "too old"),
         (True, 6, 48 * KB, 4, torch.float32, "too old"),
         (False, 9, 227 * KB, 4, torch.float32, "not installed"),
     ],
 )
 def test_a_card_that_cannot_or_no_triton_is_said_once(triton, major, room, rank, dtype, said, monkeypatch) -> None:
-    card = type("Properties", (), {"major": major, "shared_memory_per_block_optin": room})
+    card = type("Properties", (), {"major": major, **({} if room is None else {"shared_memory_per_block_optin": room})})
     monkeypatch.setattr(kernels, "HAS_TRITON", triton)
     monkeypatch.setattr(kernels, "_said", set())
     monkeypatch.setattr(kernels, "_cards", {})
