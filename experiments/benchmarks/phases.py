@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/phases.py                     # about two minutes on a quiet machine
 
-Writes phases.csv: seconds of each phase, and their share of the wall time. "training" and "evaluation" are the steps alone;
-what is in none of the phases (Lightning's loops, hooks, logging) is "rest". The last row compares the wall time with the sum
-of training and evaluation.
+Writes phases.csv: seconds of each phase, and their share of the wall time. "training" and "evaluation" are the steps alone,
+"forgetting" is the evaluation on pretraining data before and after training; what is in none of the phases (Lightning's
+loops, hooks, logging) is "rest". The last row compares the wall time with the sum of training, evaluation and forgetting.
 """
 
 import argparse
@@ -33,6 +33,7 @@ TIMED = (
     ("foura.families.task", "Task.validation_step", "evaluation"),
     ("foura.families.task", "Task.test_step", "evaluation"),
     ("foura.run.checkpoint", "Checkpoint._write", "checkpoints"),
+    ("foura.run.before", "pretraining_loss", "forgetting"),
     ("foura.run.run", "_costs", "cost of a step"),
     ("foura.run.run", "_table", "update of each layer"),
     ("foura.run.run", "draw", "figures"),
@@ -87,14 +88,14 @@ def main() -> None:
         sweep([*SWEEP, *args.keys, f"outputs={outputs}"], clock)
     clock.switch("end")
     wall = time.perf_counter() - began
-    steps = clock.seconds["training"] + clock.seconds["evaluation"]
+    steps = sum(clock.seconds[phase] for phase in ("training", "evaluation", "forgetting"))
     rows = sorted(clock.seconds.items(), key=lambda item: -item[1])
     with args.out.open("w", newline="", encoding="utf-8") as file:
         file.write(f"# 16 runs, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("phase", "seconds", "share"))
         writer.writerows((phase, f"{seconds:.2f}", f"{seconds / wall:.3f}") for phase, seconds in rows)
-        writer.writerow(("wall / (training + evaluation)", f"{wall:.2f}", f"{wall / steps:.3f}"))
+        writer.writerow(("wall / (training + evaluation + forgetting)", f"{wall:.2f}", f"{wall / steps:.3f}"))
     print(args.out.read_text(encoding="utf-8"))
 
 

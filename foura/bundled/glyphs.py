@@ -1,6 +1,6 @@
 """Glyphs that the bundled ViT is pretrained on: letters, Greek and some signs (no digits), from fonts of installed packages.
 
-Each (font, character) is rendered once, as a signed distance field. A distance field lets the batched sampler below move,
+Each (font, character) is rendered once, when it is first needed, as a signed distance field. A distance field lets the batched sampler below move,
 bend and thicken a glyph with one `grid_sample` and one threshold. The result is counted in 4 x 4 blocks of a 32 x 32
 bitmap, which is how scikit-learn's 8 x 8 digits were made.
 """
@@ -58,7 +58,7 @@ def render_glyphs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    fields, first, variants = (torch.from_numpy(array) for array in _atlas())
+    glyphs, first, variants = _glyphs()
     generator = torch.Generator().manual_seed(seed)
     images = np.empty((count, 16, 16), dtype=np.uint8)
     labels = np.empty(count, dtype=np.int64)
@@ -66,7 +66,8 @@ def render_glyphs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         size = min(_CHUNK, count - start)
         label = torch.randint(len(GLYPH_CLASSES), (size,), generator=generator)
         pick = (torch.rand(size, generator=generator) * variants[label]).long().clamp(max=variants[label] - 1)
-        ink = _draw(fields[first[label] + pick], generator)
+        fields = np.stack([_distance_field(*glyphs[which]) for which in (first[label] + pick).tolist()])
+        ink = _draw(torch.from_numpy(fields), generator)
         images[start : start + size] = upsample_ink_counts(ink.numpy())
         labels[start : start + size] = label.numpy()
     return images, labels
@@ -109,26 +110,27 @@ def _draw(field, generator):
 
 
 @functools.cache
-def _atlas() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distance fields float32 (glyphs, 64, 64), positive in the ink; per class first row and row count."""
-    fields: list[np.ndarray] = []
-    first: list[int] = []
-    variants: list[int] = []
-    for characters in GLYPH_CLASSES:
-        first.append(len(fields))
-        for character in characters:
-            fields += fields_of(character)
-        variants.append(len(fields) - first[-1])
-    return np.stack(fields), np.array(first), np.array(variants)
+def _glyphs():
+    """[(number of a font, character)] by class; per class its first place in the list, and its number of places."""
+    import torch
+
+    by_class = [[glyph for character in characters for glyph in _of(character)] for characters in GLYPH_CLASSES]
+    variants = torch.tensor([len(glyphs) for glyphs in by_class])
+    return [glyph for glyphs in by_class for glyph in glyphs], torch.cumsum(variants, 0) - variants, variants
 
 
 def fields_of(character: str) -> list[np.ndarray]:
     """The signed distance field (64, 64), positive in the ink, of a character in each font that has it."""
+    return [_distance_field(*glyph) for glyph in _of(character)]
+
+
+def _of(character: str) -> list[tuple[int, str]]:
+    """(number of the font, character) of each font that has it."""
     # without a table of the font's characters, trust it only with ASCII letters
     letter = character.isascii() and character.isalpha()
     return [
-        _distance_field(font, character)
-        for font, table in _fonts()
+        (number, character)
+        for number, (_, table) in enumerate(_fonts())
         if (table.get_char_index(ord(character)) if table else letter)
     ]
 
@@ -149,13 +151,14 @@ def _fonts() -> list[tuple[Any, Any]]:
     return fonts
 
 
-def _distance_field(font, character: str) -> np.ndarray:
+@functools.cache
+def _distance_field(font: int, character: str) -> np.ndarray:
     """Signed distance (pixels, positive inside) of one character, size-normalised and centred, float32."""
     from PIL import Image, ImageDraw
     from scipy.ndimage import distance_transform_edt
 
     canvas = Image.new("L", (192, 192))
-    ImageDraw.Draw(canvas).text((48, 48), character, fill=255, font=font)
+    ImageDraw.Draw(canvas).text((48, 48), character, fill=255, font=_fonts()[font][0])
     canvas = canvas.crop(canvas.getbbox())
     width = min(_BODY_WIDTH, max(1, round(canvas.width * _BODY / canvas.height)))
     canvas = canvas.resize((width, _BODY), Image.Resampling.BILINEAR)

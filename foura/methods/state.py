@@ -9,12 +9,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def adapter_parameters(model: nn.Module) -> dict[str, Tensor]:
     """{name: tensor} of everything that training can change: parameters, AdaLoRA's live ranks, and buffers."""
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    owned = {name for name in frozen if name.rpartition(".")[0].endswith("ranknum")}  # AdaLoRA's live ranks
-    buffers = {name for name, _ in model.named_buffers()}
-    state = model.state_dict()
-    return {name: whole(state[name]) for name in state if name in trainable or name in owned or name in buffers}
+    changing = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or name.rpartition(".")[0].endswith("ranknum")  # AdaLoRA's live ranks
+    }
+    changing.update(name for name, _ in model.named_buffers())
+    return {name: whole(tensor) for name, tensor in model.state_dict().items() if name in changing}
 
 
 def load_adapter_parameters(model: nn.Module, state: dict[str, Tensor]) -> None:

@@ -21,7 +21,7 @@ from foura.untrusted import JOURNAL, Folder
 FILE = "tracking.jsonl"
 RETRY = 5.0  # seconds between attempts while training continues, at least
 PATIENCE = 20.0  # seconds that the end of a run waits for a store that does not answer
-SHARE = 0.05  # of a run's time that deliveries may take while it trains
+SHARE = 0.02  # of a run's time that deliveries may take while it trains
 AT_ONCE = 50  # items of metrics in one call
 
 

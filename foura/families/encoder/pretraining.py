@@ -1,5 +1,6 @@
 """Forgetting of the bundled encoder: its masked language modelling loss on text that it was pretrained on."""
 
+import itertools
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -21,9 +22,10 @@ def pretraining_loss(parts: Parts, model: Any) -> float:
     backbone: Any = parts.backbone
     tokenizer = backbone.tokenizer
     device = next(model.parameters()).device
-    texts = [topics[name] for name in sorted(topics)]
-    ids = [token for part in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] for token in part]
-    blocks = torch.tensor(ids[: BLOCKS * BLOCK]).view(BLOCKS, BLOCK)
+    texts = (topics[name] for name in sorted(topics))
+    parts_of_ids = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts)
+    ids = list(itertools.islice(itertools.chain.from_iterable(parts_of_ids), BLOCKS * BLOCK))
+    blocks = torch.tensor(ids).view(BLOCKS, BLOCK)
     hidden, predicted = mask(blocks, tokenizer.mask_token_id, torch.Generator().manual_seed(0))
     states = model.bert(input_ids=hidden.to(device)).last_hidden_state
     logits = _head().to(device)(states[predicted.to(device)].float())

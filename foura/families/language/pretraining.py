@@ -1,5 +1,6 @@
 """Forgetting: batches of the text that a language model was pretrained on, or of text like it."""
 
+import itertools
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -26,14 +27,16 @@ def pretraining_batches(parts: Parts, file: str | None) -> list[Any]:
     """
     backbone: Any = parts.backbone
     size = min(BLOCK, backbone.max_tokens)
-    ids = _topics(backbone.tokenizer) if file is None else _of_file(file, backbone.tokenizer, size)
+    ids = _topics(backbone.tokenizer, BLOCKS * size) if file is None else _of_file(file, backbone.tokenizer, size)
     blocks = torch.tensor(ids[: min(len(ids) // size, BLOCKS) * size]).view(-1, size)
     items = [Tokens(block, block, len(backbone.tokenizer.decode(block.tolist()).encode())) for block in blocks]
     return [parts.data.collate(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
 
 
-def _topics(tokenizer: Any) -> list[int]:
-    return [token for name in sorted(topics) for token in tokenizer(topics[name])["input_ids"]]
+def _topics(tokenizer: Any, count: int) -> list[int]:
+    """The first `count` tokens."""
+    tokens = (token for name in sorted(topics) for token in tokenizer(topics[name])["input_ids"])
+    return list(itertools.islice(tokens, count))
 
 
 def _of_file(file: str, tokenizer: Any, size: int) -> list[int]:
