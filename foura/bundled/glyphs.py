@@ -1,7 +1,7 @@
 """Glyphs that the bundled ViT is pretrained on: letters, Greek and some signs (no digits), from fonts of installed packages.
 
-Each (font, character) is rendered once, when it is first needed, as a signed distance field. A distance field lets the batched sampler below move,
-bend and thicken a glyph with one `grid_sample` and one threshold. The result is counted in 4 x 4 blocks of a 32 x 32
+Each (font, character) is rendered when it is first needed, as a signed distance field, which lets the batched sampler below
+move, bend and thicken a glyph with one `grid_sample` and one threshold. The result is counted in 4 x 4 blocks of a 32 x 32
 bitmap, which is how scikit-learn's 8 x 8 digits were made.
 """
 
