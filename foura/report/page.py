@@ -154,7 +154,7 @@ class Section:
             "updates": self._updates(),
             "gates": updates.gate_maps(study, self.layers)[1],
             "updates_table": tables.updates_table(study, self.means),
-            "images": self._images(),
+            "images": [*self._by_strength(), *self._images()],
             "numbers": self._numbers(),
         }
 
@@ -182,14 +182,10 @@ class Section:
 
     def _updates(self) -> list[Figure]:
         self._csv(self.layers, "layers")
-        self._csv(self.strengths, "strengths")
         return [
             self._figure("spectra", updates.spectra(self.study, self.spectra), "Means over layers and runs."),
             self._figure("gates", updates.gate_maps(self.study, self.layers)[0], "Open ranks of the gated adapters."),
             self._figure("steps", updates.by_denoising_step(self.study, self.steps), "Means over layers and runs."),
-            self._figure(
-                "strength", updates.by_strength(self.study, self.strengths), "Image metrics against the adapter scale."
-            ),
         ]
 
     def _numbers(self) -> list[tables.Shown]:
@@ -208,6 +204,12 @@ class Section:
             self._csv(self.study.tuned, "tuned")
             shown_tables.insert(0, tables.tuned_table(self.study))
         return shown_tables
+
+    def _by_strength(self) -> list[Figure]:
+        self._csv(self.strengths, "strengths")
+        panels = updates.by_strength(self.study, self.strengths)
+        caption = "Image metrics against the adapter scale, means over seeds; the band covers all seeds."
+        return [self._figure("strength", panels, caption)]
 
     def _images(self) -> list[Figure]:
         """The generated images of a run of each adapter."""

@@ -5,6 +5,7 @@ from matplotlib.ticker import MaxNLocator
 
 from foura.escape import in_figure
 from foura.figures import is_one_colour
+from foura.metrics import METRICS
 from foura.report.plots import some
 from foura.report.study import Study, by_condition, in_words
 from foura.report.style import Panel, finish, numbered, panel, style_of
@@ -126,7 +127,7 @@ def by_strength(study: Study, rows: pd.DataFrame) -> list[Panel]:
     merged = rows.merge(study.finished[["run_id", "adapter", *study.conditions]], on="run_id")
     panels = []
     for facet, part in some(by_condition(merged, study.conditions)):
-        for measure in [column for column in rows if column not in ("strength", "run_id")]:
+        for measure in [column for column in rows if column in METRICS]:
             fig, axis = panel(2.6)
             for adapter in study.adapters:
                 own = part[part["adapter"] == adapter].groupby("strength")[measure].agg(["mean", "min", "max"])
@@ -136,7 +137,7 @@ def by_strength(study: Study, rows: pd.DataFrame) -> list[Panel]:
                 axis.plot(own.index, own["mean"], label=in_figure(adapter), markersize=4, linewidth=1.3, **style)
                 axis.fill_between(own.index, own["min"], own["max"], color=style["color"], alpha=0.15, linewidth=0)
             where = in_words(facet, study.conditions)
-            title = f"{measure.replace('_', ' ')}{f' ({where})' if where else ''}"
+            title = f"{METRICS[measure].label}{f' ({where})' if where else ''}"
             axis.set_title(title)
             axis.set_xlabel("adapter scale (band: all seeds)")
             panels.append(finish(fig, axis, f"{title} by adapter scale"))

@@ -215,3 +215,16 @@ def test_500_runs_in_a_gigabyte(tmp_path) -> None:
     megabytes = int(answer.stdout.split()[-1]) / 1024
     assert megabytes < 1000
     assert (tmp_path / "sweeps/s/report/report.html").stat().st_size < 5e6
+
+
+def test_image_metrics_by_adapter_scale_are_shown_without_a_click(tmp_path) -> None:
+    synthetic(tmp_path, "s", grid(0.0, range(2), ranks=[4]))
+    client, experiment = open_store(tmp_path)
+    (tmp_path / "strengths.csv").write_text("strength,kernel,lpips,unheard\n0.5,2.0,0.3,1\n1.0,1.0,0.2,1\n")
+    for run in client.search_runs([experiment], "tags.role = 'run'"):
+        client.log_artifact(run.info.run_id, str(tmp_path / "strengths.csv"))
+    page = report(tmp_path, "s").read_text(encoding="utf-8")
+    opened = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)
+    shown = [alt for alt in re.findall(r'alt="([^"]*)"', opened) if "by adapter scale" in alt]
+    assert "Generated images" in opened and len(shown) == 2  # of the metrics that the framework knows
+    assert shown[0].startswith("kernel distance") and shown[1].startswith("LPIPS diversity")
