@@ -71,7 +71,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             means = rows.groupby("strength")[measure].mean()
             axis.plot(means.index + shift, means, color=colour, marker="_", label=adapter)
         axis.set_title(measure, fontsize=10)
-        axis.set_xlabel("strength of both")
+        axis.set_xlabel("adapter scale of both")
         axis.set_xticks(STRENGTHS)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
