@@ -10,6 +10,7 @@ ADVICE = (
     ".*Kernel Inception Distance.*",
     ".*dataloader is not resumable.*",  # ours is: run/loop.py
     ".*srun. command is available.*",
+    ".*worker stopped while some jobs were given.*",  # joblib replaces one that has grown by 300 MB, and loses no run
     ".*will save all targets and predictions.*",
     ".*variance of predictions or target is close to zero.*",  # a constant prediction: counts as correlation 0
     ".*is_gradient_checkpointing. is deprecated.*",

@@ -15,6 +15,7 @@ class RunData:
         sizes: {split: number of items}.
         fingerprint: hash of the items, their labels and how they are cut (16 hex digits).
         classes: their names; None for data without classes.
+        commonest: the share of the validation items that are of the commonest class; None without classes.
         collate: from a list of items to a batch; None for PyTorch's own.
     """
 
@@ -25,4 +26,5 @@ class RunData:
     sizes: dict[str, int]
     fingerprint: str
     classes: list[str] | None = None
+    commonest: float | None = None
     collate: Any = None

@@ -5,15 +5,23 @@ from omegaconf import DictConfig
 from foura.data.run_data import RunData
 from foura.families import family_of
 
+UNEQUAL = 0.05  # how far above chance the commonest class is worth a word
+
 
 def facts(cfg: DictConfig, data: RunData) -> str:
     """As in "train 120 · validation 40 · test 40, 10 classes (chance 0.10) · backbone: bundled ViT, pretrained on …".
 
-    Chance is the accuracy of guessing among the classes at random.
+    Chance is the accuracy of guessing among the classes at random. Where classes are so unequal that always giving the
+    commonest one does better, that accuracy is named as well: "2 classes (chance 0.50, always the commonest 0.70)".
     """
     sizes, classes = " · ".join(f"{name} {size:,}" for name, size in data.sizes.items()), classes_of(cfg, data)
-    named = f", {classes} classes (chance {1 / classes:.2f})" if classes else ""
+    named = f", {classes} classes ({_blind(1 / classes, data.commonest)})" if classes else ""
     return f"{sizes}{named} · split seed {cfg.dataset.split_seed} · backbone: {pretraining(cfg)}"
+
+
+def _blind(chance: float, commonest: float | None) -> str:
+    unequal = commonest is not None and commonest > chance + UNEQUAL
+    return f"chance {chance:.2f}" + (f", always the commonest {commonest:.2f}" if unequal else "")
 
 
 def classes_of(cfg: DictConfig, data: RunData) -> int:

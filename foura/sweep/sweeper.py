@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from foura.config import SWEEPER, TARGET, run_key
 from foura.errors import UserError
+from foura.logs import quiet
 from foura.run import resume
 from foura.sweep.on_ray import start_ray
 from foura.sweep.plan import Job, compose, job_folder, job_overrides, run_status
@@ -84,6 +85,7 @@ class Sweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None
+        quiet()  # joblib's advice is given by this process, not by those of the runs
         self.tuning = tuning_of(self.config)
         self.batch: list[list[str]] = []
         self.launched: set[Overrides] = set()

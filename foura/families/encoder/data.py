@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from foura.data.duplicates import kept_items
-from foura.data.labels import wrong_labels
+from foura.data.labels import commonest_share, wrong_labels
 from foura.data.lengths import fitting_items
 from foura.data.run_data import RunData
 from foura.data.splits import cut_at_random, cut_by_class, draw_at_random, draw_by_class, missing_shares
@@ -77,6 +77,7 @@ def prepare_labelled(
         validation=items["validation"],
         test=items["test"],
         classes=source.classes,
+        commonest=commonest_share(splits["validation"].labels) if source.classes else None,
         sizes={name: len(part) for name, part in items.items()},
         fingerprint=_fingerprint(splits, source.classes),
         collate=partial(collate, tokenizer=tokenizer),

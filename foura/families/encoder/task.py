@@ -20,8 +20,8 @@ class SequenceTask(Task):
     """Batches are those of `encoder.data.collate`.
 
     Classification: loss is cross-entropy (nats), acc accuracy, f1 that of class 1 of two, or the mean over more classes,
-    mcc Matthews' correlation. Regression: loss is the mean squared error, pearson and spearman correlations; a constant
-    prediction has none and counts as 0.
+    mcc Matthews' correlation. Regression: loss is the mean squared error, pearson and spearman correlations. A constant
+    prediction has no correlation and counts as 0.
     """
 
     def __init__(self, model: nn.Module, data: SequenceData, cfg: DictConfig) -> None:
@@ -88,5 +88,13 @@ def _metrics(classes: int | None) -> MetricCollection:
     else:
         f1 = BinaryF1Score() if classes == 2 else MulticlassF1Score(classes, average="macro")
         metrics |= {"acc": MulticlassAccuracy(classes, average="micro"), "f1": f1}
-        metrics |= {"mcc": MulticlassMatthewsCorrCoef(classes)}
+        metrics |= {"mcc": _Matthews(classes)}
     return MetricCollection(metrics, compute_groups=False)
+
+
+class _Matthews(MulticlassMatthewsCorrCoef):
+    """Of a constant prediction 0, as scikit-learn and GLUE have it; torchmetrics gives up to 0.05 and more there."""
+
+    def compute(self) -> Tensor:
+        constant = (self.confmat.sum(0) > 0).sum() < 2
+        return torch.zeros((), device=self.confmat.device) if constant else super().compute()

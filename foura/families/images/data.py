@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from foura.data.duplicates import image_contents, kept_items
 from foura.data.images import background_colour, open_image
-from foura.data.labels import wrong_labels
+from foura.data.labels import commonest_share, wrong_labels
 from foura.data.records import readable
 from foura.data.run_data import RunData
 from foura.data.splits import cut_by_class, draw_by_class, missing_shares
@@ -71,6 +71,7 @@ def prepare(
         validation=decoded["validation"],
         test=decoded["test"],
         classes=source.classes,
+        commonest=commonest_share(splits["validation"].labels),
         sizes={name: len(items) for name, items in splits.items()},
         fingerprint=_fingerprint(splits, source.classes),
         noisy=Subset(decoded["train"], noisy) if noisy else None,

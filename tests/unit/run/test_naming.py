@@ -56,7 +56,7 @@ def test_a_part_of_a_password_is_in_no_name(tmp_path, monkeypatch) -> None:
 
 def data(classes: int | None) -> SimpleNamespace:
     sizes = {"train": 120, "validation": 40, "test": 40}
-    return SimpleNamespace(sizes=sizes, classes=classes and [str(number) for number in range(classes)])
+    return SimpleNamespace(sizes=sizes, classes=classes and [str(number) for number in range(classes)], commonest=None)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,20 @@ def data(classes: int | None) -> SimpleNamespace:
 )  # fmt: skip
 def test_one_line_says_what_a_run_is_about(overrides, classes, said) -> None:
     assert said in facts(composed(*overrides), data(classes))
+
+
+@pytest.mark.parametrize(
+    ("commonest", "said"),
+    [
+        (0.5, "2 classes (chance 0.50) ·"),
+        (0.54, "(chance 0.50) ·"),
+        (0.7, "(chance 0.50, always the commonest 0.70) ·"),
+    ],
+)
+def test_the_commonest_class_is_named_where_it_beats_chance(commonest, said) -> None:
+    unequal = data(2)
+    unequal.commonest = commonest
+    assert said in facts(composed(), unequal)
 
 
 def card(tmp_path: Path, *overrides: str, classes: int | None = 10) -> str:

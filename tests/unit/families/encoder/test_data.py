@@ -126,6 +126,14 @@ def test_splits_never_mix_and_follow_the_seed(tokenizer) -> None:
     assert other[1:] == [validation, test] and other[0] != train  # the seed draws training items alone
 
 
+def test_the_commonest_class_is_counted_on_validation_data(tokenizer) -> None:
+    cfg = config(path="x", val_fraction=0.2, test_fraction=0.2)
+    items = Labelled([f"word {i}" for i in range(100)], None, (np.arange(100) % 4 > 0).astype(int))
+    data = prepare_labelled(LabelledSource({"train": items}, ["a", "b"]), cfg, 0, tokenizer, 256)
+    assert data.commonest == 0.75 and len(data.validation) == 20
+    assert prepare_labelled(LabelledSource({"train": items}, None), cfg, 0, tokenizer, 256).commonest is None
+
+
 def test_items_of_a_group_stay_together(tokenizer) -> None:
     cfg = config(path="x")
     groups = [f"file {i // 5}" for i in range(100)]

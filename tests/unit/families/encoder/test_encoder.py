@@ -1,5 +1,7 @@
 """Encoders: where adapters and new heads go by structure, metrics by hand, and padding that changes nothing."""
 
+import math
+
 import pytest
 import torch
 import transformers
@@ -140,6 +142,21 @@ def test_metrics_of_two_classes_by_hand() -> None:
     right, wrong = torch.tensor([1.0, 0.0]).log_softmax(0).tolist()
     assert found["loss"] == pytest.approx(-(right + wrong) / 2)
     assert (found["acc"], found["f1"], found["mcc"]) == pytest.approx((0.5, 0.5, 0.0))
+
+
+@pytest.mark.parametrize("labels", [[1, 1, 1, 0], [0, 0, 0, 0]])
+def test_always_the_same_class_correlates_with_nothing(labels) -> None:
+    """As scikit-learn and GLUE have it; torchmetrics' own is above 0.5 for the first and -1 for the second."""
+    judged = task([[0.0, 1.0]] * 4, ["a", "b"])
+    judged.evaluate("test", batch(labels))
+    assert judged.results("test")["mcc"] == 0.0
+
+
+def test_matthews_correlation_of_unequal_classes_by_hand() -> None:
+    """Predicted 1 1 1 0 for 1 1 0 0: (tp tn - fp fn) / sqrt((tp + fp)(tp + fn)(tn + fp)(tn + fn)) = 2 / sqrt(3 2 2 1)."""
+    judged = task([[0.0, 1.0]] * 3 + [[1.0, 0.0]], ["a", "b"])
+    judged.evaluate("test", batch([1, 1, 0, 0]))
+    assert judged.results("test")["mcc"] == pytest.approx(2 / math.sqrt(12))
 
 
 def test_metrics_of_numbers_by_hand() -> None:
