@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from foura.report.collect import Sweep
-from foura.report.page import PARTS, Section
+from foura.report.page import PARTS, Section, make_overview
 from foura.report.study import studies
 
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "experiment"
@@ -26,17 +26,18 @@ class Committed(Sweep):
     """A sweep as its study's folder has it."""
 
     folder: Path
+    prefix: str  # of the files of one of several studies
     metric: str  # the one whose history is in curves.csv
 
     def history(self, run_id: str, metric: str) -> pd.Series:
         column = {f"{part}/{self.metric}": name for name, part in PARTS.items()}.get(metric)
         if column is None:
             return pd.Series(dtype=float)
-        curves = pd.read_csv(self.folder / "curves.csv")
+        curves = pd.read_csv(self.folder / f"{self.prefix}curves.csv")
         return curves[curves["run_id"] == run_id].set_index("epoch")[column]
 
     def tables(self, run_ids, name: str) -> pd.DataFrame:
-        path = self.folder / f"{name}.csv"
+        path = self.folder / f"{self.prefix}{name}.csv"
         return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
     def artifact(self, run_id: str, name: str, into: Path) -> Path | None:
@@ -71,12 +72,15 @@ def remake(folder: Path) -> None:
         looks=[],
         ui="",
     )
-    (study,) = studies(sweep.runs, sweep.tune, tuning=sweep.tuning)
-    sweep.folder, sweep.metric = folder, study.selection.column.split("/")[1]
-    made = Section(sweep, study, folder, "").made([])
-    for line in (line for answer in made["answers"] for line in answer):
-        print(line)
-    print(made["more"] or "", *filter(None, made["notes"]), sep="\n")
+    found = studies(sweep.runs, sweep.tune, tuning=sweep.tuning)
+    for number, study in enumerate(found, 1):
+        prefix = f"{number}-" if len(found) > 1 else ""
+        sweep.folder, sweep.prefix, sweep.metric = folder, prefix, study.selection.column.split("/")[1]
+        made = Section(sweep, study, folder, prefix).made([])
+        print(f"\n{study.title}", *(line for answer in made["answers"] for line in answer), sep="\n")
+        print(made["more"] or "", *filter(None, made["notes"]), sep="\n")
+    if len(found) > 1 and (overview := make_overview(found, folder)):
+        print(*overview["lines"], sep="\n")
 
 
 if __name__ == "__main__":

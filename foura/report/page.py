@@ -60,7 +60,7 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     sections = [
         Section(sweep, study, folder, f"{n}-" if len(found) > 1 else "").made(looks) for n, study in enumerate(found, 1)
     ]
-    overview = _overview(found, folder)
+    overview = make_overview(found, folder)
     tables.write_csv(sweep.runs, folder / "runs.csv")
     if len(sweep.tuning):
         tables.write_csv(sweep.tuning, folder / "tuning.csv")
@@ -104,8 +104,8 @@ def _counts(sweep: Sweep) -> str:
     return said + (f"; before them {len(sweep.tuning)} tuning runs" if len(sweep.tuning) else "")
 
 
-def _overview(found: list[Study], folder: Path) -> dict[str, Any] | None:
-    """The verdict over the tasks of several studies; None if they share nothing."""
+def make_overview(found: list[Study], folder: Path) -> dict[str, Any] | None:
+    """The verdict over the tasks of several studies, and its files in `folder`; None if they share nothing."""
     table = over_tasks(found) if len(found) > 1 else pd.DataFrame()
     if table.empty:
         return None

@@ -19,6 +19,12 @@ def test_by_hand() -> None:
     assert interval([[-1.0, 0.0], [1.0, 2.0]], 0.05) == pytest.approx((0.5 - half, 0.5 + half))
 
 
+def test_what_seeds_and_items_have_together_is_counted_once() -> None:
+    """Means 0 and 2 on both sides, variances 2 / 2 each; the rest ±1 has 4 / 1 / 4: 1 + 1 - 1, with 2² / (1 + 1) degrees."""
+    half = stats.t.ppf(0.975, 2.0)
+    assert interval([[0.0, 0.0], [0.0, 4.0]], 0.05) == pytest.approx((1.0 - half, 1.0 + half))
+
+
 def test_with_items_an_interval_is_wider_and_one_without_any_spread_is_a_point() -> None:
     rng = np.random.default_rng(0)
     D = rng.normal(0.1, 0.1, (5, 1)) + rng.normal(0, 1, (1, 50))

@@ -103,6 +103,28 @@ def test_nothing_finer_than_one_item_is_claimed() -> None:
     assert compare(more[0], base, True, margin=0.03, item=0.025).verdict == "equivalent"
 
 
+def test_counts_have_the_spread_that_rounding_to_items_hides() -> None:
+    """Differences of exactly two items of 40 at three seeds: spread 0.025 / √6, so that d is 2 √6 and the half width
+    4.3027 x 0.0102062 / √3 = 0.025354, more than the item."""
+    base = {0: 0.5, 1: 0.6, 2: 0.7}
+    found = compare({seed: value + 0.05 for seed, value in base.items()}, base, True, item=0.025)
+    assert (found.low, found.high) == pytest.approx((0.05 - 0.025354, 0.05 + 0.025354), abs=1e-6)
+    assert found.effect == pytest.approx(2 * math.sqrt(6))
+    assert found.p == pytest.approx(2 * stats.t.sf(2 * math.sqrt(6) * math.sqrt(3), 2))
+
+
+def test_the_seeds_that_would_decide_are_those_of_the_whole_table() -> None:
+    """By the power of a t-test at 0.05 / 9: the least number of seeds that finds mean 0.018, spread 0.0083666 in 4 of 5."""
+
+    def power(seeds: int) -> float:
+        bound, shift = stats.t.ppf(1 - 0.05 / 18, seeds - 1), 0.018 / 0.0083666 * math.sqrt(seeds)
+        return float(stats.nct.sf(bound, seeds - 1, shift))
+
+    table = compare(CANDIDATE, BASELINE, True, tests=9)
+    assert table.verdict == "undecided"
+    assert table.needed == next(seeds for seeds in range(6, 100) if power(seeds) >= 0.8)
+
+
 def test_a_mean_has_scipys_interval() -> None:
     sample = [3.1, 2.7, 3.6, 3.3]
     interval = stats.ttest_1samp(sample, 0).confidence_interval(0.95)

@@ -36,6 +36,23 @@ def test_verdicts() -> None:
     assert (of(2, 0.5), of(-2, 0.5), of(0, 0.3), of(0.0, 4.0)) == ("better", "worse", "equivalent", "undecided")
 
 
+def test_equivalence_is_judged_by_the_narrower_interval() -> None:
+    seen = set()
+    for spread in np.linspace(0.5, 1.5, 21):
+        found = overall([task(spread * np.array([-2, -1, -1, 0, 0, 1, 1, 2]))])
+        within = found.inner_low > -1 and found.inner_high < 1
+        assert found.low < found.inner_low < 0 < found.inner_high < found.high
+        assert found.verdict == ("equivalent" if within else "undecided")
+        seen.add((found.verdict, found.low > -1 and found.high < 1))
+    assert seen == {("equivalent", True), ("equivalent", False), ("undecided", False)}
+
+
+def test_all_pairs_of_a_task_are_drawn_whatever_the_others_have() -> None:
+    """Of 0 0 0 and 0 0 0 30 30 30 the middle five are 0 0 0 0 30; a draw of the second one's first three is never above 0."""
+    found = overall([task([0, 0, 0]), task([0, 0, 0, 30, 30, 30])])
+    assert found.mean == pytest.approx(6.0) and found.high > 6.0 and found.pairs == 9
+
+
 def test_too_few_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="three pairs"):
         overall([task([1, 2, 3]), task([1, 2])])

@@ -48,6 +48,23 @@ def test_means_and_comparisons_are_of_one_condition() -> None:
     assert table.to_dict() == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_mean_of_runs_is_the_mean_with_the_spread_of_a_sample() -> None:
+    """0.1, 0.1 and 0.4: mean 0.2 and not the middle 0.1, standard deviation √(0.06 / 2)."""
+    rows = [{"adapter": "lora", "seed": seed, "rank": 4, "test": test} for seed, test in enumerate((0.1, 0.1, 0.4))]
+    study = study_of(rows)
+    (row,) = compare.summary(study).to_dict("records")
+    assert row["test accuracy"] == pytest.approx(0.2) and row["± test accuracy"] == pytest.approx(math.sqrt(0.03))
+    assert compare.intervals(study, study.quality)["mean"].tolist() == pytest.approx([0.2])
+
+
+def test_a_slope_is_over_the_seeds_that_have_every_rank() -> None:
+    """Seeds 0 and 1 rise by 0.1 and 0.2 for each doubling; seed 2 lacks rank 8."""
+    tests = {0: {4: 0.1, 8: 0.2, 16: 0.3}, 1: {4: 0.1, 8: 0.3, 16: 0.5}, 2: {4: 0.0, 16: 0.9}}
+    rows = [{"adapter": "lora", "seed": s, "rank": r, "test": test} for s in tests for r, test in tests[s].items()]
+    (row,) = compare.slopes(study_of(rows), study_of(rows).quality).to_dict("records")
+    assert row["per doubling"] == pytest.approx(0.15) and row["seeds"] == 2
+
+
 def test_figures_have_a_panel_for_each_condition() -> None:
     study = study_of(two_rates())
     means = plots.by_measure(study, study.quality)
@@ -105,12 +122,13 @@ def test_layers_are_read_of_every_condition_however_many_runs_there_are() -> Non
 
 
 def test_margins_are_the_metrics_own_or_as_declared() -> None:
-    """Accuracy ± 0.01; the loss ± 2 % of lora's 0.9, 0.899, 0.898 at rank 4; the gap as the accuracy."""
+    """Accuracy ± 0.01, and its gap; the loss ± 2 % of lora's 0.9, 0.899, 0.898 at rank 4, and of its 0.8 … at 16."""
     study, declared = study_of(two_rates()), study_of(two_rates(), {"acc": 0.5, "loss": 0.125})
     loss = next(measure for measure in study.extra if measure.column == "test/loss")
     assert compare.comparisons(study, study.quality)["margin"].tolist() == [0.01] * 4
     assert compare.comparisons(study, study.gap)["margin"].tolist() == [0.01] * 4
     assert compare.comparisons(study, loss)["margin"].iloc[0] == pytest.approx(0.02 * 0.899)
+    assert compare.comparisons(study, loss)["margin"].iloc[2] == pytest.approx(0.02 * 0.799)  # foura has 0.789
     assert compare.comparisons(declared, declared.quality)["margin"].tolist() == [0.5] * 4
     loss = next(measure for measure in declared.extra if measure.column == "test/loss")
     assert compare.comparisons(declared, loss)["margin"].tolist() == [0.125] * 4

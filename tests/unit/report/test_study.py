@@ -1,8 +1,11 @@
 """Which runs a study compares, by which measures and in which direction, against tables made by hand."""
 
+from typing import Any
+
 import pandas as pd
 import pytest
 
+from foura.analysis.items import interval as over_items
 from foura.report import compare
 from foura.report.study import studies
 
@@ -101,9 +104,10 @@ def test_lora_is_the_baseline_wherever_it_stands() -> None:
     assert study.baseline == "lora" and study.adapters == ["lora", "foura"]
 
 
-def test_the_interval_over_items_is_of_pairs_by_seed_and_item() -> None:
-    """foura is right at one more item than lora, another one for each seed: over seeds the difference is sure."""
-    rows = [(name, seed, 0.001, "finished", result(0.5, 0.5)) for name in ("lora", "foura") for seed in range(4)]
+def with_items(*names: str) -> tuple[Any, pd.DataFrame]:
+    """A study of four seeds and its test items: foura is right at one more of four than the others, in turns the third one
+    and the fourth."""
+    rows = [(name, seed, 0.001, "finished", result(0.5, 0.5)) for name in names for seed in range(4)]
     (study,) = studies(runs(*rows), [])
     study.finished.loc[study.finished["adapter"] == "foura", "test/acc"] = 0.75
     parts = []
@@ -112,13 +116,33 @@ def test_the_interval_over_items_is_of_pairs_by_seed_and_item() -> None:
         if run["adapter"] == "foura":
             right[2 + run["seed"] % 2] = 1.0
         parts.append(pd.DataFrame({"acc": right}).assign(run_id=run["run_id"]))
-    items = pd.concat(parts)
+    return study, pd.concat(parts)
+
+
+MORE = [[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]] * 2  # right at, by seed and item
+
+
+def test_the_interval_over_items_is_of_pairs_by_seed_and_item() -> None:
+    """Over seeds alone the difference is sure; over items it is not."""
+    study, items = with_items("lora", "foura")
     (row,) = compare.comparisons(study, study.quality, items).to_dict("records")
-    assert row["difference"] == pytest.approx(0.25) and row["items_low"] < 0 < row["items_high"]
+    assert row["difference"] == pytest.approx(0.25)
+    assert (row["items_low"], row["items_high"]) == pytest.approx(over_items(MORE, 0.05))
+    assert row["items_low"] < 0 < row["items_high"]
     (row,) = compare.comparisons(study, study.quality, items.iloc[1:]).to_dict("records")
     assert pd.isna(row["items_low"])  # one run lacks an item: which pairs are formed is not known
     (row,) = compare.comparisons(study, study.gap, items).to_dict("records")
     assert pd.isna(row["items_low"])  # the gap is of validation data
+    study.finished["param:dataset.split_seed"] = study.finished["seed"].astype(str)
+    (row,) = compare.comparisons(study, study.quality, items).to_dict("records")
+    assert pd.isna(row["items_low"])  # every seed has other test items
+
+
+def test_the_interval_over_items_has_the_level_of_the_table() -> None:
+    study, items = with_items("lora", "foura", "dora")
+    table = compare.comparisons(study, study.quality, items).set_index("adapter")
+    assert table.loc["foura", ["items_low", "items_high"]].tolist() == pytest.approx(over_items(MORE, 0.05 / 2))
+    assert table.loc["dora", ["items_low", "items_high"]].tolist() == [0.0, 0.0]
 
 
 def test_forgetting_that_some_runs_did_not_measure_splits_no_condition() -> None:
