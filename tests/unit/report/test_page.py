@@ -49,6 +49,12 @@ def test_the_forest_plot_comes_before_every_other_figure(tmp_path) -> None:
     assert "foura, rank 4: better; foura, rank 16: better" in page  # for screen readers
 
 
+def test_epochs_are_counted_from_1(tmp_path) -> None:
+    synthetic(tmp_path, "s", [("lora", {}, 0, 0.9, 0.8, "finished")], epochs=3)
+    sweep = load_sweep(tmp_path, "s")
+    assert sweep.history(sweep.runs["run_id"][0], "val/acc").to_dict() == {1: 0.8, 2: 0.8, 3: 0.8}
+
+
 def test_two_runs_are_enough_for_a_page_and_too_few_for_a_verdict(tmp_path) -> None:
     synthetic(tmp_path, "s", [("lora", {}, 0, 0.9, 0.9, "finished"), ("foura", {}, 0, 0.8, 0.8, "finished")])
     page = report(tmp_path, "s").read_text(encoding="utf-8")

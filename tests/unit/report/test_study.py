@@ -42,6 +42,49 @@ def test_a_tuned_rate_is_picked_on_validation_data_for_each_adapter() -> None:
     assert len(study.finished) == 6
 
 
+def tuning(*rows) -> pd.DataFrame:
+    """Tuning runs of lora at seeds from 1000. A row: lr, state, and the validation accuracies, one for each seed."""
+    found = [("lora", 1000 + n, lr, state, result(0.0, val)) for lr, state, *vals in rows for n, val in enumerate(vals)]
+    return runs(*found).assign(**{"param:evaluation.test": "False"})
+
+
+def compared(*rates: float, **columns: str) -> pd.DataFrame:
+    return runs(*(("lora", s, lr, "finished", result(0.5, 0.5)) for lr in rates for s in range(3))).assign(**columns)
+
+
+def test_a_loss_is_tuned_to_be_small() -> None:
+    """Validation losses of 0.1 and 0.6."""
+    rows = [("lora", s, lr, "finished", result(0.5, val)) for lr, val in ((0.001, 0.9), (0.01, 0.4)) for s in range(3)]
+    (study,) = studies(by_loss(*rows), ["adapter.lr"])
+    assert study.tuned["adapter.lr"].tolist() == [0.001]
+
+
+def test_a_rate_is_chosen_among_those_that_were_compared() -> None:
+    """0.1 was tried after the comparison, and is best."""
+    by = tuning((0.001, "finished", 0.5, 0.5), (0.01, "finished", 0.6, 0.6), (0.1, "finished", 0.9, 0.9))
+    (study,) = studies(compared(0.001, 0.01), ["adapter.lr"], tuning=by)
+    assert study.tuned["adapter.lr"].tolist() == [0.01] and len(study.finished) == 3
+
+
+def test_a_rate_is_chosen_by_the_tuning_runs_of_its_own_data() -> None:
+    """digits at 0.001, letters at 0.01; both together would choose the latter."""
+    of_digits = tuning((0.001, "finished", 0.6, 0.6), (0.01, "finished", 0.5, 0.5))
+    of_letters = tuning((0.001, "finished", 0.1, 0.1), (0.01, "finished", 0.9, 0.9)).assign(dataset="letters")
+    both = pd.concat([compared(0.001, 0.01), compared(0.001, 0.01, dataset="letters")], ignore_index=True)
+    found = studies(both, ["adapter.lr"], tuning=pd.concat([of_digits, of_letters], ignore_index=True))
+    chosen = {study.title: study.tuned["adapter.lr"].tolist() for study in found}
+    assert chosen == {"vit on digits": [0.001], "vit on letters": [0.01]}
+
+
+def test_an_adapter_is_left_out_where_every_tuning_run_diverged_and_no_sooner() -> None:
+    some = tuning((0.001, "finished", 0.6), (0.01, "diverged", 0.0))
+    (study,) = studies(compared(0.001), ["adapter.lr"], tuning=some)
+    assert study.lost.empty and study.tuned["adapter.lr"].tolist() == [0.001]
+    every = tuning((0.001, "diverged", 0.0), (0.01, "diverged", 0.0)).assign(adapter="oft")
+    (study,) = studies(compared(0.001), ["adapter.lr"], tuning=pd.concat([some, every], ignore_index=True))
+    assert study.lost["adapter"].tolist() == ["oft"]
+
+
 def test_a_rate_that_some_seeds_diverged_at_cannot_win() -> None:
     """0.01 has the best mean, of the one seed that finished; the diverged ones' numbers up to then count nowhere."""
     table = runs(
@@ -99,9 +142,37 @@ def test_a_smaller_loss_is_better() -> None:
 
 
 def test_lora_is_the_baseline_wherever_it_stands() -> None:
-    rows = [(name, seed, 0.001, "finished", result(0.5, 0.5)) for name in ("foura", "lora") for seed in range(3)]
+    names = ("foura", "foura_dct", "lora")
+    rows = [(name, seed, 0.001, "finished", result(0.5, 0.5)) for name in names for seed in range(3)]
     (study,) = studies(runs(*rows), [])
-    assert study.baseline == "lora" and study.adapters == ["lora", "foura"]
+    assert study.baseline == "lora" and study.adapters == ["lora", "foura", "foura_dct"]
+    (study,) = studies(runs(*(row for row in rows if row[0] != "lora")), [])
+    assert study.baseline == "foura_dct"
+
+
+def test_what_training_on_costs_is_the_last_loss_less_the_best() -> None:
+    rows = [("lora", seed, 0.001, "finished", {**result(0.5, 0.6), "final/loss": 0.7}) for seed in range(3)]
+    (study,) = studies(runs(*rows), [])  # the best is 1 - 0.6
+    assert compare.summary(study)["final − best val loss"].tolist() == pytest.approx([0.3])
+
+
+def by_loss(*rows) -> pd.DataFrame:
+    """Runs that are judged by their loss, those of a family that is not known."""
+    return runs(*rows).assign(**{"param:backbone.family": "another"})
+
+
+def test_the_margin_of_a_gap_in_loss_is_a_share_of_the_loss() -> None:
+    """Validation losses of 0.4 and gaps of 0.1: 2 % of the former."""
+    rows = [(name, seed, 0.001, "finished", result(0.5, 0.6)) for name in ("lora", "foura") for seed in range(3)]
+    (study,) = studies(by_loss(*rows), [])
+    assert study.gap.column == "final/gap_loss"
+    assert compare.comparisons(study, study.gap)["margin"].tolist() == pytest.approx([0.008])
+
+
+def test_an_item_is_that_of_the_smallest_split() -> None:
+    rows = [("lora", seed, 0.001, "finished", result(0.5, 0.5)) for seed in range(3)]
+    (study,) = studies(runs(*rows).assign(test_items=[40, 80, 60]), [])
+    assert study.quality.item(study.finished) == 1 / 40
 
 
 def with_items(*names: str) -> tuple[Any, pd.DataFrame]:
