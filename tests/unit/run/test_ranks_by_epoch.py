@@ -1,8 +1,12 @@
-"""Open ranks by epoch survive a resumed run, and checkpoints of 0.1.0, which have none of them."""
+"""Open ranks by epoch: what is counted, on which data, and that they survive a resumed run and checkpoints of 0.1.0."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+from peft import get_peft_model
+
+from foura import FouraConfig
 from foura.run.recorder import OpenRanks, Recorder
 
 
@@ -26,3 +30,24 @@ def test_means_of_each_layer_over_batches() -> None:
     opened.counts = {"a": [4.0, 2.0], "b": [1.0, 1.0]}
     assert opened.by_layer(7) == [{"epoch": 7, "a": 3.0, "b": 1.0}]
     assert opened.mean() == {"adapter/open_ranks": 2.0}
+
+
+def test_open_ranks_are_those_of_real_tokens_of_the_training_data() -> None:
+    """Gates of three tokens, the last of which is padding: 2 ranks and 4 are above a half. Validation data opens none."""
+    config = FouraConfig(r=4, target_modules=["0"], gate="adaptive", gate_scope="token")
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), config)
+    gate = model.base_model.model[0].foura_gate["default"]
+    gate.padding_mask = torch.tensor([[True, True, False]])
+    one, row, x = recorder(), {"epoch": 0.0, "val/loss": 1.0}, torch.zeros(1, 3, 8)
+    one.tracked.log_metrics, one.progress = (lambda *_, **__: None), SimpleNamespace(epoch=lambda *_: None)
+    task = SimpleNamespace(model=model, history=[row], epoch_measures=dict, epoch_images=lambda folder: [])
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    one.on_validation_start(trainer, task)
+    for loader, gates in enumerate(([[0.9, 0.6, 0.5, 0.1], [0.9] * 4, [0.0] * 4], [[0.0] * 4] * 3)):
+        one.on_validation_batch_start(trainer, task, None, 0, loader)
+        gate.forward = lambda u, gates=gates: torch.tensor([gates])
+        model(x)
+    one.on_validation_end(trainer, task)
+    assert row["adapter/open_ranks"] == 3.0 and one.ranks_by_epoch == [{"epoch": 0, "0": 3.0}]
+    model(torch.zeros(1, 3, 8))  # nothing is counted outside of an evaluation
+    assert one.open_ranks.counts == {"0": [3.0]}
