@@ -16,6 +16,7 @@ def test_documents_go_to_one_side_whole_and_stay_there() -> None:
     assert [len(part) for part in names] == [30, 10, 10]
     assert not names[0] & names[1] and not names[0] & names[2] and not names[1] & names[2]
     assert parts == cut(source, config(val_fraction=0.2, test_fraction=0.2))
+    assert parts != cut(source, config(val_fraction=0.2, test_fraction=0.2, split_seed=1))
 
 
 def test_one_long_document_is_cut_into_consecutive_parts() -> None:
@@ -35,6 +36,8 @@ def test_the_limit_draws_by_seed_and_validation_stays(llama) -> None:
     assert ids(one.validation) == ids(two.validation) and ids(one.test) == ids(two.test)
     assert ids(one.train) != ids(two.train) and ids(one.train) == ids(again.train)
     assert one.fingerprint == again.fingerprint != two.fingerprint
+    few = prepared(source, llama, limit=8, eval_limit=8, train_eval_limit=3)
+    assert ids(few.train_eval) == ids(one.train)[:3]
 
 
 def test_blocks_join_documents_and_count_their_bytes(llama) -> None:

@@ -1,6 +1,7 @@
 """The language task: its metrics against values worked out by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,3 +66,22 @@ def test_the_likeliest_choice_is_the_answer(llama, lines) -> None:
     result = task.results("val")
     assert result["acc"] == pytest.approx(right / len(data.validation))
     assert result["loss"] == pytest.approx(nats / tokens, rel=1e-4)
+
+
+def test_a_passage_is_memorised_if_every_token_of_its_end_is_right(llama, tmp_path) -> None:
+    """Of three passages the second has one wrong token of four; only the first two are looked at, where two are asked for."""
+    truth = torch.arange(24).reshape(3, 8) + 40
+    completed = truth[:, 4:].clone()
+    completed[1, 3] = 39
+    by_prefix = {tuple(row[:4].tolist()): end for row, end in zip(truth, completed, strict=True)}
+
+    def complete(prefix, length):
+        return torch.stack([by_prefix.get(tuple(row.tolist()), torch.zeros(4, dtype=torch.long)) for row in prefix])
+
+    for passages, share in ((3, 2 / 3), (2, 1 / 2)):
+        cfg = composed("backbone=llama_small", f"evaluation.passages={passages}", "evaluation.passage_tokens=4")
+        task = Language(llama.model, cfg, llama.tokenizer)
+        task._complete = complete
+        train, val = ([SimpleNamespace(ids=row) for row in rows] for rows in (truth, truth + 30))
+        found = task.final_measures(SimpleNamespace(packed=True, train=train, validation=val), tmp_path)
+        assert found == {"memorised/train": pytest.approx(share), "memorised/val": 0.0}
