@@ -134,6 +134,19 @@ def test_the_commonest_class_is_counted_on_validation_data(tokenizer) -> None:
     assert prepare_labelled(LabelledSource({"train": items}, None), cfg, 0, tokenizer, 256).commonest is None
 
 
+def test_the_held_out_items_that_are_kept_follow_the_split_seed_alone(tokenizer) -> None:
+    items = Labelled([f"word {i}" for i in range(100)], None, np.arange(100) % 4)
+
+    def cut(seed: int, split_seed: int):
+        sizes = {"limit": 30, "eval_limit": 8, "train_eval_limit": 5}
+        cfg = config(path="x", val_fraction=0.2, test_fraction=0.2, split_seed=split_seed, **sizes)
+        data = prepare_labelled(LabelledSource({"train": items}, list("abcd")), cfg, seed, tokenizer, 256)
+        assert data.train_eval == data.train[:5] and len(data.validation) == len(data.test) == 8
+        return data.validation, data.test
+
+    assert cut(0, 0) == cut(1, 0) != cut(0, 1)
+
+
 def test_items_of_a_group_stay_together(tokenizer) -> None:
     cfg = config(path="x")
     groups = [f"file {i // 5}" for i in range(100)]

@@ -156,7 +156,16 @@ def test_matthews_correlation_of_unequal_classes_by_hand() -> None:
     """Predicted 1 1 1 0 for 1 1 0 0: (tp tn - fp fn) / sqrt((tp + fp)(tp + fn)(tn + fp)(tn + fn)) = 2 / sqrt(3 2 2 1)."""
     judged = task([[0.0, 1.0]] * 3 + [[1.0, 0.0]], ["a", "b"])
     judged.evaluate("test", batch([1, 1, 0, 0]))
-    assert judged.results("test")["mcc"] == pytest.approx(2 / math.sqrt(12))
+    found = judged.results("test")
+    assert found["mcc"] == pytest.approx(2 / math.sqrt(12))
+    assert found["f1"] == pytest.approx(2 * (2 / 3) / (2 / 3 + 1))  # of class 1: precision 2 / 3, recall 1
+
+
+def test_f1_of_three_classes_is_the_mean_over_them() -> None:
+    """Predicted 0 0 1 2 for 0 1 1 2: 2 / 3, 2 / 3 and 1."""
+    judged = task(torch.eye(3)[[0, 0, 1, 2]].tolist(), ["a", "b", "c"])
+    judged.evaluate("test", batch([0, 1, 1, 2]))
+    assert judged.results("test")["f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
 
 
 def test_metrics_of_numbers_by_hand() -> None:
