@@ -9,6 +9,7 @@ import transformers
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from foura.analysis.images import diversity
 from foura.bundled.letters import LETTERS, caption, render_letters
 from foura.errors import UserError
 from foura.families.diffusion.features import Clip, feature_space, letters_read
@@ -44,6 +45,24 @@ def test_distances_tell_the_style_from_another(unet) -> None:
     copies = data.images["train"].repeat(2, 1, 1, 1)
     copied = measure(copies, data.captions["train"] * 2, "test", CPU)
     assert copied["copy_distance"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_distances_are_to_held_out_images_and_copies_are_of_training_images(unet, monkeypatch) -> None:
+    """Features as held-out images have them are at no distance; those of training images are copies, and at a distance."""
+    measure = ImageMetrics(OmegaConf.structured(EvaluationConfig), prepared(config(source="letters", limit=8)), "")
+    generator = torch.Generator().manual_seed(0)
+    training, held_out = (torch.randn(12, 4, generator=generator) + shift for shift in (0.0, 3.0))
+    measure.known = {"train": training, "test": held_out}
+
+    def measured(features):
+        monkeypatch.setattr(measure, "_features", lambda images, device: features)
+        return measure(torch.zeros(12, 3, 4, 4), ["a", "b"] * 6, "test", CPU)
+
+    new, copied = measured(held_out), measured(training)
+    assert new["frechet"] == pytest.approx(0.0, abs=1e-6) and new["kernel"] < 0.5 < copied["kernel"]
+    assert copied["frechet"] > 5 and copied["copy_distance"] == pytest.approx(0.0, abs=1e-6)
+    assert new["copy_distance"] == pytest.approx(1.0)  # in units of what held-out images have
+    assert new["diversity"] == pytest.approx(diversity(held_out, torch.tensor([0, 1] * 6)))
 
 
 def test_feature_spaces() -> None:

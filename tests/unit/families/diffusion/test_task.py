@@ -1,5 +1,6 @@
 """The diffusion task: an evaluation that repeats exactly, and learning rates of their own for UNet and text encoder."""
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -30,6 +31,61 @@ def test_an_evaluation_is_the_same_every_time_and_in_any_batch(unet) -> None:
                 task.evaluate("val", batch)
         losses.append(task.results("val")["loss"])
     assert losses[0] == losses[2] == pytest.approx(losses[1], rel=1e-5)
+
+
+def lora_on(unet, seed: int = 0, **evaluation) -> Diffusion:
+    """A task on a copy of the bundled UNet with a LoRA of rank 2."""
+    cfg = config(source="letters", limit=6, eval_limit=8)
+    given = {"adapter": {"method": "lora"}, "dataset": cfg, "seed": seed, "evaluation": evaluation}
+    whole = OmegaConf.merge(OmegaConf.structured(Config), given)
+    model = get_peft_model(copy.deepcopy(unet.model), LoraConfig(r=2, target_modules=unet.targets))
+    return Diffusion(model, unet, prepared(cfg), whole)
+
+
+def test_each_item_has_noise_and_noise_levels_of_its_own_in_evaluations(unet) -> None:
+    task = lora_on(unet)
+    latents = torch.zeros(3, 3, 16, 16)
+    batch = (latents, None, torch.tensor([5, 6, 5]))
+    drawn = [task._fixed(batch, level) for level in range(4)]
+    for level, (noise, timesteps) in enumerate(drawn):
+        assert torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[1])
+        assert all(level / 4 <= int(one) / task.levels < (level + 1) / 4 for one in timesteps)
+    assert not torch.equal(drawn[0][0], drawn[1][0])
+
+
+def test_training_draws_the_noise_of_the_runs_seed(unet) -> None:
+    batch = next(iter(torch.utils.data.DataLoader(lora_on(unet).data.train, 6)))
+    losses = [lora_on(unet, seed).loss(batch).item() for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_last_adapter_scale_is_reported_against_test_images(unet, tmp_path, monkeypatch) -> None:
+    task = lora_on(unet, strengths=[0.5, 0.25])
+    layer = next(
+        module for module in task.model.modules() if hasattr(module, "lora_A") and hasattr(module, "in_features")
+    )
+    torch.nn.init.ones_(layer.lora_B["default"].weight)
+    x, asked = torch.ones(1, layer.in_features), []
+
+    def update() -> torch.Tensor:
+        return layer(x) - layer.base_layer(x)
+
+    whole = update()
+
+    def judged(images, captions, split, device) -> dict[str, float]:
+        assert split == "test"
+        return {"kernel": 10 * float(images.mean())}
+
+    def generated():
+        scale = float((update() / whole).mean())
+        asked.append(scale)
+        return torch.full((2, 3, 16, 16), scale), ["a", "b"]
+
+    monkeypatch.setattr(task, "_of_each", lambda prompts: torch.zeros(2, 3, 16, 16))
+    monkeypatch.setattr(task, "_generated", generated)
+    monkeypatch.setattr(task, "image_metrics", judged)
+    assert task.final_measures(task.data, tmp_path) == {"test/kernel": pytest.approx(2.5, rel=1e-3)}
+    assert asked == pytest.approx([0.5, 0.25], rel=1e-3) and torch.equal(update(), whole)
 
 
 def test_both_adapters_have_their_rate_in_a_pipeline(tmp_path) -> None:
