@@ -1,11 +1,14 @@
 """Forgetting: in which runs it is measured, and that measuring it changes nothing else."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from foura.config import run_key
 from foura.errors import UserError
 from foura.families import build
+from foura.run import before
 from foura.run.before import check_forgetting, measures_forgetting, pretraining_loss
 from tests.helpers.config import composed
 from tests.helpers.runs import status
@@ -99,3 +102,19 @@ def test_measuring_it_changes_no_other_number(train) -> None:
     timed = ("cost/step_time_ms", "cost/peak_memory_mb")
     numbers = {key: value for key, value in left.items() if key not in timed}
     assert numbers == {key: measured[key] for key in numbers} and len(numbers) > 10
+
+
+def test_the_backbone_is_measured_in_evaluation_and_left_as_it_was(monkeypatch) -> None:
+    seen = []
+
+    def measure(parts, model, cfg) -> float:
+        seen.append((model.training, torch.is_grad_enabled()))
+        return float(torch.rand(()))
+
+    monkeypatch.setattr(before, "family_of", lambda cfg: SimpleNamespace(pretraining_loss=measure))
+    model = torch.nn.Dropout()
+    state = torch.get_rng_state()
+    for training in (True, False):
+        before.pretraining_loss(None, model.train(training), None)
+        assert model.training is training
+    assert seen == [(False, False)] * 2 and torch.equal(torch.get_rng_state(), state)
