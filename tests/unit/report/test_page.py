@@ -6,13 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from foura.errors import UserError
 from foura.report.collect import load_sweep
-from foura.report.page import report
+from foura.report.page import Section, report
 from foura.report.study import studies
 from foura.tracking.store import open_store, parent_run
 from tests.helpers.sweeps import COMMAND, grid, synthetic
@@ -53,6 +54,19 @@ def test_epochs_are_counted_from_1(tmp_path) -> None:
     synthetic(tmp_path, "s", [("lora", {}, 0, 0.9, 0.8, "finished")], epochs=3)
     sweep = load_sweep(tmp_path, "s")
     assert sweep.history(sweep.runs["run_id"][0], "val/acc").to_dict() == {1: 0.8, 2: 0.8, 3: 0.8}
+
+
+@pytest.mark.parametrize(("key", "gap"), [("acc", 0.3), ("loss", -0.3)])
+def test_the_gap_of_an_epoch_is_how_much_worse_validation_is(key, gap) -> None:
+    """0.9 on training data and 0.6 on validation data, which is worse as an accuracy and better as a loss."""
+    values = {f"train_eval/{key}": 0.9, f"val/{key}": 0.6}
+    section = Section.__new__(Section)
+    section.study = SimpleNamespace(
+        selection=SimpleNamespace(column=f"best/{key}"), finished=pd.DataFrame({"run_id": ["a"]})
+    )
+    section.sweep = SimpleNamespace(history=lambda run_id, metric: pd.Series({1: values[metric]}))
+    (row,) = section._histories().to_dict("records")
+    assert row["gap"] == pytest.approx(gap) and (row["train"], row["val"], row["epoch"]) == (0.9, 0.6, 1)
 
 
 def test_two_runs_are_enough_for_a_page_and_too_few_for_a_verdict(tmp_path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from foura.analysis.items import interval as over_items
 from foura.report import compare
-from foura.report.study import studies
+from foura.report.study import studies, with_layers
 
 
 def runs(*rows) -> pd.DataFrame:
@@ -223,3 +223,14 @@ def test_forgetting_that_some_runs_did_not_measure_splits_no_condition() -> None
     table["param:evaluation.drift"] = ["False", "None", "None"] * 2
     (study,) = studies(table, [])
     assert study.conditions == []
+
+
+def test_properties_of_an_update_are_means_over_the_layers_of_its_run() -> None:
+    (study,) = studies(runs(*(("lora", seed, 0.001, "finished", result(0.5, 0.5)) for seed in range(2))), [])
+    rows = [
+        {"run_id": run, "stable_rank": value}
+        for run, values in (("0", (1.0, 4.0, 4.0)), ("1", (2.0,)))
+        for value in values
+    ]
+    with_layers(study, pd.DataFrame(rows))
+    assert study.finished["layers/stable_rank"].tolist() == [3.0, 2.0]

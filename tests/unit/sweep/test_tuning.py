@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from foura.errors import UserError
+from foura.sweep import sweeper
 from foura.sweep.tuning import UNTESTED, Result, Tuning
 
 # validation accuracies of lora at rank 4, by learning rate and tuning seed
@@ -180,3 +181,21 @@ def test_a_sweep_without_seeds_is_compared_at_the_configs() -> None:
     with pytest.raises(UserError, match="seed 1000 is both"):
         Tuning(jobs, ["adapter.lr"], [1000], 1000, Store(LORA))
     assert Tuning(jobs, ["adapter.lr"], [1000], 0, Store(LORA)).most() == (2, 1)
+
+
+def test_a_value_is_judged_by_the_selected_epoch_on_validation_data(monkeypatch) -> None:
+    """The best epoch's 0.7, and not the last one's or the test's; a diverged run has a result without a value."""
+    found = {"best/acc": 0.7, "final/acc": 0.6, "test/acc": 0.9, "best/loss": 0.1}
+    statuses = {
+        "finished": {"state": "finished", "curve": "acc", "metrics": found},
+        "diverged": {"state": "diverged", "curve": "acc", "metrics": found},
+        "odd": {"state": "finished", "metrics": found},
+    }
+    monkeypatch.setattr(sweeper, "job_folder", lambda config, job: job[0])
+    monkeypatch.setattr(sweeper, "run_status", lambda folder: statuses[folder])
+    results = sweeper.Results(None)
+    monkeypatch.setattr(results, "done", lambda job: True)
+    assert results(("finished",)) == Result("acc", 0.7) and results(("odd",)) is None
+    assert results(("diverged",)).value is None
+    monkeypatch.setattr(results, "done", lambda job: False)
+    assert results(("finished",)) is None
