@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from foura.analysis.tasks import Task, overall
 from foura.report.collect import load_sweep
 from foura.report.overview import over_tasks, overview_note
 from foura.report.page import report
-from foura.report.study import studies
-from tests.helpers.sweeps import grid, synthetic
+from foura.report.study import Study, studies
+from tests.helpers.sweeps import grid, study_of, synthetic
 
 
 def test_a_sweep_over_datasets_has_one_verdict_over_all(tmp_path) -> None:
@@ -22,6 +23,36 @@ def test_a_sweep_over_datasets_has_one_verdict_over_all(tmp_path) -> None:
     table = over_tasks(studies(sweep.runs, sweep.tune))
     assert table["rank"].tolist() == [4, 16] and table["tasks"].tolist() == [2, 2]
     assert np.allclose(table["mean"], 2.0, atol=0.3)
+
+
+def by_loss(title: str, **losses: tuple[float, ...]) -> Study:
+    """A study that is judged by the test loss; losses: of each adapter, by seed."""
+    rows = [
+        {"adapter": adapter, "seed": seed, "test": 1 - loss, "backbone.family": "another"}
+        for adapter, values in losses.items()
+        for seed, loss in enumerate(values)
+    ]
+    study = study_of(rows)
+    study.title = title
+    return study
+
+
+def test_a_smaller_loss_is_better_in_shares_of_the_baselines() -> None:
+    """2 % of 0.5 are 0.01: a loss of 0.4 is ten margins better. Only foura has a fourth seed, which makes no pair."""
+    found = [by_loss(title, lora=(0.5,) * 3, foura=(0.4,) * 4) for title in ("one", "two")]
+    (row,) = over_tasks(found).to_dict("records")
+    assert row["mean"] == row["low"] == row["high"] == pytest.approx(10.0)
+    assert (row["verdict"], row["improvement"], row["tasks"], row["pairs"]) == ("better", 1.0, 2, 6)
+
+
+def test_the_rows_share_the_level_of_their_table() -> None:
+    own, base = (0.48, 0.49, 0.47, 0.52), (0.5, 0.51, 0.49, 0.5)
+    found = [by_loss(title, lora=base, foura=own, dora=base) for title in ("one", "two")]
+    table = over_tasks(found).set_index("adapter")
+    task = Task(-np.array(own), -np.array(base), 0.02 * 0.5)
+    expected = overall([task, task], tests=2)
+    assert table.loc["foura", ["low", "high"]].tolist() == pytest.approx([expected.low, expected.high])
+    assert table.loc["foura", "low"] < overall([task, task]).low
 
 
 @pytest.mark.slow
