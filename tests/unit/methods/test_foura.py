@@ -19,9 +19,9 @@ from tests.helpers.config import composed
     ],
 )
 def test_the_config_of_the_adapter(adapter, transform, gate) -> None:
-    cfg = composed(f"adapter={adapter}", "rank=4", "alpha=0.5", "dataset.limit=20")
+    cfg = composed(f"adapter={adapter}", "rank=4", "alpha=0.5", "adapter.dropout=0.25", "dataset.limit=20")
     found = attach(build(cfg).backbone, cfg, steps=10).peft_config["default"]
-    assert (found.r, found.transform, found.gate) == (4, transform, gate)
+    assert (found.r, found.transform, found.gate, found.foura_dropout) == (4, transform, gate, 0.25)
     assert found.foura_alpha == 2.0  # so that the scaling foura_alpha / r is alpha at every rank
 
 
