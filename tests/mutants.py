@@ -1,6 +1,6 @@
 """Deliberate faults in the decisions that a result rests on, to show that the tests catch every one.
 
-    make test-mutants                              # all of them; about 15 minutes on two quiet cores
+    make test-mutants                              # all of them; about 30 minutes on two quiet cores
     python -m tests.mutants -k gap                 # those whose fault mentions "gap"
     python -m tests.mutants --whole                # what survives its own tests meets all fast tests
 
@@ -40,6 +40,8 @@ class Mutant:
 RUN, SPLITS, REPORT = "tests/unit/run/test_decisions.py", "tests/unit/data", "tests/unit/report/test_compare.py"
 STUDY, STATISTICS = "tests/unit/report/test_study.py", "tests/unit/analysis/test_statistics.py"
 HALVING, ROUNDS = "tests/unit/analysis/test_tuning.py", "tests/unit/sweep/test_tuning.py"
+OVERVIEW, TRAINING = "tests/unit/report/test_overview.py", "tests/unit/families/test_training.py"
+LOADERS, DIFFUSION = "tests/unit/run/test_loaders.py", "tests/unit/families/diffusion"
 EQUATION, METRICS = "tests/unit/test_adapter_equation.py", "tests/unit/test_metrics.py"
 MUTANTS = (
     # which epoch is selected, by which split, and what is reported of it
@@ -89,6 +91,12 @@ MUTANTS = (
     Mutant("foura/methods/foura.py", "foura_alpha=cfg.alpha * cfg.rank", "foura_alpha=cfg.alpha", "tests/unit/methods/test_foura.py"),
     Mutant("foura/methods/lora.py", '"lora_alpha": cfg.alpha * cfg.rank', '"lora_alpha": cfg.alpha', "tests/unit/methods"),
     Mutant("foura/methods/foura.py", "transform=adapter.transform,", 'transform="dct",', "tests/unit/methods/test_foura.py"),
+    Mutant("foura/adapter/transforms.py", "        return self.inverse(A)\n", "        return self.forward(A)\n", EQUATION),
+    Mutant("foura/adapter/transforms.py", "return self._on_blocks(self.inverse, B)", "return self._on_blocks(self.forward, B)", EQUATION),
+    Mutant("foura/adapter/gate_forms.py", "4.0 + SEQUENCE_SLOPE * (log_p + entropy)", "4.0 + SEQUENCE_SLOPE * log_p", "tests/unit/adapter/test_gate_forms.py"),
+    Mutant("foura/adapter/gate_forms.py", "/ mask.sum(1, keepdim=True)", "/ mask.shape[1]", "tests/unit/adapter/test_gate_forms.py"),
+    Mutant("foura/adapter/freeze.py", '["mean"] > OPEN', '["mean"] > 0', "tests/unit/test_adapter_peft.py"),
+    Mutant("foura/adapter/optim.py", "lr if gate_lr is None else gate_lr", "lr", TRAINING),
     Mutant("foura/methods/attach.py", "if p.requires_grad)\n\n    def count_above", ")\n\n    def count_above", "tests/unit/methods/test_equal_parameters.py"),
     # who is paired with whom, which runs count, and by which rate
     Mutant("foura/analysis/statistics.py", "shared = sorted(set(candidate) & set(baseline))", "shared = sorted(candidate)[: len(baseline)]; baseline = dict(zip(shared, baseline.values()))", STATISTICS),
@@ -127,6 +135,69 @@ MUTANTS = (
     Mutant("foura/report/compare.py", "by_condition(study.finished, study.conditions)", "by_condition(study.finished, study.conditions[:1])", REPORT),
     Mutant("foura/report/compare.py", '["adapter", *study.facets], sort=False', '["adapter"], sort=False', REPORT),
     Mutant("foura/report/compare.py", "measure.more_is_better, len(pairs),", "True, len(pairs),", STUDY),
+    # numbers by hand: intervals of counted items, tables, means, slopes, margins, tasks
+    Mutant("foura/analysis/statistics.py", "np.maximum(sample.std(-1, ddof=1), item / math.sqrt(6))", "sample.std(-1, ddof=1)", STATISTICS),
+    Mutant("foura/analysis/statistics.py", "spread = max(spread, item / math.sqrt(6))", "pass", STATISTICS),
+    Mutant("foura/analysis/statistics.py", "len(shared), mean, spread, delta, level, item)", "len(shared), mean, spread, delta, LEVEL, item)", STATISTICS),
+    Mutant("foura/analysis/statistics.py", "p_adjusted=min(1.0, p * tests)", "p_adjusted=min(1.0, p)", STATISTICS),
+    Mutant("foura/analysis/statistics.py", "return mean_interval(slopes, LEVEL / tests)", "return mean_interval(slopes, LEVEL)", STATISTICS),
+    Mutant("foura/analysis/items.py", "of_seeds + of_items - of_both)", "of_seeds + of_items)", "tests/unit/analysis/test_items.py"),
+    Mutant("foura/analysis/tasks.py", "elif inner_low > -1 and inner_high < 1", "elif low > -1 and high < 1", "tests/unit/analysis/test_tasks.py"),
+    Mutant("foura/analysis/tasks.py", "0.5 * (own == base)", "1.0 * (own == base)", "tests/unit/analysis/test_tasks.py"),
+    Mutant("foura/report/compare.py", "done[measure.column].mean()", "done[measure.column].median()", REPORT),
+    Mutant("foura/report/compare.py", "values=measure.column).dropna()", "values=measure.column).ffill()", REPORT),
+    Mutant("foura/report/compare.py", "_margin(measure, base), item)", "_margin(measure, own), item)", REPORT),
+    Mutant("foura/report/compare.py", "own, base, items, len(pairs))", "own, base, items, 1)", STUDY),
+    Mutant("foura/report/compare.py", "np.stack(found[: len(shared)]) - np.stack(found[len(shared) :])", "np.stack(found[len(shared) :]) - np.stack(found[: len(shared)])", STUDY),
+    Mutant("foura/report/compare.py", "or study.finished[split_seed].nunique() == 1", "or True", STUDY),
+    Mutant("foura/report/compare.py", '(done["final/loss"] - done["best/loss"])', '(done["best/loss"] - done["final/loss"])', STUDY),
+    Mutant("foura/report/study.py", '("lora", "foura_dct", "head")', '("foura_dct", "lora", "head")', STUDY),
+    Mutant("foura/report/study.py", "        share_of=selection.column,\n", "", STUDY),
+    Mutant("foura/report/study.py", "1 / runs[column].min()", "1 / runs[column].max()", STUDY),
+    Mutant("foura/report/study.py", '(by["backbone"] == backbone) & (by["dataset"] == dataset)', '(by["backbone"] == backbone)', STUDY),
+    Mutant("foura/report/study.py", 'groupby("run_id")[columns].mean()', 'groupby("run_id")[columns].median()', STUDY),
+    Mutant("foura/report/tuning.py", 'dropna=False)["lost"].all()', 'dropna=False)["lost"].any()', STUDY),
+    Mutant("foura/report/tuning.py", "found in results.items() if value in compared}", "found in results.items()}", STUDY),
+    Mutant("foura/report/tuning.py", ", 1 if score[2] else -1)", ", 1)", STUDY),
+    Mutant("foura/report/page.py", 'metric.sign * (found["train"] - found["val"])', 'found["train"] - found["val"]', "tests/unit/report/test_page.py"),
+    Mutant("foura/report/collect.py", "{point.step + 1: point.value", "{point.step: point.value", "tests/unit/report/test_page.py"),
+    Mutant("foura/report/overview.py", "1.0 if measure.more_is_better else -1.0", "1.0", OVERVIEW),
+    Mutant("foura/report/overview.py", "tests=len(shared))", "tests=1)", OVERVIEW),
+    Mutant("foura/report/overview.py", "study.baseline]].dropna()", "study.baseline]].fillna(0.0)", OVERVIEW),
+    Mutant("foura/report/overview.py", "np.abs(base).mean()", "np.abs(own).mean()", OVERVIEW),
+    # training: what the optimizer is given, in which order, and what counts
+    Mutant("foura/families/task.py", "weight_decay=cfg.weight_decay", "weight_decay=0.0", TRAINING),
+    Mutant("foura/families/task.py", "lr=cfg.lr, gate_lr=cfg.gate_lr", "lr=cfg.lr", TRAINING),
+    Mutant("foura/families/task.py", "T_max=max(1, total - steps)", "T_max=max(1, total)", TRAINING),
+    Mutant("foura/families/task.py", "            self.train_loss.reset()\n", "", TRAINING),
+    Mutant("foura/families/task.py", "return loss if extra is None else loss + extra", "return loss", TRAINING),
+    Mutant("foura/families/task.py", "                module.eval()\n", "                pass\n", TRAINING),
+    Mutant("foura/run/loop.py", "drop_last=False", "drop_last=True", LOADERS),
+    Mutant("foura/run/loop.py", "torch.Generator().manual_seed(self.cfg.seed)", "torch.Generator().manual_seed(0)", LOADERS),
+    Mutant("foura/run/loop.py", "[self.data.train] * self.cfg.dataset.repeats", "[self.data.train]", LOADERS),
+    Mutant("foura/run/loop.py", "if trainer.current_epoch + 1 == trainer.max_epochs:", "if False:", "tests/cli/test_train.py"),
+    Mutant("foura/methods/lora.py", '"lora_dropout": cfg.adapter.dropout', '"lora_dropout": 0.0', "tests/unit/methods/test_lora.py"),
+    # measures of a run: open ranks, memorised passages, images, the update, the cost, forgetting
+    Mutant("foura/run/recorder.py", "if dataloader_idx > 0:", "if dataloader_idx > 1:", "tests/unit/run/test_ranks_by_epoch.py"),
+    Mutant("foura/run/recorder.py", "(counted > OPEN)", "(counted > 0)", "tests/unit/run/test_ranks_by_epoch.py"),
+    Mutant("foura/run/recorder.py", "counted = gates if mask is None else gates[mask]", "counted = gates", "tests/unit/run/test_ranks_by_epoch.py"),
+    Mutant("foura/run/layers.py", "math.sqrt(sum(norm**2 for norm in norms))", "sum(norms)", "tests/unit/run/test_layers.py"),
+    Mutant("foura/run/layers.py", "before.get(name, full.get_base_layer().weight)", "full.get_base_layer().weight", "tests/unit/run/test_layers.py"),
+    Mutant("foura/run/cost.py", "self.step_times[1:] or self.step_times", "self.step_times", "tests/unit/run/test_layers.py"),
+    Mutant("foura/run/before.py", "    model.eval()\n    try", "    try", "tests/unit/run/test_forgetting.py"),
+    Mutant("foura/families/encoder/task.py", "if classes == 2", "if classes == 3", "tests/unit/families/encoder"),
+    Mutant("foura/families/encoder/task.py", '"mcc": _Matthews(classes)', '"mcc": MulticlassMatthewsCorrCoef(classes)', "tests/unit/families/encoder"),
+    Mutant("foura/families/encoder/data.py", "cfg.eval_limit, cfg.split_seed, source", "cfg.eval_limit, seed, source", "tests/unit/families/encoder"),
+    Mutant("foura/families/encoder/data.py", 'items["train"][: cfg', 'items["validation"][: cfg', "tests/unit/families/encoder"),
+    Mutant("foura/families/language/task.py", "(completed == truth).all(1)", "(completed == truth)", "tests/unit/families/language"),
+    Mutant("foura/families/language/data.py", 'items["train"][: cfg', 'items["validation"][: cfg', "tests/unit/families/language"),
+    Mutant("foura/families/language/data.py", "counts, cfg.split_seed)", "counts, 1)", "tests/unit/families/language"),
+    Mutant("foura/families/diffusion/task.py", "value in rows[-1].items()", "value in rows[0].items()", DIFFUSION),
+    Mutant("foura/families/diffusion/task.py", "manual_seed(LEVELS * number + level)", "manual_seed(level)", DIFFUSION),
+    Mutant("foura/families/diffusion/task.py", "torch.Generator().manual_seed(cfg.seed)", "torch.Generator().manual_seed(0)", DIFFUSION),
+    Mutant("foura/families/diffusion/image_metrics.py", "_kernel(features, other)", "_kernel(features, training)", DIFFUSION),
+    Mutant("foura/sweep/sweeper.py", 'get(f"best/{metric}")', 'get(f"final/{metric}")', ROUNDS),
+    Mutant("foura/sweep/sweeper.py", 'return Result("loss", None)', "return None", ROUNDS),
     # what is done, and what is run again
     Mutant("foura/tracking/status.py", 'DONE = ("finished", "diverged")', 'DONE = ("finished", "diverged", "failed")', "tests/unit/run tests/unit/tracking"),
     Mutant("foura/run/resume.py", 'previous.get("key") == key and previous.get("state") in DONE', 'previous.get("state") in DONE', "tests/unit/run"),

@@ -208,7 +208,7 @@ def test_soras_gates_close_and_become_part_of_an_ordinary_lora(train) -> None:
         ("trainer.max_steps=1", [0]),  # of two in an epoch
         pytest.param("trainer.max_steps=3", [0, 1], marks=pytest.mark.slow),
         pytest.param("trainer.max_steps=2 trainer.check_val_every_n_epoch=5", [0], marks=pytest.mark.slow),
-        pytest.param("trainer.check_val_every_n_epoch=2", [1, 2], marks=pytest.mark.slow),
+        ("trainer.check_val_every_n_epoch=2", [1, 2]),
     ],
 )
 def test_the_last_step_is_evaluated_wherever_it_is(train, keys, epochs) -> None:
