@@ -114,7 +114,8 @@ def studies(
         if (part["state"] == "finished").any():
             by = pd.DataFrame() if tuning is None or tuning.empty else tuning
             mine = by if by.empty else by[(by["backbone"] == backbone) & (by["dataset"] == dataset)]
-            title, own = f"{backbone} on {dataset}", part.reset_index(drop=True)
+            # without the metrics and keys that only runs of the other studies have
+            title, own = f"{backbone} on {dataset}", part.dropna(axis="columns", how="all").reset_index(drop=True)
             found.append(_study(title, own, mine.reset_index(drop=True), tune, margins or {}))
     return found
 

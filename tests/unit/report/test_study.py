@@ -234,3 +234,17 @@ def test_properties_of_an_update_are_means_over_the_layers_of_its_run() -> None:
     ]
     with_layers(study, pd.DataFrame(rows))
     assert study.finished["layers/stable_rank"].tolist() == [3.0, 2.0]
+
+
+def test_a_study_has_the_measures_of_its_own_runs() -> None:
+    """Of two data sets in one sweep the second alone has F1, and a key."""
+    first, second = (
+        runs(*((name, s, 0.001, "finished", {**result(0.5, 0.5), **more}) for name in ("lora", "foura") for s in range(3)))
+        for more in ({}, {"test/f1": 0.5, "cost/step_time_ms": 2.0})
+    )
+    second = second.assign(dataset="letters", **{"param:dataset.label_noise": "0.1"})
+    found = {study.title: study for study in studies(pd.concat([first, second], ignore_index=True), [])}
+    digits, letters = found["vit on digits"], found["vit on letters"]
+    assert [measure.column for measure in digits.measures] == ["test/acc", "final/gap_acc", "test/loss"]
+    assert [measure.column for measure in letters.measures] == ["test/acc", "final/gap_acc", "test/loss", "test/f1"]
+    assert "step, ms" in compare.summary(letters) and "step, ms" not in compare.summary(digits)
