@@ -239,7 +239,13 @@ def test_properties_of_an_update_are_means_over_the_layers_of_its_run() -> None:
 def test_a_study_has_the_measures_of_its_own_runs() -> None:
     """Of two data sets in one sweep the second alone has F1, and a key."""
     first, second = (
-        runs(*((name, s, 0.001, "finished", {**result(0.5, 0.5), **more}) for name in ("lora", "foura") for s in range(3)))
+        runs(
+            *(
+                (name, s, 0.001, "finished", {**result(0.5, 0.5), **more})
+                for name in ("lora", "foura")
+                for s in range(3)
+            )
+        )
         for more in ({}, {"test/f1": 0.5, "cost/step_time_ms": 2.0})
     )
     second = second.assign(dataset="letters", **{"param:dataset.label_noise": "0.1"})
