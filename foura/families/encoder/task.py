@@ -93,7 +93,7 @@ def _metrics(classes: int | None) -> MetricCollection:
 
 
 class _Matthews(MulticlassMatthewsCorrCoef):
-    """Of a constant prediction 0, as scikit-learn and GLUE have it; torchmetrics gives up to 0.05 and more there."""
+    """0 for a constant prediction, as scikit-learn and GLUE have it; torchmetrics gives anything from -1 to 0.58 and more."""
 
     def compute(self) -> Tensor:
         constant = (self.confmat.sum(0) > 0).sum() < 2
