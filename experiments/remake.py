@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from foura.report.collect import Sweep
-from foura.report.page import PARTS, Section, make_overview
+from foura.report.page import PARTS, Section, make_overview, prefixes
 from foura.report.study import studies
 
 CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "experiment"
@@ -73,13 +73,12 @@ def remake(folder: Path) -> None:
         ui="",
     )
     found = studies(sweep.runs, sweep.tune, tuning=sweep.tuning)
-    for number, study in enumerate(found, 1):
-        prefix = f"{number}-" if len(found) > 1 else ""
+    for study, prefix in zip(found, prefixes(found), strict=True):
         sweep.folder, sweep.prefix, sweep.metric = folder, prefix, study.selection.column.split("/")[1]
         made = Section(sweep, study, folder, prefix).made([])
         print(f"\n{study.title}", *(line for answer in made["answers"] for line in answer), sep="\n")
         print(made["more"] or "", *filter(None, made["notes"]), sep="\n")
-    if len(found) > 1 and (overview := make_overview(found, folder)):
+    if overview := make_overview(found, folder):
         print(*overview["lines"], sep="\n")
 
 

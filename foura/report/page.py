@@ -58,7 +58,7 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
     found = studies(sweep.runs, sweep.tune, sweep.margins, sweep.tuning)
     looks = sweep.look()
     sections = [
-        Section(sweep, study, folder, f"{n}-" if len(found) > 1 else "").made(looks) for n, study in enumerate(found, 1)
+        Section(sweep, study, folder, prefix).made(looks) for study, prefix in zip(found, prefixes(found), strict=True)
     ]
     overview = make_overview(found, folder)
     tables.write_csv(sweep.runs, folder / "runs.csv")
@@ -102,6 +102,11 @@ def _counts(sweep: Sweep) -> str:
     states = sweep.runs["state"].value_counts()
     said = f"{len(sweep.runs)} runs: " + ", ".join(f"{count} {state}" for state, count in states.items())
     return said + (f"; before them {len(sweep.tuning)} tuning runs" if len(sweep.tuning) else "")
+
+
+def prefixes(found: list[Study]) -> list[str]:
+    """Of the names of each study's files: its number from 1 and a hyphen; nothing for the only one."""
+    return [f"{number}-" for number in range(1, len(found) + 1)] if len(found) > 1 else [""] * len(found)
 
 
 def make_overview(found: list[Study], folder: Path) -> dict[str, Any] | None:

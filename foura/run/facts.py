@@ -15,11 +15,12 @@ def facts(cfg: DictConfig, data: RunData) -> str:
     commonest one does better, that accuracy is named as well: "2 classes (chance 0.50, always the commonest 0.70)".
     """
     sizes, classes = " · ".join(f"{name} {size:,}" for name, size in data.sizes.items()), classes_of(cfg, data)
-    named = f", {classes} classes ({_blind(1 / classes, data.commonest)})" if classes else ""
+    named = f", {classes} classes ({_guessed(1 / classes, data.commonest)})" if classes else ""
     return f"{sizes}{named} · split seed {cfg.dataset.split_seed} · backbone: {pretraining(cfg)}"
 
 
-def _blind(chance: float, commonest: float | None) -> str:
+def _guessed(chance: float, commonest: float | None) -> str:
+    """The accuracies that need no model, in words."""
     unequal = commonest is not None and commonest > chance + UNEQUAL
     return f"chance {chance:.2f}" + (f", always the commonest {commonest:.2f}" if unequal else "")
 
