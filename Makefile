@@ -42,7 +42,7 @@ test-oldest:  ## the unit tests with the oldest versions that pyproject.toml all
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[lab,quantised]' pytest hypothesis
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m 'not slow' tests/unit
 
-test-mutants: $(STAMP)  ## deliberate faults in what results rest on: the tests must catch every one (30 minutes)
+test-mutants: $(STAMP)  ## deliberate faults in what results rest on: the tests must catch every one (20 minutes)
 	$(BIN)/python -m tests.mutants
 
 test-gpu: $(STAMP)  ## on a GPU: the adapter in every precision, PEFT's own test suite, a run of each family
