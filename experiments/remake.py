@@ -67,7 +67,7 @@ def remake(folder: Path) -> None:
         runs=runs,
         tuning=_read(folder / "tuning.csv"),
         tune=config.get("tune", []),
-        command="",
+        commands=[],
         margins={},
         looks=[],
         ui="",

@@ -16,7 +16,7 @@ from foura.escape import printable, redact
 from foura.report.study import TESTED
 from foura.schema import Config, defaults_since
 from foura.tracking.artifacts import Artifacts
-from foura.tracking.store import NOTE, artifacts_of, open_store
+from foura.tracking.store import NOTE, TAG, artifacts_of, open_store
 from foura.tracking.ui import base_address, set_view
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Sweep:
         runs: one row per compared run: run_id, name, state, the tags, "param:<key>" for its config, "<metric>" for its last
             values. tuning: the same of the tuning runs, which did not use the test data.
         tune: the keys whose best value is chosen on validation data.
-        command: the command that started the sweep; "" if unknown.
+        commands: those that started the sweep, each once, the last one last; none if unknown.
         margins: {key of the config's `margins`: value} as declared with the sweep.
         looks: earlier reports that saw other numbers of finished runs.
         ui: the address of MLflow's UI.
@@ -76,7 +76,7 @@ class Sweep:
     runs: pd.DataFrame
     tuning: pd.DataFrame
     tune: list[str]
-    command: str
+    commands: list[str]
     margins: dict[str, float]
     looks: list[Look]
     ui: str
@@ -103,10 +103,10 @@ class Sweep:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def describe(self, lines: Sequence[str]) -> None:
-        """Make the verdicts and the command the description of the parent run, and give the sweep a view in the UI."""
+        """Make the verdicts and the commands the description of the parent run, and give the sweep a view in the UI."""
         set_view(self.client, self.experiment_id, self.name)
-        verdict = "\n".join(f"- {line.strip()}" for line in lines)
-        self.client.set_tag(self.parent_id, NOTE, f"{verdict}\n\n`{self.command}`"[:5000])
+        told = [f"- {line.strip()}" for line in lines] + [f"\n`{command}`" for command in self.commands]
+        self.client.set_tag(self.parent_id, NOTE, "\n".join(told)[:TAG])
 
     def look(self) -> list[Look]:
         """Record this report on the parent run, unless no run has finished since the last one; returns all looks."""
@@ -146,7 +146,7 @@ def load_sweep(outputs: Path, name: str) -> Sweep:
         runs=runs[tested].reset_index(drop=True),
         tuning=runs[~tested].reset_index(drop=True),
         tune=[key for key in tags.get("tune", "").split(",") if key],
-        command=_shown(tags.get("command", "")),
+        commands=[_shown(line) for line in tags.get("command", "").splitlines()],
         margins=_margins(tags.get("margins") or "{}", named[0].info.run_id),
         looks=_looks(tags.get("looks") or "[]", named[0].info.run_id),
         ui=base_address(outputs),

@@ -126,7 +126,7 @@ def provenance_table(sweep: Sweep) -> Shown:
         return ", ".join(values[:6]) + (f" and {len(values) - 6} more" if len(values) > 6 else "") or "unknown"
 
     rows: list[list[Any]] = [
-        ["command", sweep.command or "unknown"],
+        *(["command", command] for command in sweep.commands or ["unknown"]),
         ["code (git commit)", distinct("commit")],
         ["versions", distinct("versions")],
         ["data and backbone", distinct("about")],

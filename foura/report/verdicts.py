@@ -1,7 +1,7 @@
 """The answer of a report in sentences: verdicts, the seeds that would decide, and what the numbers cover."""
 
 import math
-import re
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -74,7 +74,7 @@ def places_of(row: Mapping[str, Any]) -> int:
 
 
 def more_seeds(table: pd.DataFrame, sweep: Sweep) -> tuple[str, str] | None:
-    """(sentence, command) for the seeds that decide half of the undecided comparisons; None if no number of seeds does."""
+    """(sentence, commands) for the seeds that decide half of the undecided comparisons; None if no number of seeds does."""
     if table.empty:
         return None
     needs = sorted(need for need in table["needed"] if math.isfinite(need))
@@ -89,20 +89,28 @@ def more_seeds(table: pd.DataFrame, sweep: Sweep) -> tuple[str, str] | None:
         f"About {count} seeds (now {len(have)}) would decide {which} in 4 of 5 cases, if "
         "differences and spread stay as they are. The same sweep resumes with"
     )
-    return said, with_seeds(sweep.command, sweep.name, have, count)
+    commands = [
+        with_seeds(command, sweep.name, have, count) for command in sweep.commands or ["python train.py -m ..."]
+    ]
+    return said, "\n".join(dict.fromkeys(commands))  # parts of a sweep that differed in their seeds alone are one now
 
 
 def with_seeds(command: str, name: str, have: Sequence[int], count: int) -> str:
-    """The command of a sweep with `count` seeds, those that it has among them."""
+    """A command of a sweep with `count` seeds, those that it has among them."""
     if list(have) == list(range(len(have))):
-        seeds = f"'seed=range({count})'"
+        seeds = f"seed=range({count})"
     else:
         new = (seed for seed in range(count + len(have)) if seed not in have)
         seeds = "seed=" + ",".join(str(seed) for seed in [*have, *new][:count])
-    command = command or "python train.py -m …"
-    pattern = r"(?<!\S)seed=\S+"
-    command = re.sub(pattern, seeds, command) if re.search(pattern, command) else f"{command} {seeds}"
-    return command if re.search(r"(?<!\S)sweep=", command) else f"{command} sweep={name}"
+    try:
+        words = shlex.split(command)
+    except ValueError:  # of an older version, which did not quote
+        words = command.split()
+    keys = [word.lstrip("+").partition("=")[0] for word in words]
+    words = [seeds if key == "seed" else word for key, word in zip(keys, words, strict=True) if key != "force"]
+    words += [] if "seed" in keys else [seeds]
+    words += [] if "sweep" in keys else [f"sweep={name}"]
+    return shlex.join(words)
 
 
 def nothing(sweep: Sweep) -> str:

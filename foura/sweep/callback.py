@@ -1,6 +1,7 @@
 """A sweep from its first run to its report: the parent run, the plan, the progress, and the last line."""
 
 import functools
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -70,7 +71,7 @@ class SweepCallback(Callback):
         self.runs = len(self.folders) if tuning is None else sum(tuning.most())
         self.sweep, self.outputs = Path(config.hydra.sweep.dir).name, outputs_dir(config)
         given = [text for text in config.hydra.overrides.hydra if text != "hydra.mode=MULTIRUN"]
-        command = " ".join(["python train.py -m", *given, *config.hydra.overrides.task])
+        command = shlex.join(["python", "train.py", "-m", *given, *config.hydra.overrides.task])
         varied = varied_keys(job_overrides(config))
         parent_run(self.outputs, self.sweep, command, list(config.tune), config.margins, varied)
         now = states(self.folders)

@@ -34,6 +34,7 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 UNKNOWN = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)  # of a run that the store does not have
 GONE = (UNKNOWN, ErrorCode.Name(INVALID_PARAMETER_VALUE))  # … or that is hidden in it
 NOTE = "mlflow.note.content"  # MLflow's tag for a description
+TAG = 5000  # characters of a tag
 _ready: set[str] = set()  # addresses of the stores that this process has opened
 _files: dict[str, int] = {}  # inode of each SQLite file that this process has opened
 
@@ -132,7 +133,7 @@ def parent_run(
     """The id of the sweep's parent run, created by the first call, which must come before parallel jobs start.
 
     Args:
-        command: the command line that started the sweep, kept as a tag.
+        command: the command line that started the sweep, kept as a tag: a line for each that differs, the last one last.
         tune: keys whose best value the report picks on validation data.
         margins: the config's margins, of which those that are set are kept.
         varied: keys that differ between its runs, which the runs' names show.
@@ -145,16 +146,27 @@ def parent_run(
     if found and not command:
         return found
     declared = json.dumps({key: value for key, value in (margins or {}).items() if value is not None})
-    told = {"command": redact(command)[:5000], "tune": ",".join(tune), "margins": declared} if command else {}
+    told = {"tune": ",".join(tune), "margins": declared} if command else {}
     with lock(outputs / ".parent.lock"):
         found = _find_parent(client, experiment_id, sweep)
         path = outputs / "sweeps" / sweep / "sweep.json"
+        if command:
+            told["command"] = _with_command(str(read_json(path).get("command", "")), redact(command))
         run_id = _write_parent(client, experiment_id, found, path, sweep, told)
         if varied:
             before = read_json(path)
             known = [key for key in str(before.get("varied", "")).split(",") if key]
             write_json(path, {**before, "varied": ",".join(dict.fromkeys([*known, *varied]))})
         return run_id
+
+
+def _with_command(known: str, command: str) -> str:
+    """The commands of a sweep, a line each, with `command` as the last; the oldest go where a tag has no room for all."""
+    command = command.replace("\n", " ")[:TAG]
+    lines = [*(line for line in known.splitlines() if line != command), command]
+    while len("\n".join(lines)) > TAG:
+        del lines[0]
+    return "\n".join(lines)
 
 
 def close_parent(outputs: Path, sweep: str) -> None:

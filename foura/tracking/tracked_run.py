@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from foura.errors import UserError
 from foura.escape import redact
 from foura.tracking import journal
-from foura.tracking.store import GONE, UNKNOWN, artifacts_of, code_tags, open_store, parent_run
+from foura.tracking.store import GONE, TAG, UNKNOWN, artifacts_of, code_tags, open_store, parent_run
 from foura.untrusted import Folder
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -31,7 +31,6 @@ AT_ONCE = 100  # params that MLflow takes in a call
 METRICS_AT_ONCE = 1000  # and values of metrics
 KEY = 250  # characters of a param's key that it takes
 VALUES = (6000, 500, 250)  # characters of a value: now, and on servers of earlier versions
-TAG = 5000  # characters of a tag
 ENDS = {"finished": "FINISHED", "interrupted": "KILLED"}  # MLflow's status by our state; FAILED for the others
 
 

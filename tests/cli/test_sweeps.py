@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 
 import pytest
@@ -13,7 +14,7 @@ from tests.helpers.waiting import wait_until
 
 
 def test_a_sweep_repeated_runs_what_is_missing_and_nothing_else(train) -> None:
-    command = ("-m", "sweep=s", "adapter=head,foura_dct", "rank=4,4096", "dataset.limit=40", "dataset.epochs=1")
+    command = ("-m", "sweep=s", "adapter=head,foura_dct", "rank=choice(4,4096)", "dataset.limit=40", "dataset.epochs=1")
     first = train(*command)
     assert first.code == 1  # foura_dct at rank 4096 cannot work
     assert "sweep s: 1 failed, 3 finished" in first.out
@@ -33,6 +34,12 @@ def test_a_sweep_repeated_runs_what_is_missing_and_nothing_else(train) -> None:
     }
     parents, runs = children(forced.outputs, "s")
     assert len(parents) == 1 and len(runs) == 3
+    started = [shlex.split(line) for line in parents[0].data.tags["command"].splitlines()]
+    shown = ("python", "train.py", *command)
+    assert [tuple(word for word in words if word in (*shown, "force=true")) for words in started] == [
+        shown,
+        (*shown, "force=true"),
+    ]
 
 
 def test_a_plan_names_the_runs_of_the_folders_and_starts_nothing(train) -> None:

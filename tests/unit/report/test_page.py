@@ -1,6 +1,7 @@
 """The report of synthetic sweeps: its page follows from the numbers, for 2 runs and for 500."""
 
 import csv
+import html
 import json
 import re
 import shutil
@@ -210,6 +211,19 @@ def test_an_undecided_sweep_names_the_seeds_and_the_command_that_decide(tmp_path
     found = re.search(r"About (\d+) seeds \(now 3\) would decide (?:the undecided one|\d of the \d undecided) in", page)
     assert found and int(found[1]) > 3
     assert COMMAND.replace("seed=0,1,2,3,4", f"&#39;seed=range({found[1]})&#39;") in page
+
+
+def test_a_sweep_that_was_run_in_parts_names_the_command_of_each(tmp_path) -> None:
+    """Those that differ in their seeds alone are one command with more seeds."""
+    lora, foura = "python train.py -m sweep=s adapter=lora", "python train.py -m sweep=s adapter=foura,dora"
+    for command in (f"{lora} seed=0,1,2", f"{foura} seed=0,1", f"{foura} seed=2", f"{lora} seed=0,1,2"):
+        synthetic(tmp_path, "s", [], command=command)
+    synthetic(tmp_path, "s", grid(0.0, range(3)), margins={"acc": 0.004}, command=f"{foura} seed=0,1,2")
+    page = html.unescape(report(tmp_path, "s").read_text(encoding="utf-8"))
+    (count,) = re.findall(r"About (\d+) seeds \(now 3\)", page)
+    assert f"<code>{foura} 'seed=range({count})'\n{lora} 'seed=range({count})'</code>" in page
+    rows = re.findall(r"<td>command</td><td>([^<]*)</td>", page)
+    assert rows == [f"{foura} seed=0,1", f"{foura} seed=2", f"{lora} seed=0,1,2", f"{foura} seed=0,1,2"]
 
 
 def test_an_unknown_sweep_names_those_there_are(tmp_path) -> None:

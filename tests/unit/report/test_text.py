@@ -1,6 +1,7 @@
 """Numbers and verdicts in words: digits, reasons, the command that adds seeds."""
 
 import math
+import shlex
 
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -75,6 +76,8 @@ def test_nothing_finer_than_one_item_is_printed() -> None:
         ("python train.py -m sweep=s rank=4 seed=0,1,2", [0, 1, 2], "python train.py -m sweep=s rank=4 'seed=range(8)'"),
         ("python train.py -m experiment=e", [0, 1, 2], "python train.py -m experiment=e 'seed=range(8)' sweep=s"),
         ("python train.py -m sweep=s seed=range(3)", [0, 1, 2], "python train.py -m sweep=s 'seed=range(8)'"),
+        ("python train.py -m sweep=s 'seed=range(0, 3)' force=true dataset.path='/my data'", [0, 1, 2],
+         "python train.py -m sweep=s 'seed=range(8)' 'dataset.path=/my data'"),
         ("train.py -m x sweep=s dataset.split_seed=1 seed=3,5", [3, 5],
          "train.py -m x sweep=s dataset.split_seed=1 seed=3,5,0,1,2,4,6,7"),
     ],
@@ -82,11 +85,16 @@ def test_nothing_finer_than_one_item_is_printed() -> None:
 def test_the_command_for_more_seeds_is_the_sweeps_own(command, have, expected) -> None:
     found = verdicts.with_seeds(command, "s", have, 8)
     assert found == expected
-    arguments = [text.strip("'") for text in found.split()[3:]]
+    arguments = [text for text in shlex.split(found)[2:] if "=" in text]
     params = ["seed=range(3)", *arguments]  # as an experiment brings them
     (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(params), max_batch_size=None)
     seeds = {text for job in jobs for text in job if text.startswith("seed=")}
     assert len(jobs) == len(seeds) == 8 and {f"seed={seed}" for seed in have} <= seeds
+
+
+def test_a_command_that_an_older_version_did_not_quote_is_taken_word_by_word() -> None:
+    found = verdicts.with_seeds("python train.py -m sweep=s seed=range(3) about=it's", "s", [0, 1, 2], 8)
+    assert shlex.split(found) == ["python", "train.py", "-m", "sweep=s", "seed=range(8)", "about=it's"]
 
 
 def test_a_measure_without_a_margin_is_named() -> None:
