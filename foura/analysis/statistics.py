@@ -27,7 +27,8 @@ class Comparison:
 
     Attributes:
         seeds: number of pairs.
-        difference: mean of candidate minus baseline.
+        difference: mean of candidate minus baseline; not finite where a run's value is not (a perplexity that overflows),
+            of which no interval is made.
         low, high: interval of the difference at the level of the table; nan if there is none.
         inner_low, inner_high: interval of twice that level, which a constant margin is compared with.
         effect: difference over its standard deviation (Cohen's d of the pairs); nan without spread.
@@ -115,8 +116,10 @@ def compare(
     shared = sorted(set(candidate) & set(baseline))
     differences, margins = _differences(candidate, baseline, shared), _margins(margin, shared)
     mean, delta = (float(part.mean()) if shared else math.nan for part in (differences, margins))
-    spread = float(differences.std(ddof=1)) if len(shared) > 1 else math.nan
-    if len(shared) < LEAST or (spread == 0 and math.isnan(item)):
+    if len(shared) < LEAST or not np.isfinite(differences).all():
+        return Comparison(len(shared), mean, margin=delta)
+    spread = float(differences.std(ddof=1))
+    if spread == 0 and math.isnan(item):
         return Comparison(len(shared), mean, margin=delta)
     item, level = 0.0 if math.isnan(item) else item, LEVEL / tests
     _, low, high = (float(value) for value in interval(differences, level, item))
@@ -164,7 +167,8 @@ def slope(
 def _differences(candidate: Mapping[int, float], baseline: Mapping[int, float], seeds: Sequence[int]) -> np.ndarray:
     """Candidate minus baseline for each seed, where what differs by floating-point rounding alone is equal."""
     own, base = (np.array([values[seed] for seed in seeds], dtype=float) for values in (candidate, baseline))
-    differences = own - base
+    with np.errstate(invalid="ignore"):  # of two infinities
+        differences = own - base
     rounding = ROUNDING * float(np.abs(base).max(initial=0.0))
     if len(seeds) and np.ptp(differences) <= rounding:
         differences = np.full(len(seeds), differences[0])

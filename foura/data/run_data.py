@@ -28,3 +28,8 @@ class RunData:
     classes: list[str] | None = None
     commonest: float | None = None
     collate: Any = None
+
+    @property
+    def observed(self) -> Any:
+        """The items of train_eval in the form that is trained on: on their inputs layers and gates are looked at."""
+        return self.train_eval

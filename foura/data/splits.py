@@ -316,6 +316,11 @@ def _by_class(labels: np.ndarray, seed: int, what: str, sizes: dict[str, Any]) -
     return rest, part
 
 
+def some_of(total: int, limit: int, seed: int) -> list[int]:
+    """Indices of at most `limit` of `total` items, drawn at random, in their order: the first of a file can be of one class."""
+    return sorted(np.random.default_rng([seed, 2]).permutation(total)[:limit].tolist())
+
+
 def draw_at_random(total: int, limit: int | None, seed: int) -> np.ndarray:
     """Indices of at most `limit` of `total` items, in random order."""
     return np.random.default_rng([seed, 0]).permutation(total)[:limit]

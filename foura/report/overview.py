@@ -35,8 +35,8 @@ def over_tasks(studies: Sequence[Study]) -> pd.DataFrame:
                     case = (adapter, *(condition[key] for key in keys))
                     found.setdefault(case, []).append((study.title, task))
     shared = {case: tasks for case, tasks in found.items() if len({title for title, _ in tasks}) > 1}
-    rows = []
-    for case, tasks in sorted(shared.items(), key=lambda item: usable[0].adapters.index(item[0][0])):
+    rows, order = [], list(dict.fromkeys(adapter for study in usable for adapter in study.adapters))
+    for case, tasks in sorted(shared.items(), key=lambda item: order.index(item[0][0])):
         result = overall([task for _, task in tasks], tests=len(shared))
         studied = len({title for title, _ in tasks})
         rows.append({**dict(zip(["adapter", *keys], case, strict=True)), "studies": studied, **result.__dict__})

@@ -181,6 +181,9 @@ def _study(
         share_of=selection.column,
         split="validation",
     )
+    for column in (quality.column, selection.column, gap.column, "best/loss", "final/loss"):
+        if column not in runs:  # no run has it, as in a store that was not told everything
+            runs[column] = math.nan
     extra = [_on_test(other, margins) for other in shown(COMPARED) if other.column in runs and other != headline]
     # with the tuning runs, as of each condition only one tuned value may have been compared
     both = runs if tuning.empty else pd.concat([runs, tuning], ignore_index=True).drop(columns=TESTED)

@@ -46,6 +46,8 @@ def reason(row: Mapping[str, Any]) -> str:
         seeds += f", without {row['unpaired']}, which one of both has"
     if row["seeds"] < LEAST:
         return f"{seeds}; {LEAST} are the least, 5 or more are better"
+    if not math.isfinite(row["difference"]):
+        return f"{seeds}, of which a run's value is not finite"
     if math.isnan(row["low"]):
         return f"{seeds}, all with the same difference, of a share of an unknown number of items"
     places = places_of(row)

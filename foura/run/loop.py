@@ -88,10 +88,9 @@ class Loaders:
         """The test data."""
         return self._shared(self.data.test, "test")
 
-    def inputs(self, task: Task, dataset: Any, limit: int | None = None) -> Iterator[Any]:
-        """Model inputs for (the first `limit` items of) a dataset, on the task's device."""
-        some = dataset if limit is None else torch.utils.data.Subset(dataset, range(min(limit, len(dataset))))
-        for batch in self._fixed(some):
+    def inputs(self, task: Task, dataset: Any) -> Iterator[Any]:
+        """Model inputs for a dataset, on the task's device."""
+        for batch in self._fixed(dataset):
             yield task.inputs(move_data_to_device(batch, task.device))
 
     def first(self, task: Task) -> Any:

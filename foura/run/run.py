@@ -161,6 +161,5 @@ def _record(
 
 
 def _table(task: Task, loaders: Loaders, before: Before) -> list[dict[str, Any]]:
-    # of the training data: its part for evaluation has another form where multiple-choice questions are judged
-    inputs = loaders.inputs(task, loaders.data.train, len(loaders.data.train_eval))
+    inputs = loaders.inputs(task, loaders.data.observed)
     return layer_table(task.model.eval(), task.method, inputs, before.weights)

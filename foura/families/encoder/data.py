@@ -14,7 +14,7 @@ from foura.data.duplicates import kept_items
 from foura.data.labels import commonest_share, wrong_labels
 from foura.data.lengths import fitting_items
 from foura.data.run_data import RunData
-from foura.data.splits import cut_at_random, cut_by_class, draw_at_random, draw_by_class, missing_shares
+from foura.data.splits import cut_at_random, cut_by_class, draw_at_random, draw_by_class, missing_shares, some_of
 from foura.data.text_tokens import added, ends_once
 from foura.errors import UserError
 from foura.families.encoder.sources import Labelled, LabelledSource
@@ -70,10 +70,11 @@ def prepare_labelled(
     _check_classes(splits, source.classes)
     _fitting(splits, encode, cfg)
     items = {name: encode(part, longest=cfg.block_size) for name, part in splits.items()}
+    fixed = some_of(len(items["train"]), cfg.train_eval_limit, cfg.split_seed)
     noisy = np.flatnonzero(splits["train"].labels != clean)
     return SequenceData(
         train=items["train"],
-        train_eval=items["train"][: cfg.train_eval_limit],
+        train_eval=[items["train"][index] for index in fixed],
         validation=items["validation"],
         test=items["test"],
         classes=source.classes,

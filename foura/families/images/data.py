@@ -21,7 +21,7 @@ from foura.data.images import background_colour, open_image
 from foura.data.labels import commonest_share, wrong_labels
 from foura.data.records import readable
 from foura.data.run_data import RunData
-from foura.data.splits import cut_by_class, draw_by_class, missing_shares
+from foura.data.splits import cut_by_class, draw_by_class, missing_shares, some_of
 from foura.errors import UserError
 from foura.families.images.sources import Labelled, Source
 from foura.files import regular
@@ -67,7 +67,7 @@ def prepare(
     decoded = {name: _decode(items, opener, preprocess) for name, items in splits.items()}
     return ImageData(
         train=decoded["train"],
-        train_eval=Subset(decoded["train"], range(min(cfg.train_eval_limit, len(train)))),
+        train_eval=Subset(decoded["train"], some_of(len(train), cfg.train_eval_limit, cfg.split_seed)),
         validation=decoded["validation"],
         test=decoded["test"],
         classes=source.classes,

@@ -35,6 +35,10 @@ class LanguageData(RunData):
     packed: bool
     judged: bool
 
+    @property
+    def observed(self) -> list[Tokens]:
+        return self.train[: len(self.train_eval)]
+
 
 def prepare_text(source: TextSource, cfg: DictConfig, seed: int, tokenizer: Any, max_tokens: int) -> LanguageData:
     """Cut and tokenise the source.

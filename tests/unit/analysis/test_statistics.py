@@ -86,6 +86,8 @@ def test_few_seeds_and_no_spread_are_undecided_or_equal() -> None:
     shifted = {seed: value + 0.1 for seed, value in BASELINE.items()}
     assert compare(shifted, BASELINE, True).verdict == "better"  # a computed value is never off by chance alone
     assert compare(shifted, BASELINE, True, item=math.nan).verdict == "undecided"  # … a count of unknown items can be
+    overflown = compare({**BASELINE, 0: math.inf}, BASELINE, more_is_better=False, margin=0.01)
+    assert overflown.verdict == "undecided" and overflown.difference == math.inf and math.isnan(overflown.low)
     rounding = {seed: value * (1 + 1e-15) for seed, value in BASELINE.items()}
     assert compare(rounding, BASELINE, True).difference == 0
 

@@ -5,7 +5,7 @@ import pytest
 
 from foura.analysis.tasks import Task, overall
 from foura.report.collect import load_sweep
-from foura.report.overview import over_tasks, overview_note
+from foura.report.overview import over_tasks, overview_figure, overview_note
 from foura.report.page import report
 from foura.report.study import Study, studies
 from tests.helpers.sweeps import grid, study_of, synthetic
@@ -53,6 +53,15 @@ def test_the_rows_share_the_level_of_their_table() -> None:
     expected = overall([task, task], tests=2)
     assert table.loc["foura", ["low", "high"]].tolist() == pytest.approx([expected.low, expected.high])
     assert table.loc["foura", "low"] < overall([task, task]).low
+
+
+def test_an_adapter_that_the_first_study_lacks_has_a_row_of_the_others() -> None:
+    first, *others = (by_loss(title, lora=(0.5,) * 3, foura=(0.4,) * 3) for title in ("one", "two", "three"))
+    both = [by_loss(study.title, lora=(0.5,) * 3, foura=(0.4,) * 3, dora=(0.6,) * 3) for study in others]
+    table = over_tasks([first, *both])
+    assert table[["adapter", "tasks"]].to_numpy().tolist() == [["foura", 3], ["dora", 2]]
+    assert table["mean"].tolist() == pytest.approx([10.0, -10.0])
+    assert overview_figure(table, [first, *both]) is not None
 
 
 @pytest.mark.slow

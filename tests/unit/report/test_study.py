@@ -236,6 +236,14 @@ def test_properties_of_an_update_are_means_over_the_layers_of_its_run() -> None:
     assert study.finished["layers/stable_rank"].tolist() == [3.0, 2.0]
 
 
+def test_a_study_without_a_value_of_what_judges_it_has_no_comparison() -> None:
+    """As of a store that was not told everything: accuracy and its gap cannot be compared, the loss can."""
+    told = {"test/loss": 0.5, "best/loss": 0.5}
+    (study,) = studies(runs(*((name, s, 0.001, "finished", told) for name in ("lora", "foura") for s in range(3))), [])
+    assert [len(compare.comparisons(study, measure)) for measure in study.measures] == [0, 0, 1]
+    assert compare.summary(study)["final − best val loss"].isna().all()
+
+
 def test_a_study_has_the_measures_of_its_own_runs() -> None:
     """Of two data sets in one sweep the second alone has F1, and a key."""
     first, second = (

@@ -61,6 +61,13 @@ def test_a_verdict_says_its_numbers() -> None:
     assert undecided.startswith("foura: undecided (+0.0016, interval −0.0005 to +0.0037; 5 shared seeds; about ")
 
 
+def test_a_value_that_is_not_finite_is_named_and_not_compared() -> None:
+    """As where the pretraining loss overflows in half precision."""
+    study = study_of({**row, "test": -math.inf} if row["seed"] == 1 else row for row in rows(0.1))
+    lines = verdicts.answer(comparisons(study, study.quality), study.quality, study)
+    assert lines[1:] == ["foura: undecided (5 shared seeds, of which a run's value is not finite)."]
+
+
 def test_nothing_finer_than_one_item_is_printed() -> None:
     """40 items are 0.025 each: two decimals."""
     assert said(0.0, items=40)[1].startswith("foura: undecided (0.00, interval −0.02 to +0.03")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from torch.utils.data import Subset
 
 from foura.errors import UserError
 from foura.families import build
@@ -32,7 +33,7 @@ def started(*overrides: str, at: Path | None = None) -> tuple[Any, Any]:
     model = attach(parts.backbone, cfg, steps=10)
     start_from(model, cfg)
     task = parts.task(model.eval())
-    (inputs,) = Loaders(parts.data, cfg).inputs(task, parts.data.test, 8)
+    (inputs,) = Loaders(parts.data, cfg).inputs(task, Subset(parts.data.test, range(8)))
     return task, lambda: model(inputs).detach()
 
 

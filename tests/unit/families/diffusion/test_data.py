@@ -1,5 +1,7 @@
 """Images with captions: read, cut into splits, refused in one sentence."""
 
+import shutil
+
 import pytest
 import torch
 from PIL import Image
@@ -28,6 +30,20 @@ def test_validation_stays_while_the_limit_draws_by_seed(folder) -> None:
     assert one.captions["validation"] == two.captions["validation"]
     assert one.captions["train"] != two.captions["train"]
     assert one.fingerprint == again.fingerprint != two.fingerprint
+
+
+def test_held_out_images_that_the_data_brings_are_drawn_by_the_split_seed(folder, tmp_path) -> None:
+    """Of twelve in the order of a folder, which could be one of subjects, four count."""
+    for name in ("validation", "test"):
+        shutil.copytree(folder, tmp_path / "split" / name)
+    shutil.copytree(folder, tmp_path / "split" / "train")
+    cfg = config(path=str(tmp_path / "split"), eval_limit=4)
+    one, two = (prepared(cfg, seed=seed) for seed in (0, 1))
+    shades = [int(text.split()[1]) for text in one.captions["test"]]
+    assert len(shades) == 4 and shades == sorted(set(shades)) != [0, 1, 2, 3]
+    assert one.captions["test"] == two.captions["test"]
+    other = prepared(config(path=str(tmp_path / "split"), eval_limit=4, split_seed=1))
+    assert other.captions["test"] != one.captions["test"]
 
 
 def test_one_prompt_for_all_and_five_images_are_enough(folder) -> None:

@@ -141,10 +141,20 @@ def test_the_held_out_items_that_are_kept_follow_the_split_seed_alone(tokenizer)
         sizes = {"limit": 30, "eval_limit": 8, "train_eval_limit": 5}
         cfg = config(path="x", val_fraction=0.2, test_fraction=0.2, split_seed=split_seed, **sizes)
         data = prepare_labelled(LabelledSource({"train": items}, list("abcd")), cfg, seed, tokenizer, 256)
-        assert data.train_eval == data.train[:5] and len(data.validation) == len(data.test) == 8
-        return data.validation, data.test
+        assert len(data.train_eval) == 5 and len(data.validation) == len(data.test) == 8
+        places = [data.train.index(item) for item in data.train_eval]
+        return data.validation, data.test, places
 
     assert cut(0, 0) == cut(1, 0) != cut(0, 1)
+
+
+def test_the_fixed_part_of_texts_sorted_by_class_is_of_all_classes(tokenizer) -> None:
+    cfg = config(path="x", train_eval_limit=100)
+    names = ("train", "validation", "test")
+    parts = {name: Labelled([f"{name} {i}" for i in range(200)], None, np.arange(200) // 100) for name in names}
+    data = prepare_labelled(LabelledSource(parts, ["a", "b"]), cfg, 0, tokenizer, 256)
+    assert len(data.train) == 200 and 40 <= sum(label for _, label in data.train_eval) <= 60
+    assert data.observed == data.train_eval and all(item in data.train for item in data.train_eval)
 
 
 def test_items_of_a_group_stay_together(tokenizer) -> None:

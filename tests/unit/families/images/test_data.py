@@ -65,6 +65,17 @@ def test_splits_that_the_data_brings_are_kept() -> None:
     assert data.sizes == {"train": 80, "validation": 20, "test": 12}
 
 
+def test_the_fixed_part_of_images_sorted_by_class_is_of_all_classes() -> None:
+    """As in folders with train, validation and test in them: 100 of 200 images, whatever the run's seed."""
+    items = numbered(200).splits["train"]
+    sorted_ = Labelled(items.images, np.arange(200) // 50, items.names)
+    source = Source({"train": sorted_, "validation": sorted_, "test": sorted_}, list("abcd"))
+    one, two = (cut(source, seed=seed, train_eval_limit=100, duplicates="keep") for seed in (0, 1))
+    counts = torch.bincount(torch.tensor([label for _, label in one.train_eval])).tolist()
+    assert sum(counts) == 100 and min(counts) >= 18
+    assert numbers(one.train_eval) == numbers(two.train_eval) < numbers(one.train)
+
+
 def test_the_bundled_digits_are_real_and_cut_as_documented() -> None:
     data = cut(open_source(dataset_config()), limit=200, val_fraction=0.3, test_fraction=0.4)
     assert data.sizes == {"train": 200, "validation": 539, "test": 719}
