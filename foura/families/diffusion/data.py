@@ -17,7 +17,7 @@ from foura.data.images import SMALLEST, background_colour, open_image
 from foura.data.lengths import fitting_items
 from foura.data.records import readable
 from foura.data.run_data import RunData
-from foura.data.splits import cut_at_random, draw_at_random, missing_shares, some_of
+from foura.data.splits import cut_at_random, draw_at_random, missing_shares
 from foura.errors import UserError
 from foura.families.diffusion.sources import Captioned
 
@@ -85,10 +85,11 @@ def _cut(found: dict[str, Captioned], cfg: DictConfig, seed: int) -> dict[str, C
     parts = cut_at_random(len(train), counts, cfg.split_seed)
     splits = _without_copies({**found, **{name: train.subset(part) for name, part in parts.items()}}, cfg)
     splits["train"] = splits["train"].subset(draw_at_random(len(splits["train"]), cfg.limit, seed))
-    for name in ("validation", "test"):  # those that were cut are in random order
-        total = len(splits[name])
-        kept = some_of(total, cfg.eval_limit, cfg.split_seed) if name in found else range(min(total, cfg.eval_limit))
-        splits[name] = splits[name].subset(kept)
+    for name in ("validation", "test"):
+        part = splits[name]
+        if name in found:  # those that were cut are in random order
+            part = part.subset(draw_at_random(len(part), None, cfg.split_seed))
+        splits[name] = part.subset(range(min(len(part), cfg.eval_limit)))
     return splits
 
 

@@ -40,7 +40,7 @@ def test_held_out_images_that_the_data_brings_are_drawn_by_the_split_seed(folder
     cfg = config(path=str(tmp_path / "split"), eval_limit=4)
     one, two = (prepared(cfg, seed=seed) for seed in (0, 1))
     shades = [int(text.split()[1]) for text in one.captions["test"]]
-    assert len(shades) == 4 and shades == sorted(set(shades)) != [0, 1, 2, 3]
+    assert len(set(shades)) == len(shades) == 4 and set(shades) != {0, 1, 2, 3}
     assert one.captions["test"] == two.captions["test"]
     other = prepared(config(path=str(tmp_path / "split"), eval_limit=4, split_seed=1))
     assert other.captions["test"] != one.captions["test"]
