@@ -21,6 +21,8 @@ VERDICTS = ("better", "worse", "equivalent", "undecided")
 
 def answer(table: pd.DataFrame, measure: Measure, study: Study) -> list[str]:
     """The comparisons of one measure as sentences, their total first."""
+    if table.empty and not (study.finished["adapter"] == study.baseline).any():
+        return [f"{measure.label}: {study.baseline}, with which the others are compared, has no finished run."]
     if table.empty:
         return [
             f"{measure.label}: there is nothing to compare with {study.baseline} yet: one adapter, or no condition that "

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from foura.analysis.items import interval as over_items
-from foura.report import compare
+from foura.report import compare, verdicts
 from foura.report.study import studies, with_layers
 
 
@@ -242,6 +242,13 @@ def test_a_study_without_a_value_of_what_judges_it_has_no_comparison() -> None:
     (study,) = studies(runs(*((name, s, 0.001, "finished", told) for name in ("lora", "foura") for s in range(3))), [])
     assert [len(compare.comparisons(study, measure)) for measure in study.measures] == [0, 0, 1]
     assert compare.summary(study)["final − best val loss"].isna().all()
+
+
+def test_a_baseline_that_never_finished_is_said() -> None:
+    lost = [("lora", s, 0.001, "diverged", {}) for s in range(3)]
+    (study,) = studies(runs(*lost, *(("foura", s, 0.001, "finished", result(0.5, 0.5)) for s in range(3))), [])
+    said = verdicts.answer(compare.comparisons(study, study.quality), study.quality, study)
+    assert said == ["test accuracy: lora, with which the others are compared, has no finished run."]
 
 
 def test_a_study_has_the_measures_of_its_own_runs() -> None:
