@@ -211,7 +211,7 @@ class DatasetConfig:
     batch_size: int = _number(32, at_least=1)  # of all processes together
     eval_batch_size: int = _number(256, at_least=1)  # likewise
     train_eval_limit: int = _number(1000, at_least=1)  # the fixed part of train that is evaluated like validation
-    eval_limit: int = _number(1_000_000, at_least=1)  # items of validation, and of test, at most (text and captions)
+    eval_limit: int = _number(1_000_000, at_least=1)  # items of validation, and of test, at most
     num_workers: int = _number(0, at_least=0)
 
 

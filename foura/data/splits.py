@@ -296,14 +296,17 @@ def cut_by_class(labels: np.ndarray, share: float, seed: int, name: str) -> tupl
     return _by_class(labels, seed, f"cut a {name} split from", {"test_size": share})
 
 
-def draw_by_class(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
+def draw_by_class(labels: np.ndarray, limit: int, seed: int, key: str = "dataset.limit") -> np.ndarray:
     """Indices of exactly `limit` items, fewer than there are, with the shares that the classes have.
+
+    Args:
+        key: of the config, which says the limit.
 
     Raises:
         UserError: a class with too few items.
     """
     sizes = {"train_size": limit, "test_size": len(labels) - limit}
-    return _by_class(labels, seed, "draw dataset.limit items from", sizes)[0]
+    return _by_class(labels, seed, f"draw {key} items from", sizes)[0]
 
 
 def _by_class(labels: np.ndarray, seed: int, what: str, sizes: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

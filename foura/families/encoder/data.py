@@ -58,7 +58,7 @@ def prepare_labelled(
         splits = _fitting(splits, encode, cfg)
     splits["train"] = _draw(splits["train"], cfg.limit, seed, source.classes)
     for name in ("validation", "test"):
-        splits[name] = _draw(splits[name], cfg.eval_limit, cfg.split_seed, source.classes)
+        splits[name] = _draw(splits[name], cfg.eval_limit, cfg.split_seed, source.classes, "dataset.eval_limit")
     clean = splits["train"].labels
     if cfg.label_noise:
         if source.classes is None:
@@ -114,13 +114,15 @@ def _cut_by_group(groups: list[str], shares: dict[str, float], seed: int) -> dic
     return {split: [n for n, group in enumerate(groups) if side[group] == split] for split in parts}
 
 
-def _draw(items: Labelled, limit: int | None, seed: int, classes: list[str] | None) -> Labelled:
-    """At most `limit` of the items, by class for classification."""
+def _draw(
+    items: Labelled, limit: int | None, seed: int, classes: list[str] | None, key: str = "dataset.limit"
+) -> Labelled:
+    """At most `limit` of the items, by class for classification. key: of the config, which says the limit."""
     if limit is None or limit >= len(items):
         return items
     by_class = classes is not None
     return items.subset(
-        draw_by_class(items.labels, limit, seed) if by_class else draw_at_random(len(items), limit, seed)
+        draw_by_class(items.labels, limit, seed, key) if by_class else draw_at_random(len(items), limit, seed)
     )
 
 

@@ -84,7 +84,7 @@ FAMILY = Family(
     bundled=("digits",),
     formats={"classes": ("acc", "loss")},
     uses={
-        "": ("dataset.classes",),
+        "": ("dataset.classes", "dataset.eval_limit"),
         "own backbone": ("backbone.img_size",),
         "own data": ("dataset.path", "dataset.splits", "dataset.background", "dataset.unreadable"),
         "dataset=hf": ("dataset.config", "dataset.columns.image", "dataset.columns.label"),

@@ -59,6 +59,10 @@ def prepare(
     train = splits["train"]
     if cfg.limit is not None and cfg.limit < len(train):
         train = train.subset(draw_by_class(train.labels, cfg.limit, seed))
+    for name in ("validation", "test"):
+        if cfg.eval_limit < len(held_out := splits[name]):
+            drawn = draw_by_class(held_out.labels, cfg.eval_limit, cfg.split_seed, "dataset.eval_limit")
+            splits[name] = held_out.subset(drawn)
     labels = wrong_labels(train.labels, cfg.label_noise, len(source.classes), seed) if cfg.label_noise else train.labels
     noisy = np.flatnonzero(labels != train.labels).tolist()
     splits["train"] = Labelled(train.images, labels, train.names)

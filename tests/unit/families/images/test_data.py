@@ -76,6 +76,19 @@ def test_the_fixed_part_of_images_sorted_by_class_is_of_all_classes() -> None:
     assert numbers(one.train_eval) == numbers(two.train_eval) < numbers(one.train)
 
 
+def test_the_held_out_images_that_count_are_drawn_by_class_and_split_seed() -> None:
+    one, two = (cut(numbered(200), seed=seed, eval_limit=8) for seed in (0, 1))
+    assert one.sizes == {"train": 120, "validation": 8, "test": 8}
+    assert torch.bincount(one.test.tensors[1]).tolist() == torch.bincount(one.validation.tensors[1]).tolist() == [2] * 4
+    whole, other = cut(numbered(200)), cut(numbered(200), split_seed=1, eval_limit=8)
+    for name in ("validation", "test"):
+        kept = numbers(getattr(one, name))
+        assert kept == numbers(getattr(two, name)) < numbers(getattr(whole, name))
+        assert kept != numbers(getattr(other, name))
+    with pytest.raises(UserError, match=r"cannot draw dataset\.eval_limit items from 40 items by class"):
+        cut(numbered(200), eval_limit=3)
+
+
 def test_the_bundled_digits_are_real_and_cut_as_documented() -> None:
     data = cut(open_source(dataset_config()), limit=200, val_fraction=0.3, test_fraction=0.4)
     assert data.sizes == {"train": 200, "validation": 539, "test": 719}
