@@ -163,7 +163,7 @@ MUTANTS = (
     Mutant("foura/report/collect.py", "{point.step + 1: point.value", "{point.step: point.value", "tests/unit/report/test_page.py"),
     Mutant("foura/report/overview.py", "1.0 if measure.more_is_better else -1.0", "1.0", OVERVIEW),
     Mutant("foura/report/overview.py", "tests=len(shared))", "tests=1)", OVERVIEW),
-    Mutant("foura/report/overview.py", "study.baseline]].dropna()", "study.baseline]].fillna(0.0)", OVERVIEW),
+    Mutant("foura/report/overview.py", "replace([np.inf, -np.inf], np.nan).dropna()", "fillna(0.0)", OVERVIEW),
     Mutant("foura/report/overview.py", "np.abs(base).mean()", "np.abs(own).mean()", OVERVIEW),
     # training: what the optimizer is given, in which order, and what counts
     Mutant("foura/families/task.py", "weight_decay=cfg.weight_decay", "weight_decay=0.0", TRAINING),

@@ -88,12 +88,12 @@ def _unit_known(study: Study) -> bool:
 
 
 def _task(study: Study, part: pd.DataFrame, adapter: str) -> Task | None:
-    """The pairs of an adapter and the baseline in one condition, larger is better; None for fewer than three."""
+    """The finite pairs of an adapter and the baseline in one condition, larger is better; None for fewer than three."""
     measure = study.quality
     wide = part.pivot_table(index="seed", columns="adapter", values=measure.column)
     if not {adapter, study.baseline} <= set(wide.columns):
         return None
-    wide = wide[[adapter, study.baseline]].dropna()
+    wide = wide[[adapter, study.baseline]].replace([np.inf, -np.inf], np.nan).dropna()
     if len(wide) < LEAST:
         return None
     sign = 1.0 if measure.more_is_better else -1.0
