@@ -191,7 +191,7 @@ MUTANTS = (
     Mutant("foura/families/encoder/data.py", 'train_eval=[items["train"]', 'train_eval=[items["validation"]', "tests/unit/families/encoder"),
     Mutant("foura/families/encoder/data.py", "cfg.train_eval_limit, cfg.split_seed)", "cfg.train_eval_limit, seed)", "tests/unit/families/encoder"),
     Mutant("foura/families/images/data.py", "some_of(len(train), cfg.train_eval_limit, cfg.split_seed)", "range(min(len(train), cfg.train_eval_limit))", "tests/unit/families/images"),
-    Mutant("foura/families/diffusion/data.py", "if name in found:", "if False:", DIFFUSION),
+    Mutant("foura/families/diffusion/data.py", "if name in found and cfg.path is not None:", "if False:", DIFFUSION),
     Mutant("foura/families/language/task.py", "(completed == truth).all(1)", "(completed == truth)", "tests/unit/families/language"),
     Mutant("foura/families/language/data.py", 'items["train"][: cfg', 'items["validation"][: cfg', "tests/unit/families/language"),
     Mutant("foura/families/language/data.py", "counts, cfg.split_seed)", "counts, 1)", "tests/unit/families/language"),

@@ -27,7 +27,7 @@ class Comparison:
 
     Attributes:
         seeds: number of pairs.
-        difference: mean of candidate minus baseline; not finite where a run's value is not (a perplexity that overflows),
+        difference: mean of candidate minus baseline; not finite where a run's value is not (a loss that overflows),
             of which no interval is made.
         low, high: interval of the difference at the level of the table; nan if there is none.
         inner_low, inner_high: interval of twice that level, which a constant margin is compared with.

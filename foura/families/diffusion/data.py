@@ -87,7 +87,7 @@ def _cut(found: dict[str, Captioned], cfg: DictConfig, seed: int) -> dict[str, C
     splits["train"] = splits["train"].subset(draw_at_random(len(splits["train"]), cfg.limit, seed))
     for name in ("validation", "test"):
         part = splits[name]
-        if name in found:  # those that were cut are in random order
+        if name in found and cfg.path is not None:  # what was cut is in random order, and bundled letters take turns
             part = part.subset(draw_at_random(len(part), None, cfg.split_seed))
         splits[name] = part.subset(range(min(len(part), cfg.eval_limit)))
     return splits
