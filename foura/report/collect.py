@@ -16,7 +16,7 @@ from foura.escape import printable, redact
 from foura.report.study import TESTED
 from foura.schema import Config, defaults_since
 from foura.tracking.artifacts import Artifacts
-from foura.tracking.store import NOTE, TAG, artifacts_of, open_store
+from foura.tracking.store import NOTE, artifacts_of, note, open_store
 from foura.tracking.ui import base_address, set_view
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ class Sweep:
     def describe(self, lines: Sequence[str]) -> None:
         """Make the verdicts and the commands the description of the parent run, and give the sweep a view in the UI."""
         set_view(self.client, self.experiment_id, self.name)
-        told = [f"- {line.strip()}" for line in lines] + [f"\n`{command}`" for command in self.commands]
-        self.client.set_tag(self.parent_id, NOTE, "\n".join(told)[:TAG])
+        self.client.set_tag(self.parent_id, NOTE, note(self.commands, lines))
 
     def look(self) -> list[Look]:
         """Record this report on the parent run, unless no run has finished since the last one; returns all looks."""

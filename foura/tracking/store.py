@@ -169,6 +169,12 @@ def _with_command(known: str, command: str) -> str:
     return "\n".join(lines)
 
 
+def note(commands: Sequence[str], verdicts: Sequence[str] = ()) -> str:
+    """The description of a sweep's parent run, in Markdown: its verdicts as a list, and each command as code."""
+    listed = "\n".join(f"- {line.strip()}" for line in verdicts)
+    return "\n\n".join(filter(None, [listed, *(f"`{command}`" for command in commands)]))[:TAG]
+
+
 def close_parent(outputs: Path, sweep: str) -> None:
     """Let the parent run end now: its duration is that of the sweep."""
     client, experiment_id = open_store(outputs)
@@ -197,7 +203,7 @@ def _write_parent(
         for name in ("command", "tune", "margins"):
             client.set_tag(run_id, name, told.get(name, ""))
         if told.get("command"):
-            client.set_tag(run_id, NOTE, f"`{told['command']}`")
+            client.set_tag(run_id, NOTE, note(told["command"].splitlines()))
         write_json(path, {**told, "sweep": sweep, "parent_run_id": run_id})
     return run_id
 

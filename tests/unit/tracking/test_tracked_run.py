@@ -78,6 +78,16 @@ def test_a_run_of_a_sweep_replaces_those_of_before(outputs) -> None:
     assert store_.get_run(parent).data.tags["tune"] == "adapter.lr"
 
 
+def test_a_sweep_keeps_the_commands_of_its_parts_once_each_the_last_one_last(outputs) -> None:
+    for command in ("train -m a", "train -m b", "train -m a", "", "x" * 5000):
+        parent = parent_run(outputs, "parts", command=command)
+        tags = client(outputs).get_run(parent).data.tags
+        if command == "":
+            assert tags["command"] == "train -m b\ntrain -m a"
+            assert tags["mlflow.note.content"] == "`train -m b`\n\n`train -m a`"
+    assert tags["command"] == "x" * 5000  # as much as a tag holds
+
+
 def test_a_run_that_was_created_but_not_written_down_is_found(outputs) -> None:
     run = started(outputs, "created")
     lines = (run.folder / "tracking.jsonl").read_text().splitlines()

@@ -94,7 +94,9 @@ def test_the_parent_run_is_described_by_its_verdicts_and_command(tmp_path) -> No
     client, experiment = open_store(tmp_path)
     (parent,) = client.search_runs([experiment], filter_string="tags.role = 'sweep'")
     told, verdicts = parent.data.tags["mlflow.note.content"], (page.parent / "verdicts.txt").read_text()
-    assert "- test accuracy: of 2 comparisons with lora: 2 better." in told and "`python train.py -m sweep=s" in told
+    assert (
+        "- test accuracy: of 2 comparisons with lora: 2 better." in told and "\n\n`python train.py -m sweep=s" in told
+    )
     assert verdicts.startswith("test accuracy: of 2 comparisons with lora: 2 better.\n  foura at rank 4: better")
     assert parent.data.tags["mlflow.user"] and parent.data.tags["mlflow.source.name"] == "train.py"
 
