@@ -169,6 +169,8 @@ def _differences(candidate: Mapping[int, float], baseline: Mapping[int, float], 
     own, base = (np.array([values[seed] for seed in seeds], dtype=float) for values in (candidate, baseline))
     with np.errstate(invalid="ignore"):  # of two infinities
         differences = own - base
+    if not np.isfinite(differences).all():
+        return differences
     rounding = ROUNDING * float(np.abs(base).max(initial=0.0))
     if len(seeds) and np.ptp(differences) <= rounding:
         differences = np.full(len(seeds), differences[0])

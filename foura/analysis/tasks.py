@@ -12,18 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from foura.analysis.statistics import LEVEL
+from foura.analysis.statistics import LEVEL, ROUNDING
 
 RESAMPLES = 5000
 
 
 @dataclass(frozen=True)
 class Task:
-    """The paired runs of one task: values of candidate and baseline (seeds,), larger is better; `unit` is the margin."""
+    """The paired runs of one task.
+
+    Attributes:
+        candidate, baseline: values (seeds,), larger is better. unit: the margin.
+        item: the step of the values, 1 / items for shares of counted items; nan if their number is unknown.
+    """
 
     candidate: np.ndarray
     baseline: np.ndarray
     unit: float
+    item: float = 0.0
 
     @property
     def differences(self) -> np.ndarray:
@@ -37,7 +43,8 @@ class Overall:
 
     Attributes:
         tasks, pairs: how many. mean: interquartile mean of the differences, in margins.
-        low, high: its interval; inner_low, inner_high: that of twice the level, for equivalence within ± 1.
+        low, high: its interval; inner_low, inner_high: that of twice the level, for equivalence within ± 1. None is narrower
+            than ± one item, the mean over the tasks; nan where differences without spread count an unknown number of items.
         improvement: probability that a run of the candidate beats one of the baseline on the same task.
         improvement_low, improvement_high: its interval.
         verdict: as of a single comparison, with the margin 1.
@@ -70,8 +77,9 @@ def overall(tasks: Sequence[Task], tests: int = 1, resamples: int = RESAMPLES) -
     widened = [_widened(task.differences)[rows] for task, rows in zip(tasks, drawn, strict=True)]
     means = _interquartile(np.concatenate(widened, axis=1))
     wins = np.mean([_resampled_wins(task, rows) for task, rows in zip(tasks, drawn, strict=True)], axis=0)
-    low, high = _bounds(means, level, pairs - len(tasks))
-    inner_low, inner_high = _bounds(means, 2 * level, pairs - len(tasks))
+    item = _item(tasks)
+    low, high = _bounds(means, level, pairs - len(tasks), item)
+    inner_low, inner_high = _bounds(means, 2 * level, pairs - len(tasks), item)
     verdict = "undecided"
     if low > 0 or high < 0:
         verdict = "better" if low > 0 else "worse"
@@ -92,12 +100,24 @@ def overall(tasks: Sequence[Task], tests: int = 1, resamples: int = RESAMPLES) -
     )
 
 
-def _bounds(means: np.ndarray, level: float, degrees: int) -> tuple[float, float]:
-    """Quantiles of the resampled means, moved apart by the ratio of t's quantile to the normal's, as for any mean of few."""
+def _item(tasks: Sequence[Task]) -> float:
+    """One item in margins, the mean over tasks; of an unknown number of items 0, or nan where that hides all spread."""
+    steps = [task.item / task.unit for task in tasks]
+    hidden = any(math.isnan(step) and np.ptp(task.differences) == 0 for step, task in zip(steps, tasks, strict=True))
+    return math.nan if hidden else float(np.nan_to_num(steps).mean())
+
+
+def _bounds(means: np.ndarray, level: float, degrees: int, item: float) -> tuple[float, float]:
+    """Quantiles of the resampled means, moved apart by the ratio of t's quantile to the normal's, as for any mean of few.
+
+    At least one item from the middle, as equal counts do not show equal chances.
+    """
     middle = means.mean()
     ratio = stats.t.ppf(1 - level / 2, degrees) / stats.norm.ppf(1 - level / 2)
     low, high = np.quantile(means, [level / 2, 1 - level / 2])
-    return float(middle - (middle - low) * ratio), float(middle + (high - middle) * ratio)
+    least = item * (1 + ROUNDING)
+    below, above = np.maximum([(middle - low) * ratio, (high - middle) * ratio], least)
+    return float(middle - below), float(middle + above)
 
 
 def _interquartile(values: np.ndarray) -> np.ndarray:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +66,8 @@ class Sweep:
         tune: the keys whose best value is chosen on validation data.
         commands: those that started the sweep, each once, the last one last; none if unknown.
         margins: {key of the config's `margins`: value} as declared with the sweep.
-        looks: earlier reports that saw other numbers of finished runs.
+        declared: the margins after each command that changed them. looks: earlier reports that saw other numbers of finished
+            runs.
         ui: the address of MLflow's UI.
     """
 
@@ -80,11 +83,12 @@ class Sweep:
     margins: dict[str, float]
     looks: list[Look]
     ui: str
+    declared: list[dict[str, float]] = field(default_factory=list)
 
     def history(self, run_id: str, metric: str) -> pd.Series:
         """The values of a metric by epoch (from 1)."""
         points = self.client.get_metric_history(run_id, metric)
-        return pd.Series({point.step + 1: point.value for point in points}, dtype=float).sort_index()
+        return pd.Series({point.step + 1: _measured(point.value) for point in points}, dtype=float).sort_index()
 
     def artifact(self, run_id: str, name: str, into: Path) -> Path | None:
         """Download an artifact of a run; None if the run has none of that name."""
@@ -149,6 +153,7 @@ def load_sweep(outputs: Path, name: str) -> Sweep:
         margins=_margins(tags.get("margins") or "{}", named[0].info.run_id),
         looks=_looks(tags.get("looks") or "[]", named[0].info.run_id),
         ui=base_address(outputs),
+        declared=[_margins(line, named[0].info.run_id) for line in tags.get("declared", "").splitlines()],
     )
 
 
@@ -179,13 +184,18 @@ def _row(run: Run) -> dict[str, Any]:
     # a run of before a key was added had what is now its default
     row |= {f"param:{key}": str(value) for key, value in defaults_since(Config).items()}
     row |= {f"param:{key}": _shown(value) for key, value in run.data.params.items()}
-    row |= run.data.metrics
+    row |= {key: _measured(value) for key, value in run.data.metrics.items()}
     for number in ("rank", "seed", *(key for key in ITEMS if key in row)):
         try:
             row[number] = int(row.get(number, 0))
         except ValueError:
             raise _wrong(run.info.run_id, number, str(row[number])) from None
     return row
+
+
+def _measured(value: float) -> float:
+    """A metric as the run measured it: MLflow's databases hold the largest float in place of an infinity."""
+    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
 
 
 def _wrong(run_id: str, tag: str, value: str) -> UserError:

@@ -1,6 +1,7 @@
 """From a study's runs to its numbers, each for one adapter in one condition: means, comparisons, slopes."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import pandas as pd
 from foura.analysis.items import interval as interval_over_items
 from foura.analysis.statistics import LEAST, LEVEL, compare, mean_interval, slope
 from foura.metrics import COST, UPDATE, shown
-from foura.report.study import Measure, Study, by_condition
+from foura.report.study import NO_CONDITION, Measure, Study, by_condition, follows_seed, in_cell
 
+OTHER_DATA = "other_data"  # column of the seeds whose pairs had different data, in tables that have such
+OF_ADAPTERS = ("adapter.", "optimizer.lr", "optimizer.gate_lr")  # what the keys of an adapter set begins with these
 STATES = ("diverged", "failed", "interrupted", "running")
 
 
@@ -39,30 +42,76 @@ def summary(study: Study) -> pd.DataFrame:
 def comparisons(study: Study, measure: Measure, items: pd.DataFrame | None = None) -> pd.DataFrame:
     """Every other adapter against the baseline, condition by condition, on the seeds that both have.
 
-    All rows are of one family of tests (see foura.analysis.statistics). "unpaired" has the seeds that only one of both has;
-    "items_low" and "items_high" are the interval over seeds and test items, nan where it is not known.
+    All rows are of one family of tests (see foura.analysis.statistics). "unpaired" has the seeds that only one of both has,
+    "other_data" those whose data differ, if there are any; "items_low" and "items_high" are the interval over seeds and test
+    items, nan where it is not known.
 
     Args:
         items: test_items.csv of the runs, with a column run_id.
     """
-    pairs = []
+    found = []
     for condition, part in by_condition(study.finished, study.conditions):
-        by_adapter = {name: rows.dropna(subset=[measure.column]) for name, rows in part.groupby("adapter")}
-        base = by_adapter.get(study.baseline)
         for adapter in study.adapters:
-            own = by_adapter.get(adapter)
-            measured = base is not None and own is not None and len(base) and len(own)  # a measure may not exist here
-            if adapter != study.baseline and measured:
-                pairs.append(({"adapter": adapter, **condition}, own, base))
+            own, base, other = paired(study, measure.column, condition, part[part["adapter"] == adapter])
+            if (
+                adapter != study.baseline and len(own) + len(other) and len(base) + len(other)
+            ):  # it may not be measured here
+                found.append(({"adapter": adapter, **condition}, own, base, other))
     rows = []
-    for case, own, base in pairs:
+    for case, own, base, other in found:
         values, others = _by_seed(own, measure.column), _by_seed(base, measure.column)
         item = measure.item(pd.concat([own, base]))
-        found = compare(values, others, measure.more_is_better, len(pairs), _margin(measure, base), item)
-        unpaired = ", ".join(str(seed) for seed in sorted(set(values) ^ set(others)))
-        low, high = _over_items(study, measure, own, base, items, len(pairs))
-        rows.append({**case, **vars(found), "unpaired": unpaired, "item": item, "items_low": low, "items_high": high})
+        result = compare(values, others, measure.more_is_better, len(found), _margin(measure, base), item)
+        unpaired = _listed(set(values) ^ set(others))
+        low, high = _over_items(study, measure, own, base, items, len(found))
+        row = {**case, **vars(result), "unpaired": unpaired, "item": item, "items_low": low, "items_high": high}
+        rows.append(row | ({OTHER_DATA: _listed(other)} if any(seeds for *_, seeds in found) else {}))
     return pd.DataFrame(rows)
+
+
+def paired(
+    study: Study, column: str, condition: Mapping[str, Any], own: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, list[int]]:
+    """(runs of an adapter in a condition, those of the baseline, seeds at which the two had different data).
+
+    Only runs that have the column; without those of the seeds with different data, which are no pairs.
+    """
+    own, base = (runs.dropna(subset=[column]) for runs in (own, study.baseline_in(condition)))
+    if "data_fingerprint" not in study.finished:
+        return own, base, []
+    data, others = (_by_seed(runs, "data_fingerprint") for runs in (own, base))
+    known = {seed for seed in set(data) & set(others) if isinstance(data[seed], str) and isinstance(others[seed], str)}
+    differ = sorted(seed for seed in known if data[seed] and others[seed] and data[seed] != others[seed])
+    return own[~own["seed"].isin(differ)], base[~base["seed"].isin(differ)], differ
+
+
+def left_out(study: Study) -> list[str]:
+    """What of the study has no verdict, and what else differs between its adapters, a sentence each."""
+    lines = []
+    if len(study.baseline_in({})):
+        keys = ["adapter", *study.conditions]
+        cells = study.finished[study.finished["adapter"] != study.baseline].drop_duplicates(keys).to_dict("records")
+        alone = [in_cell(row, study) for row in cells if study.baseline_in({key: row[key] for key in keys[1:]}).empty]
+        if alone:
+            lines.append(f"Not compared, as {study.baseline} has no finished run there: {'; '.join(alone)}.")
+    for key in different(study):
+        values = study.finished.groupby("adapter", sort=False)[f"param:{key}"].first()
+        told = ", ".join(f"{values[adapter]} ({adapter})" for adapter in study.adapters if adapter in values)
+        lines.append(f"The adapters differ in {key}, too: {told}.")
+    return lines
+
+
+def different(study: Study) -> list[str]:
+    """The keys, not of the adapter itself, in which all runs of one adapter differ from all runs of another."""
+    runs, found = study.finished, []
+    for column in runs:
+        key = str(column).removeprefix("param:")
+        own = key.startswith(OF_ADAPTERS) or key in (*NO_CONDITION, *study.conditions, *study.tuned)
+        if str(column).startswith("param:") and not own and not follows_seed(runs, key):
+            values = runs.groupby("adapter")[column].agg(["nunique", "first"])
+            if (values["nunique"] == 1).all() and values["first"].nunique() > 1:
+                found.append(key)
+    return found
 
 
 def slopes(study: Study, measure: Measure) -> pd.DataFrame:
@@ -110,6 +159,10 @@ def _over_items(
     if len(shared) < LEAST or len(sizes) > 1 or min(sizes) < 2 or np.isnan(found).any():
         return math.nan, math.nan
     return interval_over_items(np.stack(found[: len(shared)]) - np.stack(found[len(shared) :]), LEVEL / tests)
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(str(seed) for seed in sorted(seeds))
 
 
 def _by_seed(rows: pd.DataFrame, column: str) -> dict[int, Any]:

@@ -1,5 +1,6 @@
 """One verdict over the studies of a sweep, where it has several backbones or datasets."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from foura.analysis.tasks import Task, overall
+from foura.report.compare import paired
 from foura.report.forest import draw
 from foura.report.rounding import decimals, fixed, signed
 from foura.report.study import Study, by_condition, in_words
@@ -30,7 +32,7 @@ def over_tasks(studies: Sequence[Study]) -> pd.DataFrame:
     for study in usable:
         for condition, part in by_condition(study.finished, study.conditions):
             for adapter in study.adapters[1:]:
-                task = _task(study, part, adapter)
+                task = _task(study, condition, part[part["adapter"] == adapter])
                 if task is not None:
                     case = (adapter, *(condition[key] for key in keys))
                     found.setdefault(case, []).append((study.title, task))
@@ -48,14 +50,18 @@ def overview_lines(table: pd.DataFrame, studies: Sequence[Study]) -> list[str]:
     keys = _keys(table)
     lines = [f"Over all tasks: {total(table, studies[0].baseline)}"]
     for row in table.to_dict("records"):
-        places = min(2, decimals((row["high"] - row["low"]) / 2))
-        mean, low, high = (signed(row[key], places) for key in ("mean", "low", "high"))
-        share, least, most = (fixed(100 * row[f"improvement{end}"], 0) for end in ("", "_low", "_high"))
         name = ", ".join(filter(None, (row["adapter"], in_words(row, keys))))
-        lines.append(
-            f"{name}: {row['verdict']} ({mean} margins, interval {low} to {high}; beats {studies[0].baseline} in {share} % of "
-            f"pairs of runs, {least} to {most} %; {row['tasks']} tasks, {row['pairs']} pairs)."
-        )
+        if math.isnan(row["low"]):
+            told = "all runs of a task have the same difference, of a share of an unknown number of items"
+        else:
+            places = min(2, decimals((row["high"] - row["low"]) / 2))
+            mean, low, high = (signed(row[key], places) for key in ("mean", "low", "high"))
+            share, least, most = (fixed(100 * row[f"improvement{end}"], 0) for end in ("", "_low", "_high"))
+            told = (
+                f"{mean} margins, interval {low} to {high}; beats {studies[0].baseline} in {share} % of pairs of runs, "
+                f"{least} to {most} %"
+            )
+        lines.append(f"{name}: {row['verdict']} ({told}; {row['tasks']} tasks, {row['pairs']} pairs).")
     return lines
 
 
@@ -87,19 +93,18 @@ def _unit_known(study: Study) -> bool:
     return study.quality.margin is not None or study.quality.margin_share is not None
 
 
-def _task(study: Study, part: pd.DataFrame, adapter: str) -> Task | None:
-    """The finite pairs of an adapter and the baseline in one condition, larger is better; None for fewer than three."""
+def _task(study: Study, condition: dict[str, Any], rows: pd.DataFrame) -> Task | None:
+    """The finite pairs of an adapter's runs and the baseline's in a condition; None for fewer than three."""
     measure = study.quality
-    wide = part.pivot_table(index="seed", columns="adapter", values=measure.column)
-    if not {adapter, study.baseline} <= set(wide.columns):
-        return None
-    wide = wide[[adapter, study.baseline]].replace([np.inf, -np.inf], np.nan).dropna()
-    if len(wide) < LEAST:
+    own, base, _ = paired(study, measure.column, condition, rows)
+    own, base = (runs[np.isfinite(runs[measure.column])].set_index("seed")[measure.column] for runs in (own, base))
+    seeds = sorted(set(own.index) & set(base.index))
+    if len(seeds) < LEAST:
         return None
     sign = 1.0 if measure.more_is_better else -1.0
-    own, base = (sign * wide[name].to_numpy(float) for name in (adapter, study.baseline))
+    mine, others = (sign * values[seeds].to_numpy(float) for values in (own, base))
     unit = measure.margin
     if unit is None:
         assert measure.margin_share is not None
-        unit = measure.margin_share * float(np.abs(base).mean())
-    return Task(own, base, unit) if unit > 0 else None
+        unit = measure.margin_share * float(np.abs(others).mean())
+    return Task(mine, others, unit, measure.item(study.finished)) if unit > 0 else None

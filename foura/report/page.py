@@ -16,7 +16,7 @@ from foura.report import compare, plots, tables, updates, verdicts
 from foura.report.collect import Look, Sweep, load_sweep
 from foura.report.forest import forest
 from foura.report.overview import over_tasks, overview_figure, overview_lines, overview_note
-from foura.report.study import Measure, Study, studies, with_layers
+from foura.report.study import Measure, Study, missing, states_of, studies, with_layers
 from foura.report.style import Panel, image, on_page
 from foura.tracking.parts import place
 
@@ -61,6 +61,7 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
         Section(sweep, study, folder, prefix).made(looks) for study, prefix in zip(found, prefixes(found), strict=True)
     ]
     overview = make_overview(found, folder)
+    absent = missing(pd.concat([sweep.runs, sweep.tuning]), found)
     tables.write_csv(sweep.runs, folder / "runs.csv")
     if len(sweep.tuning):
         tables.write_csv(sweep.tuning, folder / "tuning.csv")
@@ -70,13 +71,14 @@ def report(outputs: Path, name: str, into: Path | None = None) -> Path:
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         counts=_counts(sweep),
         nothing="" if sections else verdicts.nothing(sweep),
+        absent=absent,
         overview=overview,
         studies=sections,
         method=METHOD,
         provenance=tables.provenance_table(sweep),
         runs=tables.runs_table(sweep),
     )
-    told = _verdict_lines(overview, sections) or [verdicts.nothing(sweep)]
+    told = [*_verdict_lines(overview, sections), *absent] or [verdicts.nothing(sweep)]
     write_text(folder / VERDICTS, "\n".join(told) + "\n")
     sweep.describe(told)
     path = folder / "report.html"
@@ -93,14 +95,13 @@ def _verdict_lines(overview: dict[str, Any] | None, sections: list[dict[str, Any
         lines += [section["title"]] if len(sections) > 1 else []
         for answer in section["answers"]:
             lines += [answer[0], *(f"  {line}" for line in answer[1 : TOLD + 1] if len(answer) <= TOLD + 1)]
-        lines += [f"  {line}" for line in section["tuning"]]
+        lines += [f"  {line}" for line in section["remarks"]]
     return lines
 
 
 def _counts(sweep: Sweep) -> str:
     """The number of runs, by state, and of the tuning runs before them."""
-    states = sweep.runs["state"].value_counts()
-    said = f"{len(sweep.runs)} runs: " + ", ".join(f"{count} {state}" for state, count in states.items())
+    said = f"{len(sweep.runs)} runs: {states_of(sweep.runs)}"
     return said + (f"; before them {len(sweep.tuning)} tuning runs" if len(sweep.tuning) else "")
 
 
@@ -147,9 +148,13 @@ class Section:
         return {
             "title": study.title,
             "answers": [verdicts.answer(self.compared[m.column], m, study) for m in study.answered],
-            "more": verdicts.more_seeds(quality, self.sweep),
-            "tuning": verdicts.tuned(study),
-            "notes": [verdicts.margins(study), verdicts.coverage(study, quality), verdicts.repeated_looks(looks)],
+            "more": verdicts.more_seeds(quality, self.sweep, study),
+            "remarks": [*verdicts.tuned(study), *compare.left_out(study)],
+            "notes": [
+                verdicts.margins(study),
+                verdicts.coverage(study, quality),
+                verdicts.repeated_looks(looks, self.sweep.declared),
+            ],
             "forest": self._forest(),
             "quality": self._quality(),
             "means": tables.means_table(study, self.means),

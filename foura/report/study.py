@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 
 from foura.families import FAMILIES
+from foura.methods import METHODS, OPTIONAL
 from foura.metrics import ANSWER, COMPARED, EPOCH, METRICS, UPDATE, Metric, shown
-from foura.report.tuning import never_finished, pick
+from foura.report.tuning import hopeless, pick
 
 BASELINES = ("lora", "foura_dct", "head")  # the baseline is the first of these that a study has
 PREFERRED = ("rank", "alpha", "dataset.limit", "dataset.label_noise", "adapter.lr", "dataset.epochs", "dataset.style")
@@ -55,8 +57,9 @@ class Study:
         selection: the validation measure that picked the epochs and the tuned values.
         gap: the measure of overfitting. extra: further measures on test data that the runs have.
         tuned: the chosen values, one row per adapter and condition; empty if nothing is tuned. lost: adapters and conditions
-            in which every tuning run diverged.
-        adapters: the baseline first.
+            in which no run can be chosen, as all of them diverged or failed.
+        adapters: the baseline first. unused: conditions that the baseline has no use for, so that its runs are of all their
+            values.
     """
 
     title: str
@@ -71,6 +74,15 @@ class Study:
     lost: pd.DataFrame
     baseline: str
     adapters: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    def baseline_in(self, condition: Mapping[str, Any]) -> pd.DataFrame:
+        """The finished runs of the baseline that those of a condition are compared with."""
+        rows = self.finished[self.finished["adapter"] == self.baseline]
+        for key, value in condition.items():
+            if key not in self.unused:
+                rows = rows[rows[key].isna() if pd.isna(value) else rows[key] == value]
+        return rows
 
     @property
     def measures(self) -> list[Measure]:
@@ -115,9 +127,31 @@ def studies(
             by = pd.DataFrame() if tuning is None or tuning.empty else tuning
             mine = by if by.empty else by[(by["backbone"] == backbone) & (by["dataset"] == dataset)]
             # without the metrics and keys that only runs of the other studies have
-            title, own = f"{backbone} on {dataset}", part.dropna(axis="columns", how="all").reset_index(drop=True)
+            title, own = _title(backbone, dataset), part.dropna(axis="columns", how="all").reset_index(drop=True)
             found.append(_study(title, own, mine.reset_index(drop=True), tune, margins or {}))
-    return found
+    return [study for study in found if len(study.finished)]
+
+
+def missing(every: pd.DataFrame, found: Sequence[Study]) -> list[str]:
+    """The backbones and datasets of the runs that have no study, with the states of their runs, a sentence each.
+
+    Args:
+        every: the compared runs and the tuning runs.
+    """
+    titles, lines = {study.title for study in found}, []
+    for (backbone, dataset), part in every.groupby(["backbone", "dataset"], sort=True) if found else ():
+        if (title := _title(backbone, dataset)) not in titles:
+            lines.append(f"Nothing to compare for {title}: {states_of(part)}.")
+    return lines
+
+
+def states_of(runs: pd.DataFrame) -> str:
+    """The number of runs in each state: "3 diverged, 1 failed"."""
+    return ", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items())
+
+
+def _title(backbone: str, dataset: str) -> str:
+    return f"{backbone} on {dataset}"
 
 
 def with_layers(study: Study, layers: pd.DataFrame) -> None:
@@ -144,6 +178,12 @@ def name_of(key: str) -> str:
 def in_words(condition: Mapping[str, Any], keys: Sequence[str]) -> str:
     """The values of the keys as in "rank 4, lr 0.001"; "" without keys."""
     return ", ".join(f"{name_of(key)} {_short(condition[key])}" for key in keys)
+
+
+def in_cell(row: Mapping[str, Any], study: Study) -> str:
+    """An adapter in a condition, as in "foura at rank 4, lr 0.001"."""
+    where = in_words(row, study.conditions)
+    return f"{row['adapter']}{f' at {where}' if where else ''}"
 
 
 def numeric(column: pd.Series) -> bool:
@@ -189,21 +229,44 @@ def _study(
     both = runs if tuning.empty else pd.concat([runs, tuning], ignore_index=True).drop(columns=TESTED)
     conditions, tuned_keys = _conditions(both, tune)
     for key in [*conditions, *tuned_keys]:
+        column = both.get(f"param:{key}", both.get(key))
+        assert column is not None  # it varies
+        numbers = numeric(column)  # of both tables: a value has to be the same one in either
         for table in (runs, tuning):
             column = table.get(f"param:{key}", table.get(key))
             if column is not None:
-                table[key] = pd.to_numeric(column) if numeric(column) else column
+                table[key] = pd.to_numeric(column) if numbers else column
     score = selection.column, selection.label, selection.more_is_better
-    tuned, runs = pick(runs, tuning, conditions, tuned_keys, score)
-    lost = never_finished(tuning, ["adapter", *conditions])
-    adapters = list(dict.fromkeys(runs["adapter"]))
+    # before the values are chosen, by which all runs of an adapter may go
+    adapters = list(dict.fromkeys(both["adapter"]))
     baseline = next((name for name in BASELINES if name in adapters), adapters[0])
+    lost = hopeless(runs if tuning.empty else tuning, ["adapter", *conditions]) if tuned_keys else pd.DataFrame()
+    tuned, runs = pick(runs, tuning, conditions, tuned_keys, score)
+    adapters = [name for name in adapters if name == baseline or name in set(runs["adapter"])]
     adapters.sort(key=lambda name: name != baseline)  # stable: the others stay in order
     order = runs["adapter"].map(adapters.index).sort_values(kind="stable").index
     runs = runs.loc[order].reset_index(drop=True)
     finished = runs[runs["state"] == "finished"].copy()
     conditions.sort(key=lambda key: not (numeric(finished[key]) and finished[key].nunique() > 1))
-    return Study(title, runs, finished, conditions, quality, selection, gap, extra, tuned, lost, baseline, adapters)
+    unused = _unused(runs[runs["adapter"] == baseline], conditions)
+    return Study(
+        title, runs, finished, conditions, quality, selection, gap, extra, tuned, lost, baseline, adapters, unused
+    )
+
+
+def _unused(runs: pd.DataFrame, conditions: Sequence[str]) -> list[str]:
+    """The conditions among the keys of an adapter that an adapter with these runs has no use for."""
+    if runs.empty:
+        return []
+    config = {key: runs[f"param:adapter.{key}"].iloc[0] for key in OPTIONAL if f"param:adapter.{key}" in runs}
+    method = METHODS.get(str(runs.get("param:adapter.method", pd.Series([""])).iloc[0]))
+    without = set(OPTIONAL) - set(() if method is None else method.used(OmegaConf.create(config)))
+    found = []
+    for key in conditions:
+        unknown = key.startswith("adapter.") and runs[key].isna().all()  # an option of another method of PEFT's
+        if unknown or (method is not None and key.removeprefix("adapter.") in without and runs[key].nunique() == 1):
+            found.append(key)
+    return found
 
 
 def _on_test(metric: Metric, margins: Mapping[str, float]) -> Measure:
@@ -235,11 +298,19 @@ def _measure(
 
 
 def follows_seed(runs: pd.DataFrame, key: str) -> bool:
-    """True if a key has the run's seed as its value in every run, of several seeds: it is no condition of its own."""
+    """True if a key has the run's seed as its value in every run, of several seeds: it is no condition of its own.
+
+    A key of an adapter may have one value in all runs of others, which do not use it.
+    """
     column = f"param:{key}"
     if column not in runs or runs["seed"].nunique() < 2:
         return False
-    return bool((runs[column].astype(str) == runs["seed"].astype(str)).all())
+    follows = runs[column].astype(str) == runs["seed"].astype(str)
+    if not key.startswith("adapter.") or follows.all():
+        return bool(follows.all())
+    by = runs["adapter"]
+    constant = runs.groupby(by)[column].transform("nunique", dropna=False) == 1
+    return bool((constant | follows.groupby(by).transform("all")).all() and not constant.all())
 
 
 def _conditions(runs: pd.DataFrame, tune: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -255,10 +326,21 @@ def _conditions(runs: pd.DataFrame, tune: Sequence[str]) -> tuple[list[str], lis
     varying.sort(key=lambda key: (known.index(key) if key in known else len(known), key))
     kept: list[str] = []
     for key in varying:
-        follows = any(
-            runs.groupby(["adapter", f"param:{other}"], dropna=False)[f"param:{key}"].nunique(dropna=False).max() == 1
-            for other in kept
-        )
-        if not follows:
+        if not any(_follows(runs, key, other, other in tune) for other in kept):
             kept.append(key)
     return [key for key in kept if key not in tune], [key for key in kept if key in tune]
+
+
+def _follows(runs: pd.DataFrame, key: str, other: str, tuned: bool) -> bool:
+    """True if the value of `other` says that of `key`.
+
+    Where `other` is tuned, a value is chosen among all of its own, so that a condition must not vanish in it: ranks that
+    were tuned in parts of a sweep, each over rates of its own, are told apart by the rates. What is computed from a tuned key
+    has one value for each of its.
+    """
+
+    def says(one: str, another: str) -> bool:
+        groups = runs.groupby(["adapter", f"param:{one}"], dropna=False)
+        return bool(groups[f"param:{another}"].nunique(dropna=False).max() == 1)
+
+    return says(other, key) and not (tuned and (key in PREFERRED or not says(key, other)))

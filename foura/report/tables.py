@@ -10,7 +10,7 @@ from foura.atomic import write_text
 from foura.escape import cell
 from foura.metrics import COST, UPDATE, shown
 from foura.report.collect import Sweep
-from foura.report.compare import STATES
+from foura.report.compare import OTHER_DATA, STATES
 from foura.report.rounding import decimals, fixed, plain, signed, with_spread
 from foura.report.study import Measure, Study, name_of
 from foura.report.verdicts import places_of
@@ -86,7 +86,7 @@ def differences_table(study: Study, measure: Measure, table: pd.DataFrame) -> Sh
                 _p(row["p_adjusted"]),
                 fixed(row["detectable"], places),
                 fixed(row["margin"], max(places, decimals(row["margin"]) if row["margin"] < 1 else 0)),
-                plain(row["seeds"]) + (f" (not {row['unpaired']})" if row["unpaired"] else ""),
+                plain(row["seeds"]) + (f" (not {apart})" if (apart := _apart(row)) else ""),
                 "> 1000" if row["needed"] == float("inf") else fixed(row["needed"], 0),
                 row["verdict"],
             ]
@@ -170,6 +170,11 @@ def _plain_table(title: str, study: Study, means: pd.DataFrame, headings: list[s
 
 def _bounds(low: float, high: float, places: int) -> str:
     return "–" if low != low else f"{signed(low, places)} to {signed(high, places)}"
+
+
+def _apart(row: dict[str, Any]) -> str:
+    """The seeds that are no pairs."""
+    return ", ".join(filter(None, (row["unpaired"], row.get(OTHER_DATA, ""))))
 
 
 def _p(value: float) -> str:

@@ -35,7 +35,9 @@ def pick(
     for cell, part in runs.groupby(by, sort=False, dropna=False):
         evidence = groups.get(_cell(cell), part)
         results = _results(evidence, keys, score[0])
-        compared = set(_values(part, keys))
+        # a value that was chosen since the last report may have no finished run yet
+        finished = part[part["state"] == "finished"]
+        compared = set(_values(finished if len(finished) else part, keys))
         chosen = choose({value: found for value, found in results.items() if value in compared}, 1 if score[2] else -1)
         if chosen is None:
             continue
@@ -51,12 +53,10 @@ def pick(
     return pd.DataFrame(picked), pd.concat(kept, ignore_index=True) if kept else runs.iloc[:0]
 
 
-def never_finished(tuning: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """The cells whose every tuning run diverged, a row each with the columns `by`: nothing could be compared there."""
-    if tuning.empty:
-        return pd.DataFrame()
-    lost = tuning.assign(lost=tuning["state"] == "diverged").groupby(list(by), sort=False, dropna=False)["lost"].all()
-    return lost[lost].reset_index()[list(by)]
+def hopeless(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """The cells whose every run diverged or failed, a row each with the columns `by`: nothing can be chosen there."""
+    lost = runs["state"].isin(["diverged", "failed"]).groupby([runs[key] for key in by], sort=False, dropna=False).all()
+    return lost[lost].index.to_frame(index=False)[list(by)]
 
 
 def _results(evidence: pd.DataFrame, keys: Sequence[str], column: str) -> dict[tuple, list[float | None]]:

@@ -1,5 +1,6 @@
 """The answer of a report in sentences: verdicts, the seeds that would decide, and what the numbers cover."""
 
+import itertools
 import math
 import shlex
 import statistics
@@ -11,8 +12,9 @@ import pandas as pd
 from foura.analysis.power import MOST
 from foura.analysis.statistics import LEAST, LEVEL
 from foura.report.collect import Look, Sweep
+from foura.report.compare import OTHER_DATA
 from foura.report.rounding import decimals, fixed, signed
-from foura.report.study import Measure, Study, follows_seed, in_words
+from foura.report.study import Measure, Study, follows_seed, in_cell, in_words
 from foura.report.tuning import OWN, SEEDS, TRIED, WIDEN
 
 SPLIT_SEED = "dataset.split_seed"
@@ -30,7 +32,7 @@ def answer(table: pd.DataFrame, measure: Measure, study: Study) -> list[str]:
         ]
     lines = [f"{measure.label}: {total(table, study.baseline)}"]
     for row in table.to_dict("records"):
-        lines.append(f"{_cell(row, study)}: {row['verdict']} ({reason(row)}).")
+        lines.append(f"{in_cell(row, study)}: {row['verdict']} ({reason(row)}).")
     return lines
 
 
@@ -46,6 +48,8 @@ def reason(row: Mapping[str, Any]) -> str:
     seeds = f"{row['seeds']} shared seed{'' if row['seeds'] == 1 else 's'}"
     if row["unpaired"]:
         seeds += f", without {row['unpaired']}, which one of both has"
+    if row.get(OTHER_DATA):
+        seeds += f", without {row[OTHER_DATA]}, at which the two had different data"
     if row["seeds"] < LEAST:
         return f"{seeds}; {LEAST} are the least, 5 or more are better"
     if not math.isfinite(row["difference"]):
@@ -77,42 +81,45 @@ def places_of(row: Mapping[str, Any]) -> int:
     return places
 
 
-def more_seeds(table: pd.DataFrame, sweep: Sweep) -> tuple[str, str] | None:
-    """(sentence, commands) for the seeds that decide half of the undecided comparisons; None if no number of seeds does."""
+def more_seeds(table: pd.DataFrame, sweep: Sweep, study: Study) -> tuple[str, str] | None:
+    """(sentence, commands) for the seeds that decide half of the undecided comparisons; None if no number of seeds does.
+
+    Args:
+        table: comparisons of the study's quality.
+    """
     if table.empty:
         return None
-    needs = sorted(need for need in table["needed"] if math.isfinite(need))
+    # a comparison can have fewer pairs than there are seeds: those of runs that diverged do not come back
+    needs = sorted(row["needed"] - row["seeds"] for row in table.to_dict("records") if math.isfinite(row["needed"]))
     if not needs:
         return None
-    count = math.ceil(statistics.median_high(needs))
+    further = math.ceil(statistics.median_high(needs))
     undecided = int((table["verdict"] == "undecided").sum())
-    decided = sum(need <= count for need in needs)
+    decided = sum(need <= further for need in needs)
     which = "the undecided one" if undecided == 1 else f"{decided} of the {undecided} undecided"
-    have = sorted(sweep.runs["seed"].unique().tolist())
+    have = sorted(study.runs["seed"].unique().tolist())
     said = (
-        f"About {count} seeds (now {len(have)}) would decide {which} in 4 of 5 cases, if "
+        f"About {len(have) + further} seeds (now {len(have)}) would decide {which} in 4 of 5 cases, if "
         "differences and spread stay as they are. The same sweep resumes with"
     )
-    commands = [
-        with_seeds(command, sweep.name, have, count) for command in sweep.commands or ["python train.py -m ..."]
-    ]
+    taken = set(sweep.tuning["seed"]) if len(sweep.tuning) else set()
+    fresh = itertools.islice((seed for seed in itertools.count() if seed not in taken | set(have)), further)
+    seeds = sorted([*have, *fresh])
+    commands = [with_seeds(command, sweep.name, seeds) for command in sweep.commands or ["python train.py -m ..."]]
     return said, "\n".join(dict.fromkeys(commands))  # parts of a sweep that differed in their seeds alone are one now
 
 
-def with_seeds(command: str, name: str, have: Sequence[int], count: int) -> str:
-    """A command of a sweep with `count` seeds, those that it has among them."""
-    if list(have) == list(range(len(have))):
-        seeds = f"seed=range({count})"
-    else:
-        new = (seed for seed in range(count + len(have)) if seed not in have)
-        seeds = "seed=" + ",".join(str(seed) for seed in [*have, *new][:count])
+def with_seeds(command: str, name: str, seeds: Sequence[int]) -> str:
+    """A command of a sweep with these seeds."""
+    whole = list(seeds) == list(range(len(seeds)))
+    told = f"seed=range({len(seeds)})" if whole else f"seed={','.join(map(str, seeds))}"
     try:
         words = shlex.split(command)
     except ValueError:  # of an older version, which did not quote
         words = command.split()
     keys = [word.lstrip("+").partition("=")[0] for word in words]
-    words = [seeds if key == "seed" else word for key, word in zip(keys, words, strict=True) if key != "force"]
-    words += [] if "seed" in keys else [seeds]
+    words = [told if key == "seed" else word for key, word in zip(keys, words, strict=True) if key != "force"]
+    words += [] if "seed" in keys else [told]
     words += [] if "sweep" in keys else [f"sweep={name}"]
     return shlex.join(words)
 
@@ -143,21 +150,16 @@ def tuned(study: Study) -> list[str]:
     for key in keys:
         at_edge = study.tuned[study.tuned[f"{WIDEN} {key}"] != ""]
         if len(at_edge):
-            cells = [f"{_cell(row, study)} ({in_words(row, [key])})" for row in at_edge.to_dict("records")]
+            cells = [f"{in_cell(row, study)} ({in_words(row, [key])})" for row in at_edge.to_dict("records")]
             wider = ", ".join(dict.fromkeys(at_edge[f"{WIDEN} {key}"]))
             lines.append(
                 f"Best at the edge of the grid of {key}: {'; '.join(cells)}. Better values may lie beyond: widen it with "
                 f"{wider}."
             )
     if len(study.lost):
-        cells = [_cell(row, study) for row in study.lost.to_dict("records")]
-        lines.append(f"Left out, as every tuning run diverged: {'; '.join(cells)}.")
+        cells = [in_cell(row, study) for row in study.lost.to_dict("records")]
+        lines.append(f"Left out, as every run to choose from diverged or failed: {'; '.join(cells)}.")
     return lines
-
-
-def _cell(row: Mapping[str, Any], study: Study) -> str:
-    where = in_words(row, study.conditions)
-    return f"{row['adapter']}{f' at {where}' if where else ''}"
 
 
 def margins(study: Study) -> str:
@@ -185,7 +187,10 @@ def coverage(study: Study, quality: pd.DataFrame) -> str:
     drawn = ", the order of the data and the draw of training items" if varies else " and the order of the data"
     items = study.finished.get("test_items", pd.Series(dtype=float)).dropna().unique()
     which = f"{items[0]:,.0f} test items" if len(items) == 1 else "test items"
-    cut = follows_seed(study.finished, SPLIT_SEED)
+    known = "data_fingerprint" in study.finished
+    cut = (varies or not known) and follows_seed(
+        study.finished, SPLIT_SEED
+    )  # of splits that the data brings none is cut
     drawn = f", the cut of the splits{drawn.replace(' and the order', ', the order')}" if cut else drawn
     text = f"Intervals cover what a seed changes: the start of the adapter{drawn}. "
     if "items_low" in quality and quality["items_low"].notna().any():
@@ -197,7 +202,10 @@ def coverage(study: Study, quality: pd.DataFrame) -> str:
         text += f"They do not cover {'' if cut else f'the choice of the {which}, '}other data or other backbones."
     fixed_at = study.finished.get(f"param:{SPLIT_SEED}", pd.Series(dtype=str)).dropna().unique()
     if cut:
-        text += f" Every seed cuts missing splits anew ({SPLIT_SEED} follows seed)."
+        text += (
+            f" Every seed cuts anew the splits that the data does not bring ({SPLIT_SEED} follows seed); of test items that "
+            "it brings, the choice is not covered."
+        )
     elif len(fixed_at) == 1:
         text += f" All seeds share their splits ({SPLIT_SEED}={fixed_at[0]})."
     if study.quality.split and len(items) == 0:
@@ -205,16 +213,22 @@ def coverage(study: Study, quality: pd.DataFrame) -> str:
     return text
 
 
-def repeated_looks(looks: Sequence[Look]) -> str:
-    """How often the results were looked at, and what that does to the error rate."""
+def repeated_looks(looks: Sequence[Look], margins: Sequence[Mapping[str, float]] = ()) -> str:
+    """How often the results were looked at, and what that does to the error rate.
+
+    Args:
+        margins: those that the sweep's commands declared, one after the other.
+    """
     if len(looks) < 2:
-        return "This is the first report of these runs, so that the error rates hold as stated."
-    seen = ", ".join(str(look.finished) for look in looks)
-    text = (
-        f"The results were looked at {len(looks)} times (with {seen} finished runs). If runs were added because of what a "
-        f"look showed, and ended with the first verdict, a table without any difference has a verdict not in {LEVEL:.0%} but "
-        f"in up to {min(1.0, LEVEL * len(looks)):.0%} of sweeps."
-    )
-    if any(look.margins != looks[-1].margins for look in looks):
-        text += " The declared margins were other ones at an earlier look, so that they could have been chosen to fit."
+        text = "This is the first report of these runs, so that the error rates hold as stated."
+    else:
+        seen = ", ".join(str(look.finished) for look in looks)
+        text = (
+            f"The results were looked at {len(looks)} times (with {seen} finished runs). If runs were added because of what a "
+            f"look showed, and ended with the first verdict, a table without any difference has a verdict not in {LEVEL:.0%} "
+            f"but in up to {min(1.0, LEVEL * len(looks)):.0%} of sweeps."
+        )
+    declared = [*margins, *(look.margins for look in looks)]
+    if any(one != declared[-1] for one in declared):
+        text += " The declared margins were other ones before, so that they could have been chosen to fit."
     return text

@@ -70,10 +70,8 @@ class SweepCallback(Callback):
         self.folders = [job_folder(config, overrides) for overrides in possible]
         self.runs = len(self.folders) if tuning is None else sum(tuning.most())
         self.sweep, self.outputs = Path(config.hydra.sweep.dir).name, outputs_dir(config)
-        given = [text for text in config.hydra.overrides.hydra if text != "hydra.mode=MULTIRUN"]
-        command = shlex.join(["python", "train.py", "-m", *given, *config.hydra.overrides.task])
         varied = varied_keys(job_overrides(config))
-        parent_run(self.outputs, self.sweep, command, list(config.tune), config.margins, varied)
+        parent_run(self.outputs, self.sweep, _command(config), list(config.tune), config.margins, varied)
         now = states(self.folders)
         self.began, self.done_before = time.monotonic(), 0 if config.force else sum(now[state] for state in DONE)
         if tuning is None:
@@ -139,6 +137,17 @@ class SweepCallback(Callback):
             print(f"      {runs_address(base, open_store(self.outputs)[1], self.sweep)}")
         except Exception as error:  # whatever happens to the report, the runs are safe
             print(f"the report could not be made ({first_line(error)}); `foura report {self.sweep}` tries again.")
+
+
+def _command(config: DictConfig) -> str:
+    """The command line of the sweep, with Hydra's flags that say where configuration is read."""
+    hydra = config.hydra
+    sources = [Path(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    flags = [f"--config-dir={from_here(folder)}" for folder in sources]
+    if hydra.job.config_name != "config":
+        flags.append(f"--config-name={hydra.job.config_name}")
+    given = [text for text in hydra.overrides.hydra if text != "hydra.mode=MULTIRUN"]
+    return shlex.join(["python", "train.py", "-m", *flags, *given, *hydra.overrides.task])
 
 
 def _result(status: dict[str, Any], config: DictConfig) -> str:

@@ -134,8 +134,9 @@ def parent_run(
 
     Args:
         command: the command line that started the sweep, kept as a tag: a line for each that differs, the last one last.
-        tune: keys whose best value the report picks on validation data.
-        margins: the config's margins, of which those that are set are kept.
+        tune: keys whose best value the report picks on validation data, beside those of earlier commands: parts of a sweep
+            need not all tune.
+        margins: the config's margins, of which those that are set take the place of earlier commands'.
         varied: keys that differ between its runs, which the runs' names show.
 
     Raises:
@@ -145,12 +146,14 @@ def parent_run(
     found = _find_parent(client, experiment_id, sweep)
     if found and not command:
         return found
-    declared = json.dumps({key: value for key, value in (margins or {}).items() if value is not None})
-    told = {"tune": ",".join(tune), "margins": declared} if command else {}
+    told: dict[str, str] = {}
     with lock(outputs / ".parent.lock"):
         found = _find_parent(client, experiment_id, sweep)
         path = outputs / "sweeps" / sweep / "sweep.json"
         if command:
+            told = _declared(
+                read_json(path), tune, {key: one for key, one in (margins or {}).items() if one is not None}
+            )
             told["command"] = _with_command(str(read_json(path).get("command", "")), redact(command))
         run_id = _write_parent(client, experiment_id, found, path, sweep, told)
         if varied:
@@ -160,12 +163,30 @@ def parent_run(
         return run_id
 
 
+def _declared(known: Mapping[str, Any], tune: Sequence[str], margins: Mapping[str, float]) -> dict[str, str]:
+    """What a sweep tunes and which margins it has after a command, and the margins after each command that changed them."""
+    before = str(known.get("margins", ""))
+    try:
+        earlier = dict(json.loads(before))
+    except (ValueError, TypeError, RecursionError):  # none, or not as a sweep writes them
+        before, earlier = "", {}
+    now = json.dumps({**earlier, **margins})
+    lines = str(known.get("declared", before)).splitlines()
+    keys = [*filter(None, str(known.get("tune", "")).split(",")), *tune]
+    declared = _newest(lines if lines[-1:] == [now] else [*lines, now])
+    return {"tune": ",".join(dict.fromkeys(keys)), "margins": now, "declared": declared}
+
+
 def _with_command(known: str, command: str) -> str:
     """The commands of a sweep, a line each, with `command` as the last; the oldest go where a tag has no room for all."""
     command = command.replace("\n", " ")[:TAG]
-    lines = [*(line for line in known.splitlines() if line != command), command]
+    return _newest([*(line for line in known.splitlines() if line != command), command])
+
+
+def _newest(lines: list[str]) -> str:
+    """The last lines, as many as a tag has room for."""
     while len("\n".join(lines)) > TAG:
-        del lines[0]
+        lines = lines[1:]
     return "\n".join(lines)
 
 
@@ -200,8 +221,8 @@ def _write_parent(
         client.set_terminated(run_id)  # the parent only groups; its children have the states
     if told or found is None:
         told = {**read_json(path), **told}
-        for name in ("command", "tune", "margins"):
-            client.set_tag(run_id, name, told.get(name, ""))
+        for name in ("command", "tune", "margins", "declared"):
+            client.set_tag(run_id, name, str(told.get(name, "")))
         if told.get("command"):
             client.set_tag(run_id, NOTE, note(told["command"].splitlines()))
         write_json(path, {**told, "sweep": sweep, "parent_run_id": run_id})

@@ -42,6 +42,21 @@ def test_a_sweep_repeated_runs_what_is_missing_and_nothing_else(train) -> None:
     ]
 
 
+def test_the_command_of_a_sweep_names_the_folder_that_its_configuration_is_in(train, tmp_path) -> None:
+    """What a report prints to run more seeds can be run."""
+    own = tmp_path / "my own" / "experiment"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("# @package _global_\ndataset: {limit: 40, epochs: 1}\n")
+    command = ("experiment=mine", "sweep=s", "adapter=head", "rank=4")
+    first = train("-m", f"--config-dir={own.parent}", *command)
+    assert first.code == 0 and "1 finished" in first.out
+    [parent], _ = children(first.outputs, "s")
+    words = shlex.split(parent.data.tags["command"])
+    assert words[:2] == ["python", "train.py"]
+    again = train(*[word for word in words[2:] if not word.startswith("outputs=")])
+    assert again.code == 0 and "1 runs, 1 done, 0 to run" in again.out
+
+
 def test_a_plan_names_the_runs_of_the_folders_and_starts_nothing(train) -> None:
     command = ("-m", "sweep=s", "adapter=head,lora", "rank=4", "dataset.limit=40", "dataset.epochs=1")
     planned = train(*command, "plan=true", fresh=True)

@@ -147,7 +147,7 @@ def test_tuning_runs_choose_the_rate_and_are_compared_with_nothing(tmp_path) -> 
         "  adapter.lr was tuned for each adapter and condition on the validation data of seeds 1000, 1001, 1002, which the "
         "comparison does not use.",
         "  Best at the edge of the grid of adapter.lr: lora (lr 0.01). Better values may lie beyond: widen it with 0.1.",
-        "  Left out, as every tuning run diverged: oft.",
+        "  Left out, as every run to choose from diverged or failed: oft.",
     ]
     assert all(line.strip() in page for line in said)
     tuned = pd.read_csv(path.parent / "tuned.csv").set_index("adapter")
@@ -199,7 +199,7 @@ def test_looks_are_counted_and_their_price_is_named(tmp_path) -> None:
     synthetic(tmp_path, "s", grid(0.0, range(3, 5)), margins={"acc": 0.05})
     page = report(tmp_path, "s").read_text(encoding="utf-8")
     assert "looked at 2 times (with 12, 20 finished runs)" in page and "but in up to 10% of sweeps" in page
-    assert "The declared margins were other ones at an earlier look" in page
+    assert "The declared margins were other ones before" in page
     client, _ = open_store(tmp_path)
     looks = json.loads(client.get_run(parent_run(tmp_path, "s")).data.tags["looks"])
     assert looks == [{"finished": 12, "margins": {}}, {"finished": 20, "margins": {"acc": 0.05}}]
