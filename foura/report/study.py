@@ -258,7 +258,7 @@ def _unused(runs: pd.DataFrame, conditions: Sequence[str]) -> list[str]:
     """The conditions among the keys of an adapter that an adapter with these runs has no use for."""
     if runs.empty:
         return []
-    config = {key: runs[f"param:adapter.{key}"].iloc[0] for key in OPTIONAL if f"param:adapter.{key}" in runs}
+    config = {key: str(runs[f"param:adapter.{key}"].iloc[0]) for key in OPTIONAL if f"param:adapter.{key}" in runs}
     method = METHODS.get(str(runs.get("param:adapter.method", pd.Series([""])).iloc[0]))
     without = set(OPTIONAL) - set(() if method is None else method.used(OmegaConf.create(config)))
     found = []
