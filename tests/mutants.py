@@ -42,6 +42,7 @@ STUDY, STATISTICS = "tests/unit/report/test_study.py", "tests/unit/analysis/test
 HALVING, ROUNDS = "tests/unit/analysis/test_tuning.py", "tests/unit/sweep/test_tuning.py"
 OVERVIEW, TRAINING = "tests/unit/report/test_overview.py", "tests/unit/families/test_training.py"
 LOADERS, DIFFUSION = "tests/unit/run/test_loaders.py", "tests/unit/families/diffusion"
+RESUMED = "tests/unit/run/test_resumed_training.py"
 EQUATION, METRICS = "tests/unit/test_adapter_equation.py", "tests/unit/test_metrics.py"
 MUTANTS = (
     # which epoch is selected, by which split, and what is reported of it
@@ -189,6 +190,8 @@ MUTANTS = (
     Mutant("foura/run/loop.py", "torch.Generator().manual_seed(self.cfg.seed)", "torch.Generator().manual_seed(0)", LOADERS),
     Mutant("foura/run/loop.py", "[self.data.train] * self.cfg.dataset.repeats", "[self.data.train]", LOADERS),
     Mutant("foura/run/loop.py", "if trainer.current_epoch + 1 == trainer.max_epochs:", "if False:", "tests/cli/test_train.py"),
+    Mutant("foura/run/loop.py", "self._last_epoch(trainer)  # Lightning", "pass  # Lightning", RESUMED),
+    Mutant("foura/families/task.py", "self._keep_averages()  # Lightning", "pass  # Lightning", RESUMED),
     Mutant("foura/methods/lora.py", '"lora_dropout": cfg.adapter.dropout', '"lora_dropout": 0.0', "tests/unit/methods/test_lora.py"),
     # measures of a run: open ranks, memorised passages, images, the update, the cost, forgetting
     Mutant("foura/run/recorder.py", "if dataloader_idx > 0:", "if dataloader_idx > 1:", "tests/unit/run/test_ranks_by_epoch.py"),

@@ -139,7 +139,13 @@ class Task(LightningModule):
         whole, value = sums[0], sums[1] / sums[0]
         return loss * (terms * distributed.world_size() / whole).to(loss.dtype), value.to(loss.dtype)
 
+    def on_train_start(self) -> None:
+        self._keep_averages()  # Lightning does not start an epoch that is resumed within
+
     def on_train_epoch_start(self) -> None:
+        self._keep_averages()
+
+    def _keep_averages(self) -> None:
         # frozen batch norms must not update their averages: the backbone would change behind the adapter
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(

@@ -144,14 +144,20 @@ class FullyShard(ModelParallelStrategy):
 class EvaluatedEnd(Callback):
     """Evaluates after the last step of training, also in the middle of an epoch and between two evaluations."""
 
+    def on_train_start(self, trainer: Trainer, task: Any) -> None:
+        self._last_epoch(trainer)  # Lightning does not start an epoch that is resumed within
+
     def on_train_epoch_start(self, trainer: Trainer, task: Any) -> None:
-        if trainer.current_epoch + 1 == trainer.max_epochs:
-            self._every_epoch(trainer)
+        self._last_epoch(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, task: Any, out: Any, batch: Any, batch_idx: int) -> None:
         if 0 < trainer.max_steps <= trainer.global_step:
             self._every_epoch(trainer)
             trainer.should_stop = True  # Lightning evaluates then, and not where it only counts steps
+
+    def _last_epoch(self, trainer: Trainer) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            self._every_epoch(trainer)
 
     def _every_epoch(self, trainer: Trainer) -> None:
         if trainer.check_val_every_n_epoch is not None:
