@@ -191,6 +191,7 @@ MUTANTS = (
     Mutant("foura/run/loop.py", "[self.data.train] * self.cfg.dataset.repeats", "[self.data.train]", LOADERS),
     Mutant("foura/run/loop.py", "if trainer.current_epoch + 1 == trainer.max_epochs:", "if False:", "tests/cli/test_train.py"),
     Mutant("foura/run/loop.py", "self._last_epoch(trainer)  # Lightning", "pass  # Lightning", RESUMED),
+    Mutant("foura/run/loop.py", "    _count_epochs(trainer)\n", "", RESUMED),
     Mutant("foura/families/task.py", "self._keep_averages()  # Lightning", "pass  # Lightning", RESUMED),
     Mutant("foura/methods/lora.py", '"lora_dropout": cfg.adapter.dropout', '"lora_dropout": 0.0', "tests/unit/methods/test_lora.py"),
     # measures of a run: open ranks, memorised passages, images, the update, the cost, forgetting

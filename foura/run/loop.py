@@ -242,7 +242,7 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
     }
     handlers = [EvaluatedEnd(), *callbacks, TruePrecision()]
     try:
-        return Trainer(**arguments, **ours, callbacks=handlers, default_root_dir=str(folder))
+        trainer = Trainer(**arguments, **ours, callbacks=handlers, default_root_dir=str(folder))
     except (
         MisconfigurationException,
         ModuleNotFoundError,
@@ -250,3 +250,14 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Any]) -> Trainer:
         TypeError,
     ) as error:  # what this machine lacks, say
         raise UserError(f"the arguments in trainer do not work here: {reason(error)}") from error
+    _count_epochs(trainer)
+    return trainer
+
+
+def _count_epochs(trainer: Trainer) -> None:
+    """Resume a run with max_steps as any other: Lightning takes an epoch that it has finished for an unfinished one.
+
+    It then goes through that epoch once more, without batches or with a single one, and counts it twice.
+    """
+    loop: Any = trainer.fit_loop
+    loop._iteration_based_training = lambda: False

@@ -75,13 +75,16 @@ def fit(folder: Path, *overrides: str, stop: int | None = None) -> Small:
     return task
 
 
-@pytest.mark.parametrize("stop", [2, 4, 9])
+@pytest.mark.parametrize("stop", [2, 4, 8, 9])
 @pytest.mark.parametrize(
     ("choice", "steps", "evaluated"),
     [
         ("trainer.max_epochs=3", 12, [0, 1, 2]),
         ("trainer.max_epochs=3 trainer.check_val_every_n_epoch=2", 12, [1, 2]),
         ("trainer.max_epochs=3 trainer.check_val_every_n_epoch=9", 12, [2]),
+        ("trainer.max_epochs=3 trainer.max_steps=1000", 12, [0, 1, 2]),
+        ("trainer.max_epochs=3 trainer.max_steps=10", 10, [0, 1, 2]),
+        ("trainer.max_epochs=null trainer.max_steps=16 trainer.check_val_every_n_epoch=2", 16, [1, 3]),
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(choice, steps, evaluated, stop, tmp_path) -> None:
