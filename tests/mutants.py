@@ -197,6 +197,8 @@ MUTANTS = (
     # measures of a run: open ranks, memorised passages, images, the update, the cost, forgetting
     Mutant("foura/run/recorder.py", "if dataloader_idx > 0:", "if dataloader_idx > 1:", "tests/unit/run/test_ranks_by_epoch.py"),
     Mutant("foura/run/recorder.py", "(counted > OPEN)", "(counted > 0)", "tests/unit/run/test_ranks_by_epoch.py"),
+    Mutant("foura/run/recorder.py", "before[1] + opened.numel()", "before[1] + 1", "tests/unit/run/test_ranks_by_epoch.py"),
+    Mutant("foura/run/recorder.py", "distributed.all_reduce_sum(*(number for counts in self.counts.values() for number in counts))", "[number for counts in self.counts.values() for number in counts]", "tests/unit/run/test_ranks_by_epoch.py"),
     Mutant("foura/run/recorder.py", "counted = gates if mask is None else gates[mask]", "counted = gates", "tests/unit/run/test_ranks_by_epoch.py"),
     Mutant("foura/run/layers.py", "math.sqrt(sum(norm**2 for norm in norms))", "sum(norms)", "tests/unit/run/test_layers.py"),
     Mutant("foura/run/layers.py", "before.get(name, full.get_base_layer().weight)", "full.get_base_layer().weight", "tests/unit/run/test_layers.py"),

@@ -1,6 +1,7 @@
 """The record of a training run: everything that happens after an epoch, in the order of `Recorder.on_validation_end`."""
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,14 @@ class Recorder(Callback):
 
 
 class OpenRanks:
-    """Counts the ranks that gates open while the model is evaluated anyway."""
+    """Counts the ranks that gates open while the model is evaluated anyway.
+
+    Attributes:
+        counts: {layer: (open ranks of all inputs so far, inputs so far)} of this process.
+    """
 
     def __init__(self) -> None:
-        self.counts: dict[str, list[float]] = {}
+        self.counts: dict[str, tuple[float, float]] = {}
         self.handles: list[Any] = []
 
     def watch(self, model: Any) -> None:
@@ -134,25 +139,30 @@ class OpenRanks:
         self.handles = []
 
     def mean(self) -> dict[str, float]:
-        """{"adapter/open_ranks": mean over layers, inputs and processes}; {} for a model without gates."""
-        if not self.counts:
-            return {}
-        opened = [sum(counts) / len(counts) for counts in self.counts.values()]
-        total = distributed.all_reduce_sum(sum(opened) / len(opened))[0]
-        return {"adapter/open_ranks": total / distributed.world_size()}
+        """{"adapter/open_ranks": mean over layers and inputs}; {} for a model without gates."""
+        means = self._means()
+        return {"adapter/open_ranks": sum(means.values()) / len(means)} if means else {}
 
     def by_layer(self, epoch: int) -> list[dict[str, float]]:
-        """[{"epoch", layer: open ranks}], means over inputs and processes; [] for a model without gates."""
+        """[{"epoch", layer: open ranks}], means over inputs; [] for a model without gates."""
+        means = self._means()
+        return [{"epoch": epoch, **means}] if means else []
+
+    def _means(self) -> dict[str, float]:
+        """{layer: open ranks}, means over the inputs of all processes; NaN for a layer that no input has reached."""
         if not self.counts:
-            return []
-        totals = distributed.all_reduce_sum(*(sum(counts) / len(counts) for counts in self.counts.values()))
-        means = (total / distributed.world_size() for total in totals)
-        return [{"epoch": epoch, **dict(zip(self.counts, means, strict=True))}]
+            return {}
+        totals = distributed.all_reduce_sum(*(number for counts in self.counts.values() for number in counts))
+        pairs = zip(totals[::2], totals[1::2], strict=True)
+        means = (opened / inputs if inputs else math.nan for opened, inputs in pairs)
+        return dict(zip(self.counts, means, strict=True))
 
     def _count(self, name: str, gate: Any, inputs: Any, gates: Tensor) -> None:
         mask = gate.mask_for(gates)
         counted = gates if mask is None else gates[mask]
-        self.counts.setdefault(name, []).append(float((counted > OPEN).sum(-1).float().mean()))
+        opened = (counted > OPEN).sum(-1)
+        before = self.counts.get(name, (0.0, 0.0))  # batches differ in size: a mean of their means is none over inputs
+        self.counts[name] = before[0] + float(opened.sum()), before[1] + opened.numel()
 
 
 class FinalMeasures(Callback):
