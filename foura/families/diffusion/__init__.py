@@ -25,6 +25,8 @@ SAMPLING = (
 
 
 def _build(cfg: DictConfig) -> Parts:
+    import torch
+
     from foura.families.diffusion.backbone import build_unet
     from foura.families.diffusion.data import prepare_captioned
     from foura.families.diffusion.sources import open_captioned
@@ -32,7 +34,9 @@ def _build(cfg: DictConfig) -> Parts:
 
     splits = open_captioned(cfg.dataset)
     backbone = build_unet(cfg.backbone)
-    if backbone.vae is not None and cfg.trainer.accelerator in ("gpu", "cuda"):
+    # a finished run may be exported or merged where there is no GPU
+    on_gpu = cfg.trainer.accelerator in ("gpu", "cuda") and torch.cuda.is_available()
+    if backbone.vae is not None and on_gpu:
         backbone.vae.to("cuda")
     data = prepare_captioned(
         splits, cfg.dataset, cfg.seed, backbone.size, backbone.tokenize, backbone.encode, backbone.lost
