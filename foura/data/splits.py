@@ -181,9 +181,11 @@ def split_files(root: Path, wanted: Mapping[str, str] | None, extensions: tuple[
         extensions: of data files, in lower case.
 
     Raises:
-        UserError: a folder without a training file, or with files of which nobody knows which split they are.
+        UserError: a folder without a training file, or with files of which nobody knows which split they are; or splits
+            that are named of a file.
     """
     if not root.is_dir():
+        refuse_splits_of_a_file(root, wanted)
         return {"train": [root]}
     if wanted:
         return {split: [inside(root, name)] for split, name in chosen(wanted).items()}
@@ -208,6 +210,19 @@ def split_files(root: Path, wanted: Mapping[str, str] | None, extensions: tuple[
     if others:
         print_on_main(f"note: {_some(others)} of {root} is in no split and not used; dataset.splits chooses others.")
     return {split: [files[name] for name in sorted(names)] for split, names in split_names.items()}
+
+
+def refuse_splits_of_a_file(path: Path, wanted: Mapping[str, str] | None) -> None:
+    """Refuse `dataset.splits` where it would have no effect: all of a file is training data.
+
+    Raises:
+        UserError: it names splits.
+    """
+    if wanted:
+        raise UserError(
+            f"dataset.splits chooses files and folders in dataset.path, and {path} is a file: leave dataset.splits out, or "
+            "set dataset.path to the folder."
+        )
 
 
 def stem(name: str, extensions: tuple[str, ...]) -> str:

@@ -9,7 +9,17 @@ from omegaconf import DictConfig
 
 from foura.data.listing import data_files
 from foura.data.records import filled, labelled_splits, open_records, readable, say_left_out
-from foura.data.splits import CHOOSE, chosen, existing, inside, split_files, split_folders, split_of, stem
+from foura.data.splits import (
+    CHOOSE,
+    chosen,
+    existing,
+    inside,
+    refuse_splits_of_a_file,
+    split_files,
+    split_folders,
+    split_of,
+    stem,
+)
 from foura.errors import UserError
 from foura.families.language.formats import FORMATS, NEEDED, Example
 from foura.files import read_any_text, read_text
@@ -92,6 +102,7 @@ def _files(cfg: DictConfig) -> dict[str, list[Example]]:
 def _text_files(path: Path, cfg: DictConfig) -> dict[str, tuple[Path, list[Path]]]:
     """{split: (folder, files in it)}."""
     if path.is_file():
+        refuse_splits_of_a_file(path, cfg.splits)
         return {"train": (path.parent, [path])}
     if cfg.splits:
         places = {split: inside(path, name) for split, name in chosen(cfg.splits).items()}

@@ -126,6 +126,8 @@ def test_files_are_found_by_their_names(tmp_path, capsys) -> None:
     assert "extra.csv" in capsys.readouterr().out
     assert names_of(split_files(tmp_path, {"train": "extra.csv"}, ends)) == {"train": ["extra.csv"]}
     assert names_of(split_files(tmp_path / "Valid.jsonl", {}, ends)) == {"train": ["Valid.jsonl"]}
+    with pytest.raises(UserError, match=r"Valid\.jsonl is a file: leave dataset\.splits out"):
+        split_files(tmp_path / "Valid.jsonl", {"train": "Valid.jsonl"}, ends)
     (tmp_path / "train.csv").touch()
     assert names_of(split_files(tmp_path, {}, ends))["train"] == ["train.csv"]  # the plain name, before longer ones
     (tmp_path / "train.jsonl").touch()

@@ -71,6 +71,13 @@ def test_files_are_splits_by_their_names(names, tmp_path) -> None:
     assert sizes(tmp_path) == {"train": 1, "validation": 1, "test": 1}
 
 
+def test_splits_cannot_be_named_of_one_file(tmp_path) -> None:
+    (tmp_path / "book.txt").write_text("a text")
+    assert sizes(tmp_path / "book.txt") == {"train": 1}
+    with pytest.raises(UserError, match=r"book\.txt is a file: leave dataset\.splits out"):
+        sizes(tmp_path / "book.txt", splits={"train": "book.txt"})
+
+
 def test_folders_are_splits_by_their_names(tmp_path) -> None:
     for name in ("Train", "dev", "Testing"):
         documents(tmp_path / name)
