@@ -81,6 +81,7 @@ MUTANTS = (
     # data: what is cut from what, by which seed, and what noise touches
     Mutant("foura/data/splits.py", "order = np.random.default_rng(seed).permutation(total)", "order = np.arange(total)", SPLITS),
     Mutant("foura/data/splits.py", "parts[name], order = order[:count], order[count:]", "parts[name] = order[:count]", SPLITS),
+    Mutant("foura/data/splits.py", "[np.argsort(-(shares % len(labels))[tied]", "[np.argsort((shares % len(labels))[tied]", SPLITS),
     Mutant("foura/data/splits.py", "np.random.default_rng([seed, 0]).permutation", "np.random.default_rng([0, 0]).permutation", SPLITS),
     Mutant("foura/families/images/data.py", "cut_by_class(train.labels, share / left, cfg", "cut_by_class(train.labels, share, cfg", "tests/unit/families/images"),
     Mutant("foura/families/images/data.py", "train.subset(rest), train.subset(part)", "train.subset(rest), train.subset(rest)", "tests/unit/families/images"),

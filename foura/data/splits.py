@@ -318,10 +318,29 @@ def draw_by_class(labels: np.ndarray, limit: int, seed: int, key: str = "dataset
         key: of the config, which says the limit.
 
     Raises:
-        UserError: a class with too few items.
+        UserError: there are more classes than items to draw.
     """
-    sizes = {"train_size": limit, "test_size": len(labels) - limit}
+    counts = np.unique(labels, return_counts=True)[1]
+    rest = len(labels) - limit
+    # scikit-learn wants every class to be in the rest, too; nobody uses the rest
+    if limit >= len(counts) and (rest < len(counts) or counts.min() < 2):
+        return _largest_remainders(labels, limit, seed)
+    sizes = {"train_size": limit, "test_size": rest}
     return _by_class(labels, seed, f"draw {key} items from", sizes)[0]
+
+
+def _largest_remainders(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """As `draw_by_class`: every class gives the whole part of its share, and those with the largest remainders one more."""
+    generator = np.random.default_rng([seed, 3])
+    order = generator.permutation(len(labels))
+    counts = np.unique(labels, return_counts=True)[1]
+    shares = limit * counts
+    taken = shares // len(labels)
+    tied = generator.permutation(len(counts))  # of equal remainders, the seed chooses
+    more = tied[np.argsort(-(shares % len(labels))[tied], kind="stable")][: limit - taken.sum()]
+    taken[more] += 1
+    kept = [order[labels[order] == value][:count] for value, count in zip(np.unique(labels), taken, strict=True)]
+    return generator.permutation(np.concatenate(kept))
 
 
 def _by_class(labels: np.ndarray, seed: int, what: str, sizes: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -197,6 +197,33 @@ def test_training_items_are_drawn_with_the_seed() -> None:
     drawn = draw_by_class(labels, 10, 0)
     assert np.bincount(labels[drawn]).tolist() == [6, 4]
     assert set(drawn) != set(draw_by_class(labels, 10, 1))
+    from sklearn.model_selection import train_test_split
+
+    # published runs drew this way: other draws would be other results
+    assert list(drawn) == list(train_test_split(np.arange(100), stratify=labels, random_state=0, train_size=10)[0])
     some = draw_at_random(100, 7, 0)
     assert len(set(some)) == 7 and set(some) != set(draw_at_random(100, 7, 1))
     assert sorted(draw_at_random(5, None, 0)) == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("counts", "limit", "wanted"),
+    [
+        ((700, 301), 1000, (699, 301)),  # what is left out is less than a class each
+        ((269, 270), 538, (269, 269)),
+        ((60, 39, 1), 70, (42, 27, 1)),  # a class of one item, which cannot be in both parts
+        ((5, 3, 1), 3, (2, 1, 0)),
+    ],
+)
+def test_a_limit_keeps_the_shares_whatever_is_left_out(counts, limit, wanted) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    drawn = draw_by_class(labels, limit, 0)
+    kept = np.bincount(labels[drawn], minlength=len(counts))
+    assert len(set(drawn)) == limit and np.abs(kept - limit * np.array(counts) / len(labels)).max() < 1
+    assert kept.tolist() == list(wanted)
+    assert list(drawn) == list(draw_by_class(labels, limit, 0)) != list(draw_by_class(labels, limit, 1))
+
+
+def test_a_limit_of_fewer_items_than_classes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"cannot draw dataset\.limit items from 9 items by class"):
+        draw_by_class(np.arange(9) // 3, 2, 0)
