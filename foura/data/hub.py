@@ -56,6 +56,9 @@ def read_hub(cfg: DictConfig) -> Any:
             raise UserError(
                 f"dataset.path={path} has several configurations: choose one with dataset.config=NAME, of {names}."
             ) from None
+        empty = re.search(r'Instruction "(.*?)" corresponds to no data', str(error))
+        if empty:
+            raise UserError(f"dataset.path={path}: the {empty[1]} split is empty.") from None
         what = f"dataset.path={path}" if cfg.config is None else f"dataset.path={path} dataset.config={cfg.config}"
         raise UserError(f"{what} could not be loaded: {reason(error)}") from error
 

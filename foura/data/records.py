@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig
 
 from foura.data.hub import read_hub, rows
-from foura.data.splits import existing, split_files, split_tables
+from foura.data.splits import existing, refuse_empty, split_files, split_tables
 from foura.data.tables import RECORD_FILES, Named, read_records
 from foura.distributed import print_on_main
 from foura.errors import UserError
@@ -28,7 +28,7 @@ def open_records(cfg: DictConfig) -> Records:
     """The records that `cfg` (the dataset group) names, of the source "jsonl" (files) or "hf" (`datasets.load_dataset`).
 
     Raises:
-        UserError: nothing is there, it cannot be read, or has no training split.
+        UserError: nothing is there, it cannot be read, has no training split, or an empty one.
     """
     return _files(cfg) if cfg.source == "jsonl" else _hub(cfg)
 
@@ -41,6 +41,7 @@ def _files(cfg: DictConfig) -> Records:
             named, classes = read_records(path, cfg.columns.label, cfg.any_size)
             records.splits[split] += named
             records.class_names |= classes
+        refuse_empty(records.splits[split], split, cfg.path)
     return records
 
 

@@ -5,7 +5,7 @@ the same for every run; the run's seed then draws the `dataset.limit` training i
 """
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +242,7 @@ def split_tables(found: Any, path: str, wanted: Mapping[str, str] | None) -> dic
         wanted: `dataset.splits`, {split: its name in the data}; None: they are found by their names.
 
     Raises:
-        UserError: there is no training split, or several that could be one.
+        UserError: there is no training split, or several that could be one; or a split is empty.
     """
     if wanted:
         names = chosen(wanted)
@@ -256,7 +256,19 @@ def split_tables(found: Any, path: str, wanted: Mapping[str, str] | None) -> dic
         others = [name for name in found if name not in names.values()]
         if others:
             print_on_main(f"note: the splits {_some(others)} are not used; dataset.splits chooses others.")
+    for split, name in names.items():
+        refuse_empty(found[name], split, path)
     return {split: (name, found[name]) for split, name in names.items()}
+
+
+def refuse_empty(items: Sized, split: str, path: str) -> None:
+    """Refuse a split that the data brings and that has no items.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not len(items):
+        raise UserError(f"dataset.path={path}: the {split} split is empty.")
 
 
 def check_column(key: str, column: str, columns: Iterable[str]) -> None:

@@ -68,8 +68,6 @@ def open_text(cfg: DictConfig, format: str) -> TextSource:
     for split, named in found.items():
         kept = filled(named, tuple(cfg.columns[column] for column in NEEDED.get(format, ())), split)
         splits[split] = [FORMATS[format](row, name, cfg) for name, row in kept]
-        if not splits[split]:
-            raise UserError(f"dataset.path={cfg.path}: the {split} split is empty.")
     return TextSource(splits, format)
 
 

@@ -146,18 +146,20 @@ def test_files_without_names_of_splits_are_training_data(tmp_path) -> None:
 
 
 def test_tables_are_found_by_their_names(capsys) -> None:
-    found = split_tables({"dev": 1, "Training": 2, "extra": 3}, "x", {})
-    assert found == {"train": ("Training", 2), "validation": ("dev", 1)}
+    found = split_tables({"dev": "1", "Training": "2", "extra": ""}, "x", {})
+    assert found == {"train": ("Training", "2"), "validation": ("dev", "1")}
     assert "the splits extra are not used" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"dataset\.path=x has no split named train; it has: test, other"):
         split_tables({"test": 1, "other": 2}, "x", {})
-    mnli = {"train": 1, "validation_matched": 2, "validation_mismatched": 3}
+    mnli = {"train": "1", "validation_matched": "2", "validation_mismatched": "3"}
     with pytest.raises(UserError, match=r"several validation splits \(validation_matched, validation_mismatched\)"):
         split_tables(mnli, "x", {})
     wanted = {"train": "train", "test": "validation_mismatched"}
-    assert split_tables(mnli, "x", wanted) == {"train": ("train", 1), "test": ("validation_mismatched", 3)}
+    assert split_tables(mnli, "x", wanted) == {"train": ("train", "1"), "test": ("validation_mismatched", "3")}
     with pytest.raises(UserError, match=r"has no split dev; it has: train, validation_matched"):
         split_tables(mnli, "x", {"train": "dev"})
+    with pytest.raises(UserError, match=r"dataset\.path=x: the test split is empty"):
+        split_tables({"train": "1", "test": ""}, "x", {})
 
 
 def test_a_missing_column_is_said_with_those_that_are_there() -> None:

@@ -83,6 +83,29 @@ def test_texts_that_are_none_are_refused(row, columns, said, lines) -> None:
         )
 
 
+@pytest.mark.parametrize("format", ["classification", "regression"])
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_data_without_records_is_refused(ending, format, tmp_path) -> None:
+    import pandas
+
+    def write(split: str, count: int):
+        frame = pandas.DataFrame(rows(10))[:count]
+        path = tmp_path / f"{split}.{ending}"
+        if ending == "csv":
+            frame.to_csv(path, index=False)
+        elif ending == "json":
+            frame.to_json(path, orient="records")
+        else:
+            frame.to_parquet(path)
+        return path
+
+    with pytest.raises(UserError, match=r"dataset\.path=.*: the train split is empty"):
+        open_labelled(config(path=str(write("train", 0))), format)
+    write("train", 10), write("test", 0)
+    with pytest.raises(UserError, match=r"dataset\.path=.*: the test split is empty"):
+        open_labelled(config(path=str(tmp_path)), format)
+
+
 def test_classes_are_numbered_in_order_and_a_later_split_may_not_have_others(lines) -> None:
     source = open_labelled(config(path=lines(*rows(6, lambda i: ["no", "yes", "maybe"][i % 3]))), "classification")
     assert source.classes == ["maybe", "no", "yes"]

@@ -192,3 +192,10 @@ def test_configurations_and_splits_can_be_chosen(tmp_path, cache) -> None:
     assert {split: len(items) for split, items in found.splits.items()} == {"train": 12, "test": 4}
     with pytest.raises(UserError, match=r"dataset\.config=three could not be loaded"):
         opened(folder, "hf", config="three")
+
+
+def test_a_table_without_rows_is_refused(tmp_path, cache) -> None:
+    (tmp_path / "train.csv").write_text("image,label\na.png,0\n")
+    (tmp_path / "test.csv").write_text("image,label\n")
+    with pytest.raises(UserError, match=r"dataset\.path=.*: the test split is empty"):
+        opened(tmp_path, "hf")
