@@ -1,6 +1,6 @@
 """Records with named fields, by split: files of them, or anything that `datasets.load_dataset` reads."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -82,6 +82,22 @@ def say_unlabelled(splits: list[str]) -> None:
 
 def _unlabelled(row: dict[str, Any], column: str) -> bool:
     return blank(row.get(column)) or row[column] == UNLABELLED
+
+
+def refuse_unlabelled(names: Sequence[str], total: int, split: str, column: str) -> None:
+    """Refuse items without a label among others that have one: "nothing" would be a class of its own.
+
+    Args:
+        names: what a message calls those without one. total: the number of items in the split.
+
+    Raises:
+        UserError: there are some.
+    """
+    if names:
+        raise UserError(
+            f"dataset.columns.label={column}: {len(names)} of {total} items of the {split} split have no label (the first is "
+            f"{names[0]}): give them one, or take them out."
+        )
 
 
 def filled(

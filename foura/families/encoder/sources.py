@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from foura.data.records import Records, filled, labelled_splits, open_records, text_field
+from foura.data.records import (
+    UNLABELLED,
+    Records,
+    blank,
+    filled,
+    labelled_splits,
+    open_records,
+    refuse_unlabelled,
+    text_field,
+)
 from foura.errors import UserError
 
 
@@ -100,6 +109,9 @@ def _classes(splits: Any, cfg: DictConfig, records: Records) -> LabelledSource:
     seen: dict[str, list[Any]] = {}
     for split, named in splits.items():
         seen[split] = [_label(row, name, cfg) for name, row in named]
+        labelled = zip(seen[split], named, strict=True)
+        without = [name for label, (name, _) in labelled if blank(label) or (names and label == UNLABELLED)]
+        refuse_unlabelled(without, len(named), split, cfg.columns.label)
         for label, (name, _) in zip(seen[split], named, strict=True):
             if isinstance(label, float) or not isinstance(label, str | int):
                 raise UserError(

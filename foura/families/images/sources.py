@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from foura.data.hub import encoded, image_records, read_hub, rows
 from foura.data.images import IMAGE_FILES
 from foura.data.listing import data_files, data_folders
-from foura.data.records import UNLABELLED, blank, say_unlabelled
+from foura.data.records import UNLABELLED, blank, refuse_unlabelled, say_unlabelled
 from foura.data.splits import check_column, existing, refuse_splits_within, split_folders, split_tables
 from foura.errors import UserError
 
@@ -94,7 +94,7 @@ def _hub(cfg: DictConfig) -> Source:
     splits: dict[str, Labelled] = {}
     classes: list[str] | None = None
     for split, (_, table) in _labelled(split_tables(read_hub(cfg), cfg.path, cfg.splits), cfg.columns.label).items():
-        splits[split], classes = _table(table, cfg, classes)
+        splits[split], classes = _table(table, split, cfg, classes)
     assert classes is not None
     return Source(splits, classes)
 
@@ -115,29 +115,34 @@ def _unlabelled(table: Any, column: str) -> bool:
     return bool(values) and all(blank(value) or value == UNLABELLED for value in values)
 
 
-def _table(table: Any, cfg: DictConfig, classes: list[str] | None) -> tuple[Labelled, list[str]]:
+def _table(table: Any, split: str, cfg: DictConfig, classes: list[str] | None) -> tuple[Labelled, list[str]]:
     """(items, class names); `classes` are those of the training split, None for itself."""
     records = image_records(table, cfg.columns.image)
     check_column("dataset.columns.label", cfg.columns.label, table.column_names)
-    labels, names = _labels(table, cfg.columns.label, classes)
     called = [f"item {index} ({(record or {}).get('path') or 'no file name'})" for index, record in enumerate(records)]
+    values = rows(table, cfg.columns.label)
+    without = [name for name, value in zip(called, values, strict=True) if _hidden(value, table, cfg.columns.label)]
+    refuse_unlabelled(without, len(values), split, cfg.columns.label)
+    labels, names = _labels(table, cfg.columns.label, values, classes)
     return Labelled(encoded(records, cfg), labels, called), names
 
 
-def _labels(table: Any, column: str, classes: list[str] | None) -> tuple[np.ndarray, list[str]]:
+def _hidden(value: Any, table: Any, column: str) -> bool:
+    """True for no label; -1 is one where the column does not declare its classes."""
+    import datasets
+
+    return blank(value) or value != value or (isinstance(table.features[column], datasets.ClassLabel) and value < 0)
+
+
+def _labels(table: Any, column: str, values: list[Any], classes: list[str] | None) -> tuple[np.ndarray, list[str]]:
     """(class indices int64 (items,), class names): as the column declares them, else its distinct values in order."""
     import datasets
 
-    feature, values = table.features[column], rows(table, column)
-    unlabelled = [value for value in values if not isinstance(value, str | int | float) or value != value]
-    if unlabelled or not values:
-        what = f"an item without a label ({unlabelled[0]!r})" if values else "no items"
-        raise UserError(f"dataset.columns.label={column} has {what}: classes are texts or numbers.")
-    if isinstance(feature, datasets.ClassLabel):
-        labels = np.array(values, dtype=np.int64)
-        if labels.min() < 0:
-            raise UserError(f"dataset.columns.label={column} has items without a label (-1).")
-        return labels, list(feature.names)
+    wrong = [value for value in values if not isinstance(value, str | int | float)]
+    if wrong:
+        raise UserError(f"dataset.columns.label={column} holds {wrong[0]!r}: classes are texts or numbers.")
+    if isinstance(table.features[column], datasets.ClassLabel):
+        return np.array(values, dtype=np.int64), list(table.features[column].names)
     names = [str(value) for value in sorted(set(values))] if classes is None else classes
     index_of = {name: index for index, name in enumerate(names)}
     unknown = {str(value) for value in values} - set(names)

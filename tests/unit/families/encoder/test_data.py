@@ -106,6 +106,39 @@ def test_data_without_records_is_refused(ending, format, tmp_path) -> None:
         open_labelled(config(path=str(tmp_path)), format)
 
 
+@pytest.mark.parametrize("label", ["", " ", None])
+def test_a_label_that_is_missing_is_no_class(label, lines) -> None:
+    labels = ["pos", "neg", "pos", label, "neg", label]
+    wanted = r"2 of 6 items of the train split have no label \(the first is data\.jsonl, line 4\)"
+    with pytest.raises(UserError, match=wanted):
+        open_labelled(config(path=lines(*rows(6, lambda i: labels[i]))), "classification")
+
+
+@pytest.mark.parametrize("labels", [("pos", "neg", ""), (0, 1, "")])
+def test_an_empty_cell_is_no_class(labels, tmp_path) -> None:
+    cells = "".join(f"text {i},{label}\n" for i, label in enumerate(labels))
+    (tmp_path / "data.csv").write_text(f"text,label\n{cells}")
+    with pytest.raises(
+        UserError, match=r"1 of 3 items of the train split have no label \(the first is data\.csv, line 4"
+    ):
+        open_labelled(config(path=str(tmp_path / "data.csv")), "classification")
+
+
+def test_a_hidden_label_among_declared_classes_is_refused(tmp_path) -> None:
+    """-1 stands for none in a column of classes; in a column of integers it is one of them."""
+    import datasets
+
+    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    columns = {"text": ["a", "b", "c"], "label": [0, 1, -1]}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(tmp_path / "data.parquet")
+    with pytest.raises(
+        UserError, match=r"1 of 3 items of the train split have no label \(the first is data\.parquet, row 2"
+    ):
+        open_labelled(config(path=str(tmp_path / "data.parquet")), "classification")
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "data.parquet")
+    assert open_labelled(config(path=str(tmp_path / "data.parquet")), "classification").classes == ["-1", "0", "1"]
+
+
 def test_classes_are_numbered_in_order_and_a_later_split_may_not_have_others(lines) -> None:
     source = open_labelled(config(path=lines(*rows(6, lambda i: ["no", "yes", "maybe"][i % 3]))), "classification")
     assert source.classes == ["maybe", "no", "yes"]

@@ -199,3 +199,22 @@ def test_a_table_without_rows_is_refused(tmp_path, cache) -> None:
     (tmp_path / "test.csv").write_text("image,label\n")
     with pytest.raises(UserError, match=r"dataset\.path=.*: the test split is empty"):
         opened(tmp_path, "hf")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"), [(["x", "y", "", "x"], None), (["x", "y", None, "x"], None), ([0, 1, -1, 0], ["x", "y"])]
+)
+def test_a_label_that_is_missing_is_no_class(labels, names, tmp_path, cache) -> None:
+    import datasets
+
+    for index in range(len(labels)):
+        Image.new("L", (9, 9), index).save(tmp_path / f"{index}.png")
+    kind = datasets.Value("string") if names is None else datasets.ClassLabel(names=names)
+    columns = {"image": [str(tmp_path / f"{index}.png") for index in range(len(labels))], "label": labels}
+    table = datasets.Dataset.from_dict(columns, datasets.Features({"image": datasets.Image(), "label": kind}))
+    (tmp_path / "data").mkdir()
+    table.to_parquet(tmp_path / "data" / "train.parquet")
+    with pytest.raises(
+        UserError, match=r"1 of 4 items of the train split have no label \(the first is item 2 \(.*2\.png"
+    ):
+        opened(tmp_path / "data", "hf")
