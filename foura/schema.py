@@ -221,7 +221,8 @@ class OptimizerConfig:
 
     lr: float = _number(MISSING, above=0.0)
     gate_lr: float = _number(MISSING, above=0.0)
-    text_encoder_lr: float | None = _number(None, above=0.0)  # unet with text_encoder=true; None: lr
+    # unet with text_encoder=true: of the text encoder's adapters without their gates; None: lr
+    text_encoder_lr: float | None = _number(None, above=0.0)
     weight_decay: float = _number(0.0, at_least=0.0)
     schedule: str = _choice("cosine", "cosine", "constant")
     warmup: float = _number(0.1, at_least=0.0, below=1.0)  # share of all steps

@@ -99,6 +99,7 @@ MUTANTS = (
     Mutant("foura/adapter/gate_forms.py", "/ mask.sum(1, keepdim=True)", "/ mask.shape[1]", "tests/unit/adapter/test_gate_forms.py"),
     Mutant("foura/adapter/freeze.py", '["mean"] > OPEN', '["mean"] > 0', "tests/unit/test_adapter_peft.py"),
     Mutant("foura/adapter/optim.py", "lr if gate_lr is None else gate_lr", "lr", TRAINING),
+    Mutant("foura/families/diffusion/task.py", ' and ".foura_gate." not in name', "", DIFFUSION),
     Mutant("foura/methods/attach.py", "if p.requires_grad)\n\n    def count_above", ")\n\n    def count_above", "tests/unit/methods/test_equal_parameters.py"),
     # who is paired with whom, which runs count, and by which rate
     Mutant("foura/analysis/statistics.py", "shared = sorted(set(candidate) & set(baseline))", "shared = sorted(candidate)[: len(baseline)]; baseline = dict(zip(shared, baseline.values()))", STATISTICS),

@@ -128,9 +128,13 @@ class Diffusion(Task):
         return {f"test/{key}": value for key, value in rows[-1].items() if key != "strength"}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The text encoder's adapters have a learning rate of their own (half of the UNet's in the paper, App. C.2)."""
+        """The text encoder's adapters have a learning rate of their own (half of the UNet's in the paper, App. C.2).
+
+        Their gates have that of all gates: at an adapter's rate a gate stays where it starts.
+        """
         rate = self.optimizer_config.text_encoder_lr
-        text = {id(p) for name, p in self.model.named_parameters() if ".text_encoder." in f".{name}"}
+        named = {f".{name}": p for name, p in self.model.named_parameters()}
+        text = {id(p) for name, p in named.items() if ".text_encoder." in name and ".foura_gate." not in name}
         groups = []
         for group in super().parameter_groups():
             for chosen, lr in ((False, group["lr"]), (True, group["lr"] if rate is None else rate)):

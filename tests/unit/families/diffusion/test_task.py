@@ -1,7 +1,6 @@
 """The diffusion task: an evaluation that repeats exactly, and learning rates of their own for UNet and text encoder."""
 
 import copy
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
 
+from foura import FouraConfig
 from foura.families.diffusion.backbone import build_unet
 from foura.families.diffusion.task import Diffusion
 from foura.schema import BackboneConfig, Config
@@ -88,25 +88,48 @@ def test_the_last_adapter_scale_is_reported_against_test_images(unet, tmp_path, 
     assert asked == pytest.approx([0.5, 0.25], rel=1e-3) and torch.equal(update(), whole)
 
 
-def test_both_adapters_have_their_rate_in_a_pipeline(tmp_path) -> None:
-    """A Stable Diffusion pipeline from disk: adapters on UNet and text encoder, each with its own learning rate."""
+@pytest.fixture
+def pipeline(tmp_path):
+    """A Stable Diffusion pipeline from disk, with adapters on UNet and text encoder."""
     from tests.peers.tiny_models import stable_diffusion
 
-    stable_diffusion(tmp_path / "pipe")
-    cfg = OmegaConf.structured(BackboneConfig(family="unet", name=str(tmp_path / "pipe"), text_encoder=True))
-    backbone = build_unet(cfg)
+    def built(**fields):
+        stable_diffusion(tmp_path / "pipe")
+        fields = {"family": "unet", "name": str(tmp_path / "pipe"), "text_encoder": True, **fields}
+        return build_unet(OmegaConf.structured(BackboneConfig(**fields)))
+
+    return built
+
+
+def rates(model, backbone, **optimizer) -> dict[str, float]:
+    """{name of a trained parameter: its learning rate}."""
+    given = {"adapter": {"method": "lora"}, "dataset": {"source": "imagefolder"}, "optimizer": optimizer}
+    cfg = OmegaConf.merge(OmegaConf.structured(Config), given)
+    task = Diffusion(model, backbone, SimpleNamespace(captions={"validation": []}), cfg)
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [(name_of[id(p)], group["lr"]) for group in task.parameter_groups() for p in group["params"]]
+    assert len(found) == len(dict(found)) == sum(p.requires_grad for p in model.parameters())
+    return dict(found)
+
+
+def test_both_adapters_have_their_rate_in_a_pipeline(pipeline) -> None:
+    backbone = pipeline()
     assert backbone.size == 16
     pixels = torch.rand(2, 3, 16, 16)
     latents = backbone.encode(pixels)
     assert latents.shape == (2, 4, 8, 8) and backbone.decode(latents).shape == pixels.shape
     model = get_peft_model(backbone.model, LoraConfig(r=2, target_modules=backbone.targets))
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert any(".unet." in name for name in names) and any(".text_encoder." in name for name in names)
-    settings = {"optimizer": {"lr": 1e-4, "gate_lr": 1e-3, "text_encoder_lr": 5e-5}}
-    given = {"adapter": {"method": "lora"}, "dataset": {"source": "imagefolder"}}
-    cfg = OmegaConf.merge(OmegaConf.structured(Config), settings, given)
-    groups = Diffusion(model, backbone, SimpleNamespace(captions={"validation": []}), cfg).parameter_groups()
-    rates = {group["lr"]: sum(p.numel() for p in group["params"]) for group in groups}
-    text = sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and ".text_encoder." in n)
-    assert rates[5e-5] == text and set(rates) == {1e-4, 5e-5}
-    assert math.isclose(sum(rates.values()), sum(p.numel() for p in model.parameters() if p.requires_grad))
+    found = rates(model, backbone, lr=1e-4, gate_lr=1e-3, text_encoder_lr=5e-5)
+    assert any(".unet." in name for name in found) and any(".text_encoder." in name for name in found)
+    assert all(rate == (5e-5 if ".text_encoder." in name else 1e-4) for name, rate in found.items())
+
+
+@pytest.mark.parametrize("text", [None, 5e-5])
+def test_gates_have_their_rate_in_the_text_encoder_too(text, pipeline) -> None:
+    backbone = pipeline()
+    model = get_peft_model(backbone.model, FouraConfig(r=2, target_modules=backbone.targets, gate="adaptive"))
+    found = rates(model, backbone, lr=1e-4, gate_lr=1e-3, text_encoder_lr=text)
+    wanted = {
+        name: 1e-3 if ".foura_gate." in name else (text or 1e-4) if ".text_encoder." in name else 1e-4 for name in found
+    }
+    assert found == wanted and any(".text_encoder." in name and ".foura_gate." in name for name in found)
