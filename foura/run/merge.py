@@ -104,6 +104,7 @@ def _activate(model: PeftModel, active: list[str], strengths: dict[str, float]) 
 
 def _test(parts: Any, model: PeftModel, cfg: DictConfig, folder: Path) -> dict[str, float]:
     cfg.evaluation.strengths = [1.0]  # each adapter has its own already
+    cfg.evaluation.test = True  # it is what is measured here, also of a run that left it alone
     if cfg.trainer.accelerator != "cpu":
         cfg.trainer.accelerator = "auto"  # this machine may lack the one that the run was trained on
     task = parts.task(model)

@@ -45,6 +45,7 @@ class Diffusion(Task):
         self.levels = int(backbone.scheduler.config.num_train_timesteps)
         self.losses: Any = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in (*EVALUATIONS, "test")})
         self._check_sampling()
+        self._check_measuring()
 
     def _check_sampling(self) -> None:
         """Refuse what cannot be sampled, before anything is trained; the config may be another person's too."""
@@ -58,6 +59,25 @@ class Diffusion(Task):
                 f"evaluation.seeds_per_prompt={seeds} makes more than {MOST_IMAGES:,} images of all prompts, which "
                 "are kept in memory to be measured; lower it, or evaluation.max_prompts."
             )
+
+    def _check_measuring(self) -> None:
+        """Refuse what cannot be measured, before anything is trained: the distances are between two distributions."""
+        if not self.evaluation.strengths:
+            raise UserError(
+                "evaluation.strengths names no adapter scale to measure at; leave it out, or write "
+                "evaluation.strengths=[1.0]."
+            )
+        used = {
+            "validation": (self.evaluation.judge_every > 0, "evaluation.judge_every=0"),
+            "test": (self.evaluation.test, "evaluation.test=false"),
+        }
+        for split, (measured, without) in used.items():
+            count = len(self.data.captions[split])
+            if measured and count < 2:
+                raise UserError(
+                    f"the {split} split has {count} image, and generated images are compared with at least 2: give it "
+                    f"another (see dataset.eval_limit, too), or set {without}."
+                )
 
     def loss(self, batch: Any) -> Tensor:
         latents, captions, _ = batch

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
 
 from foura import FouraConfig
+from foura.errors import UserError
 from foura.families.diffusion.backbone import build_unet
 from foura.families.diffusion.task import Diffusion
 from foura.schema import BackboneConfig, Config
@@ -33,13 +34,31 @@ def test_an_evaluation_is_the_same_every_time_and_in_any_batch(unet) -> None:
     assert losses[0] == losses[2] == pytest.approx(losses[1], rel=1e-5)
 
 
-def lora_on(unet, seed: int = 0, **evaluation) -> Diffusion:
+def lora_on(unet, seed: int = 0, eval_limit: int = 8, **evaluation) -> Diffusion:
     """A task on a copy of the bundled UNet with a LoRA of rank 2."""
-    cfg = config(source="letters", limit=6, eval_limit=8)
+    cfg = config(source="letters", limit=6, eval_limit=eval_limit)
     given = {"adapter": {"method": "lora"}, "dataset": cfg, "seed": seed, "evaluation": evaluation}
     whole = OmegaConf.merge(OmegaConf.structured(Config), given)
     model = get_peft_model(copy.deepcopy(unet.model), LoraConfig(r=2, target_modules=unet.targets))
     return Diffusion(model, unet, prepared(cfg), whole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"eval_limit": 1}, r"the test split has 1 image, and .* or set evaluation\.test=false"),
+        ({"eval_limit": 1, "test": False, "judge_every": 1}, "the validation split has 1 image.*judge_every=0"),
+        ({"strengths": []}, r"evaluation\.strengths names no adapter scale"),
+        ({"strengths": None}, r"evaluation\.strengths names no adapter scale"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_training(settings, said, unet) -> None:
+    with pytest.raises(UserError, match=said):
+        lora_on(unet, **settings)
+
+
+def test_one_image_is_enough_where_none_are_compared(unet) -> None:
+    assert len(lora_on(unet, eval_limit=1, test=False).data.images["test"]) == 1
 
 
 def test_each_item_has_noise_and_noise_levels_of_its_own_in_evaluations(unet) -> None:
@@ -105,7 +124,7 @@ def rates(model, backbone, **optimizer) -> dict[str, float]:
     """{name of a trained parameter: its learning rate}."""
     given = {"adapter": {"method": "lora"}, "dataset": {"source": "imagefolder"}, "optimizer": optimizer}
     cfg = OmegaConf.merge(OmegaConf.structured(Config), given)
-    task = Diffusion(model, backbone, SimpleNamespace(captions={"validation": []}), cfg)
+    task = Diffusion(model, backbone, SimpleNamespace(captions={"validation": [], "test": ["a", "b"]}), cfg)
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     found = [(name_of[id(p)], group["lr"]) for group in task.parameter_groups() for p in group["params"]]
     assert len(found) == len(dict(found)) == sum(p.requires_grad for p in model.parameters())
