@@ -373,3 +373,12 @@ def some_of(total: int, limit: int, seed: int) -> list[int]:
 def draw_at_random(total: int, limit: int | None, seed: int) -> np.ndarray:
     """Indices of at most `limit` of `total` items, in random order."""
     return np.random.default_rng([seed, 0]).permutation(total)[:limit]
+
+
+def some_in_order(drawn: np.ndarray, limit: int, seed: int) -> list[int]:
+    """Places in `drawn`, in their order, of at most `limit` of its indices.
+
+    Which ones does not depend on the order in which they were drawn, and so not on the seed of that.
+    """
+    sorted_places = np.argsort(drawn)
+    return sorted(sorted_places[some_of(len(drawn), limit, seed)].tolist())

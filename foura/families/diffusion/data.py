@@ -17,7 +17,7 @@ from foura.data.images import SMALLEST, background_colour, open_image
 from foura.data.lengths import fitting_items
 from foura.data.records import readable
 from foura.data.run_data import RunData
-from foura.data.splits import cut_at_random, draw_at_random, missing_shares
+from foura.data.splits import cut_at_random, draw_at_random, missing_shares, some_in_order
 from foura.errors import UserError
 from foura.families.diffusion.sources import Captioned
 
@@ -60,7 +60,10 @@ def prepare_captioned(
     if cfg.label_noise:
         raise UserError("dataset.label_noise replaces classes by others, which captions do not have; leave it out.")
     background_colour(cfg.background)
-    splits = _cut(_fitting(_readable(found, cfg), lost, cfg), cfg, seed)
+    splits = _cut(_fitting(_readable(found, cfg), lost, cfg), cfg)
+    drawn = draw_at_random(len(splits["train"]), cfg.limit, seed)
+    splits["train"] = splits["train"].subset(drawn)
+    fixed = some_in_order(drawn, cfg.train_eval_limit, cfg.split_seed)
     images = {name: _squares(part, size, cfg.background, cfg.any_size) for name, part in splits.items()}
     sets = {}
     for name, part in splits.items():
@@ -68,7 +71,7 @@ def prepare_captioned(
         sets[name] = TensorDataset(latents, tokenize(part.captions), torch.arange(len(latents)))
     return DiffusionData(
         train=sets["train"],
-        train_eval=TensorDataset(*(column[: cfg.train_eval_limit] for column in sets["train"].tensors)),
+        train_eval=TensorDataset(*(column[fixed] for column in sets["train"].tensors)),
         validation=sets["validation"],
         test=sets["test"],
         sizes={name: len(part) for name, part in splits.items()},
@@ -78,13 +81,12 @@ def prepare_captioned(
     )
 
 
-def _cut(found: dict[str, Captioned], cfg: DictConfig, seed: int) -> dict[str, Captioned]:
+def _cut(found: dict[str, Captioned], cfg: DictConfig) -> dict[str, Captioned]:
     train = found["train"]
     missing = missing_shares(found, {"test": cfg.test_fraction, "validation": cfg.val_fraction})
     counts = {name: max(LEAST[name], round(share * len(train))) for name, share in missing.items()}
     parts = cut_at_random(len(train), counts, cfg.split_seed)
     splits = _without_copies({**found, **{name: train.subset(part) for name, part in parts.items()}}, cfg)
-    splits["train"] = splits["train"].subset(draw_at_random(len(splits["train"]), cfg.limit, seed))
     for name in ("validation", "test"):
         part = splits[name]
         if name in found and cfg.path is not None:  # what was cut is in random order, and bundled letters take turns

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from foura.data.duplicates import kept_items
 from foura.data.lengths import fitting_items
 from foura.data.run_data import RunData
-from foura.data.splits import cut_at_random, draw_at_random, missing_shares
+from foura.data.splits import cut_at_random, draw_at_random, missing_shares, some_in_order
 from foura.data.text_tokens import TextEncoder
 from foura.errors import UserError
 from foura.families.language.formats import Example
@@ -30,14 +30,16 @@ class LanguageData(RunData):
     Attributes:
         packed: items are blocks of running text.
         judged: the data is multiple choice.
+        fixed: the places in `train` of the items of `train_eval`.
     """
 
     packed: bool
     judged: bool
+    fixed: list[int]
 
     @property
     def observed(self) -> list[Tokens]:
-        return self.train[: len(self.train_eval)]
+        return [self.train[place] for place in self.fixed]
 
 
 def prepare_text(source: TextSource, cfg: DictConfig, seed: int, tokenizer: Any, max_tokens: int) -> LanguageData:
@@ -66,7 +68,9 @@ def prepare_text(source: TextSource, cfg: DictConfig, seed: int, tokenizer: Any,
     items: dict[str, list[Any]] = {
         name: blocks(name, part, cfg.block_size, texts) if packed else part for name, part in examples.items()
     }
-    items = _drawn(items, cfg, seed)
+    drawn = draw_at_random(len(items["train"]), cfg.limit, seed)
+    fixed = some_in_order(drawn, cfg.train_eval_limit, cfg.split_seed)
+    items = {"train": [items["train"][index] for index in drawn], **_held_out(items, cfg)}
     if not packed:
         _fitting(items, texts, cfg)
     if cfg.label_noise:
@@ -74,7 +78,7 @@ def prepare_text(source: TextSource, cfg: DictConfig, seed: int, tokenizer: Any,
     to_learn, to_judge = _encoders(packed, judged, texts, cfg.block_size)
     return LanguageData(
         train=[to_learn(item) for item in items["train"]],
-        train_eval=[to_judge(item) for item in items["train"][: cfg.train_eval_limit]],
+        train_eval=[to_judge(items["train"][place]) for place in fixed],
         validation=[to_judge(item) for item in items["validation"]],
         test=[to_judge(item) for item in items["test"]],
         sizes={name: len(part) for name, part in items.items()},
@@ -82,6 +86,7 @@ def prepare_text(source: TextSource, cfg: DictConfig, seed: int, tokenizer: Any,
         collate=partial(collate, pad=tokenizer.pad_token_id),
         packed=packed,
         judged=judged,
+        fixed=fixed,
     )
 
 
@@ -104,14 +109,14 @@ def _fitting(examples: dict[str, list[Example]], texts: TextEncoder, cfg: DictCo
     return {split: [part[index] for index in kept[split]] for split, part in examples.items()}
 
 
-def _drawn(items: dict[str, list[Any]], cfg: DictConfig, seed: int) -> dict[str, list[Any]]:
-    """The `cfg.limit` training items that the run's seed draws, and the `cfg.eval_limit` others, the same for every run."""
-    drawn = {"train": [items["train"][index] for index in draw_at_random(len(items["train"]), cfg.limit, seed)]}
+def _held_out(items: dict[str, list[Any]], cfg: DictConfig) -> dict[str, list[Any]]:
+    """The `cfg.eval_limit` validation and test items that count, the same for every run."""
+    kept = {}
     generator = np.random.default_rng(cfg.split_seed)
     for name in ("validation", "test"):
         chosen = np.sort(generator.permutation(len(items[name]))[: cfg.eval_limit])
-        drawn[name] = [items[name][index] for index in chosen]
-    return drawn
+        kept[name] = [items[name][index] for index in chosen]
+    return kept
 
 
 def _encoders(packed: bool, judged: bool, texts: TextEncoder, size: int) -> tuple[Encoder, Encoder]:

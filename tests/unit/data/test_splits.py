@@ -11,6 +11,7 @@ from foura.data.splits import (
     draw_by_class,
     missing_shares,
     refuse_splits_within,
+    some_in_order,
     split_files,
     split_folders,
     split_of,
@@ -224,6 +225,15 @@ def test_a_limit_keeps_the_shares_whatever_is_left_out(counts, limit, wanted) ->
     assert len(set(drawn)) == limit and np.abs(kept - limit * np.array(counts) / len(labels)).max() < 1
     assert kept.tolist() == list(wanted)
     assert list(drawn) == list(draw_by_class(labels, limit, 0)) != list(draw_by_class(labels, limit, 1))
+
+
+def test_the_fixed_part_does_not_depend_on_the_order_of_the_draw() -> None:
+    one, two = draw_at_random(50, None, 0), draw_at_random(50, None, 1)
+    places = some_in_order(one, 10, 3)
+    assert places == sorted(places) and len(places) == 10
+    assert set(one[places]) == set(two[some_in_order(two, 10, 3)]) != set(one[some_in_order(one, 10, 4)])
+    assert set(one[places]) != set(range(10)) and places != list(range(10))
+    assert some_in_order(one, 60, 3) == list(range(50))
 
 
 def test_a_limit_of_fewer_items_than_classes_is_refused() -> None:

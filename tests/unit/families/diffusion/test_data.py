@@ -32,6 +32,21 @@ def test_validation_stays_while_the_limit_draws_by_seed(folder) -> None:
     assert one.fingerprint == again.fingerprint != two.fingerprint
 
 
+def test_the_fixed_part_of_train_follows_the_split_seed_and_keeps_the_order_of_train(folder) -> None:
+    """Of the same training images it was the first ones in the order of the run's seed: others for every seed."""
+
+    def fixed(seed: int, **fields) -> list[int]:
+        data = prepared(config(path=str(folder), train_eval_limit=3, **fields), seed=seed)
+        numbers = data.train_eval.tensors[2].tolist()
+        assert numbers == sorted(numbers) and len(numbers) == 3
+        return [int(data.captions["train"][number].split()[1]) for number in numbers]
+
+    one, two, other = fixed(0), fixed(1), fixed(0, split_seed=1)
+    assert one != two and sorted(one) == sorted(two) != sorted(other)
+    whole = prepared(config(path=str(folder)))
+    assert all(torch.equal(*columns) for columns in zip(whole.train.tensors, whole.train_eval.tensors, strict=True))
+
+
 def test_held_out_images_that_the_data_brings_are_drawn_by_the_split_seed(folder, tmp_path) -> None:
     """Of twelve in the order of a folder, which could be one of subjects, four count."""
     for name in ("validation", "test"):

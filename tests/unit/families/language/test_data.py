@@ -36,8 +36,25 @@ def test_the_limit_draws_by_seed_and_validation_stays(llama) -> None:
     assert ids(one.validation) == ids(two.validation) and ids(one.test) == ids(two.test)
     assert ids(one.train) != ids(two.train) and ids(one.train) == ids(again.train)
     assert one.fingerprint == again.fingerprint != two.fingerprint
-    few = prepared(source, llama, limit=8, eval_limit=8, train_eval_limit=3)
-    assert ids(few.train_eval) == ids(one.train)[:3]
+
+
+def test_the_fixed_part_of_train_follows_the_split_seed_and_keeps_the_order_of_train(llama) -> None:
+    """Of the same training items it was the first ones in the order of the run's seed: others for every seed."""
+    source = open_text(config(source="stdlib"), "text")
+
+    def fixed(seed: int, **fields) -> tuple[list, list, list]:
+        data = prepared(source, llama, seed, eval_limit=8, train_eval_limit=30, **fields)
+        assert data.observed == [data.train[place] for place in data.fixed] and len(data.observed) == 30
+        return tuple([item.ids.tolist() for item in part] for part in (data.train_eval, data.observed, data.train))
+
+    one, two, other = fixed(0), fixed(1), fixed(0, split_seed=1)
+    assert one[0] == one[1] != two[0] == two[1] and sorted(one[0]) == sorted(two[0]) != sorted(other[0])
+    for part, _, train in (one, two):
+        assert [ids for ids in train if ids in part] == part
+    few = fixed(0, limit=50)
+    assert [ids for ids in few[2] if ids in few[0]] == few[0] != few[2][:30]
+    every = prepared(source, llama, limit=20, eval_limit=8, train_eval_limit=20)
+    assert every.fixed == list(range(20))
 
 
 def test_blocks_join_documents_and_count_their_bytes(llama) -> None:
