@@ -20,10 +20,16 @@ class Denoiser(nn.Module):
         self.unet, self.text_encoder = unet, text_encoder
 
     def forward(self, noisy: Tensor, timestep: Tensor, captions: Tensor) -> Tensor:
-        """The predicted noise (or velocity) for latents (S, C, H, W), timesteps (S,) and caption tokens (S, T)."""
+        """The predicted noise (or velocity) for latents (S, C, H, W), timesteps (S,) and caption tokens (S, T).
+
+        It is of the latents' type. Weights of half precision get inputs of their own: random numbers are drawn in float32,
+        and where images are generated there is no autocast.
+        """
         text = self.text_encoder(captions)
         context = text if isinstance(text, Tensor) else text.last_hidden_state
-        return self.unet(noisy, timestep, context).sample
+        unet: Any = self.unet
+        own = unet.conv_in.weight.dtype
+        return unet(noisy.to(own), timestep, context.to(own)).sample.to(noisy.dtype)
 
 
 class CaptionBytes(nn.Module):

@@ -38,6 +38,23 @@ def test_an_image_depends_on_its_caption_and_seed_alone(unet) -> None:
     assert (many[0] - many[1]).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_generate_the_same_images(dtype, unet, adapted) -> None:
+    """Of the backbone, as backbone.torch_dtype asks for it: adapters stay in float32, and nothing is autocast."""
+    captions, seeds, options = [caption("A"), caption("B")], [0, 1], {"steps": 4, "guidance": 2.0, "device": CPU}
+    exact = sample(adapted, unet, captions, seeds, **options)
+    for name, parameter in adapted.named_parameters():
+        if ".foura_" not in name:
+            parameter.data = parameter.data.to(dtype)
+    images = sample(adapted, unet, captions, seeds, **options)
+    assert images.dtype == torch.float32 and (images - exact).abs().mean() < 0.02 < exact.std()
+    noisy = torch.randn(2, 3, 16, 16)
+    predicted = adapted(noisy, torch.tensor([10, 900]), caption_bytes(["A", "B"]))
+    assert predicted.dtype == noisy.dtype
+    predicted.square().mean().backward()
+    assert all(p.grad.isfinite().all() for name, p in adapted.named_parameters() if ".foura_" in name)
+
+
 def test_the_adapter_scale_blends_between_base_and_adapted(unet, adapted) -> None:
     inputs = {
         "noisy": torch.randn(2, 3, 16, 16),

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from foura import FouraConfig
 from foura.errors import UserError
 from foura.families.diffusion.backbone import build_unet
+from foura.families.diffusion.sampling import sample
 from foura.families.diffusion.task import Diffusion
 from foura.schema import BackboneConfig, Config
 from tests.helpers.captioned import config, prepared
@@ -152,3 +153,15 @@ def test_gates_have_their_rate_in_the_text_encoder_too(text, pipeline) -> None:
         name: 1e-3 if ".foura_gate." in name else (text or 1e-4) if ".text_encoder." in name else 1e-4 for name in found
     }
     assert found == wanted and any(".text_encoder." in name and ".foura_gate." in name for name in found)
+
+
+def test_a_pipeline_in_half_precision_generates_and_trains_without_autocast(pipeline) -> None:
+    backbone = pipeline(torch_dtype="bfloat16")
+    model = get_peft_model(backbone.model, FouraConfig(r=2, target_modules=backbone.targets, gate="adaptive"))
+    images = sample(model, backbone, ["a", "b"], [0, 1], 2, 2.0, torch.device("cpu"))
+    assert images.shape == (2, 3, 16, 16) and images.dtype == torch.float32
+    latents = backbone.encode(images)
+    loss = model(latents, torch.tensor([10, 900]), backbone.tokenize(["a", "b"])).square().mean()
+    loss.backward()
+    assert latents.dtype == loss.dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
