@@ -82,6 +82,8 @@ MUTANTS = (
     Mutant("foura/data/splits.py", "order = np.random.default_rng(seed).permutation(total)", "order = np.arange(total)", SPLITS),
     Mutant("foura/data/splits.py", "parts[name], order = order[:count], order[count:]", "parts[name] = order[:count]", SPLITS),
     Mutant("foura/data/splits.py", "[np.argsort(-(shares % len(labels))[tied]", "[np.argsort((shares % len(labels))[tied]", SPLITS),
+    Mutant("foura/families/encoder/sources.py", "if blank(label) or (names", "if label is None or (names", "tests/unit/families/encoder"),
+    Mutant("foura/families/images/sources.py", "return blank(value) or value != value or", "return value != value or", "tests/unit/families/images"),
     Mutant("foura/data/splits.py", "sorted_places = np.argsort(drawn)", "sorted_places = np.arange(len(drawn))", SPLITS),
     Mutant("foura/families/language/data.py", "some_in_order(drawn, cfg.train_eval_limit, cfg.split_seed)", "some_in_order(drawn, cfg.train_eval_limit, seed)", "tests/unit/families/language/test_data.py"),
     Mutant("foura/families/diffusion/data.py", "some_in_order(drawn, cfg.train_eval_limit, cfg.split_seed)", "some_in_order(drawn, cfg.train_eval_limit, seed)", DIFFUSION),
