@@ -7,8 +7,9 @@ from foura.adapter.config import FouraConfig
 from foura.adapter.export import save_as_lora, to_lora
 from foura.adapter.freeze import effective_rank, freeze_gates
 from foura.adapter.hotswap import hotswap_adapter
-from foura.adapter.model import FouraModel, attention_mask
+from foura.adapter.model import FouraModel
 from foura.adapter.optim import param_groups
+from foura.adapter.padding import attention_mask
 from foura.adapter.peft_type import foura_peft_type
 
 __all__ = [

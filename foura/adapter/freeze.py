@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foura.adapter.gate import OPEN
 from foura.adapter.layer import FouraLayer
-from foura.adapter.model import attention_mask
+from foura.adapter.padding import masks_of_call
 
 Layer = TypeVar("Layer")
 # A batch: keyword arguments of the model, or its first positional argument, alone or as the first item of a tuple.
@@ -189,7 +189,7 @@ def _recording(model: nn.Module) -> Iterator[list[tuple[tuple[str, str], Tensor]
 
 def _call(model: nn.Module, batch: Batch) -> None:
     if isinstance(batch, Mapping):
-        with attention_mask(model, batch.get("attention_mask")):
+        with masks_of_call(model, {}, (), batch):  # a model without PEFT's wrapper does not look for masks
             model(**batch)
     elif isinstance(batch, (tuple, list)):
         model(batch[0])

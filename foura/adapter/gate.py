@@ -51,7 +51,10 @@ class Gate(nn.Module):
             raise ValueError(f"gate_scope={scope!r} is not known; choose one of {', '.join(GATE_SCOPES)}")
         self.scope = scope
         self.price = 0.0  # FouraConfig.gate_sparsity
-        self.padding_mask: Tensor | None = None  # (S, T), true for real tokens; see model.attention_mask
+        self.padding_mask: Tensor | None = None  # (S, T), true for real tokens; see padding.attention_mask
+        self.kept_mask: Tensor | None = (
+            None  # of the last training call, for the recomputation of gradient checkpointing
+        )
 
     @classmethod
     def make(cls, rank: int, config: GateSettings) -> Self:
@@ -70,8 +73,22 @@ class Gate(nn.Module):
 
     def mask_for(self, values: Tensor) -> Tensor | None:
         """The padding mask (S, T) if it fits these values (S, T, ...): cross-attention sees another sequence."""
-        mask = self.padding_mask
-        return mask.to(values.device) if mask is not None and mask.shape == values.shape[:2] else None
+        mask = self._current_mask()
+        if mask is None or values.dim() < 3 or mask.shape != values.shape[:2]:
+            return None
+        return mask.to(values.device)
+
+    def _current_mask(self) -> Tensor | None:
+        """The mask of this call, or of the call that the backward pass recomputes."""
+        if self.padding_mask is not None or self.kept_mask is None:
+            return self.padding_mask
+        if torch.compiler.is_compiling():  # asking for the backward pass would break the graph
+            return self.kept_mask if self.training else None
+        if torch._C._current_graph_task_id() != -1:  # within a backward pass
+            return self.kept_mask
+        if self.training:  # a new call, without a mask
+            self.kept_mask = None
+        return None
 
     def charges(self) -> bool:
         """True if the next call has to add the price of open ranks to its gradient."""

@@ -2,11 +2,10 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -14,7 +13,7 @@ from peft.utils import (
     get_quantization_kwargs,
 )
 from peft.utils.other import get_pattern_key
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from foura.adapter.attention import MultiheadAttention
@@ -22,11 +21,11 @@ from foura.adapter.combine import combine_layer, combined_config
 from foura.adapter.config import CAUSAL, LOOKS_AHEAD, FouraConfig, heeds_padding, looks_ahead
 from foura.adapter.conv import CONVOLUTIONS, Conv
 from foura.adapter.embedding import Embedding
-from foura.adapter.gate import Gate
 from foura.adapter.keep import FoldingLayer
 from foura.adapter.layer import FouraLayer
 from foura.adapter.linear import Linear
 from foura.adapter.merging import quantization_backend, untie
+from foura.adapter.padding import mask_positions, masks_of_call
 from foura.adapter.prefold import forget_prefolded, prefold
 
 
@@ -40,6 +39,7 @@ class FouraModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's own; if no target is found, the error lists the linear layers of the model."""
+        self._mask_positions = mask_positions(model)
         config, generates = self.peft_config[adapter_name], getattr(model, "can_generate", bool)
         if looks_ahead(config) and config.task_type != CAUSAL and generates():
             warnings.warn(LOOKS_AHEAD, stacklevel=5)
@@ -154,16 +154,24 @@ class FouraModel(BaseTuner):
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """PEFT enters this around every forward and generate: adapters per row, and the padding that gates ignore."""
         names = kwargs.pop("adapter_names", None)
-        mask = kwargs.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        gates = any(map(heeds_padding, self.peft_config.values()))
         handles = [] if names is None else self._route_rows(names, kwargs.get("num_beams") or 1)
         try:
-            with attention_mask(self, mask) if gates else nullcontext():
+            with self._padding(args, kwargs):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """PEFT's classes of a task call this, and keep the mask back from `_enable_peft_forward_hooks`."""
+        with self._padding(args, kwargs):
+            return self.model(*args, **kwargs)
+
+    def _padding(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+        """The context that tells gates what is padding in a call of the model."""
+        if not any(map(heeds_padding, self.peft_config.values())):
+            return nullcontext()
+        return masks_of_call(self.model, self._mask_positions, args, kwargs)
 
     def _route_rows(self, names: list[str], beams: int) -> list[Any]:
         """Register hooks that tell every layer the adapter of each row, as in PEFT's LoRA; returns their handles."""
@@ -188,23 +196,6 @@ class FouraModel(BaseTuner):
 
 def _with_adapter_names(_module: nn.Module, args: Any, kwargs: Any, names: list[str]) -> tuple[Any, Any]:
     return args, {**kwargs, "adapter_names": names}
-
-
-@contextmanager
-def attention_mask(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
-    """Within the context, the gates of `model` ignore padding: mask (S, T), true or 1 for real tokens.
-
-    A PeftModel does this itself with the `attention_mask` that it is called with; this is for models that have FouRA
-    adapters without the wrapper (`model.add_adapter`). Layers whose input has another number of tokens are not affected.
-    """
-    gates = [module for module in model.modules() if isinstance(module, Gate)]
-    for gate in gates:
-        gate.padding_mask = None if mask is None else mask.bool()
-    yield
-    if torch.is_grad_enabled() and model.training:
-        return  # gradient checkpointing runs the layers again in the backward pass; the next call sets its own mask
-    for gate in gates:
-        gate.padding_mask = None
 
 
 def fold_together(model: nn.Module) -> None:

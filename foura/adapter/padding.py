@@ -1,0 +1,80 @@
+"""Which tokens are padding: from the arguments of a model's call to the gates of its layers."""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foura.adapter.gate import Gate
+
+MASKS = ("attention_mask", "decoder_attention_mask")
+# the layers of a decoder whose input is the encoder's output, under the names that transformers' models give them
+CROSS = re.compile(r"(encoder_attn|cross_?att\w*|EncDecAttention)(\.\w+)*\.(k|v|key|value)(_proj)?\.foura_gate\.")
+
+
+@contextmanager
+def attention_mask(model: nn.Module, mask: Tensor | None) -> Iterator[None]:
+    """Within the context, the gates of `model` ignore padding: mask (S, T), true or 1 for real tokens.
+
+    A PeftModel does this itself with the `attention_mask` that it is called with; this is for models that have FouRA
+    adapters without the wrapper (`model.add_adapter`). Layers whose input has another number of tokens are not affected.
+    """
+    mask = None if mask is None else mask.bool()
+    with _masked(model, [(module, mask) for module in model.modules() if isinstance(module, Gate)]):
+        yield
+
+
+def mask_positions(model: nn.Module) -> dict[str, int]:
+    """{name: position} of the arguments of `model.forward` that say what is padding."""
+    return {name: at for at, name in enumerate(inspect.signature(model.forward).parameters) if name in MASKS}
+
+
+def masks_of_call(
+    model: nn.Module, positions: dict[str, int], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> AbstractContextManager[None]:
+    """`attention_mask` with what a call of `model` says itself: masks (S, T), by name or at `mask_positions`.
+
+    In an encoder-decoder model the encoder's gates get `attention_mask`, as do those of the decoder's keys and values
+    that are made of the encoder's output; all others in it get `decoder_attention_mask`. A call without masks leaves those
+    of an outer context.
+    """
+    given: dict[str, Tensor] = {}
+    for name in MASKS:
+        at = positions.get(name, len(args))
+        mask = args[at] if at < len(args) else kwargs.get(name)
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            given[name] = mask.bool()
+    if not given:
+        if torch.compiler.is_compiling():  # where a gate cannot tell a new call from a recomputation
+            for module in model.modules():
+                if isinstance(module, Gate):
+                    module.kept_mask = None
+        return nullcontext()
+    source, target = (given.get(name) for name in MASKS)
+    gates = [(name, module) for name, module in model.named_modules() if isinstance(module, Gate)]
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return _masked(model, [(gate, source) for _, gate in gates])
+    encoder: Any = getattr(model, "get_encoder", nn.Module)()
+    encoding = set(encoder.modules())
+    return _masked(
+        model, [(gate, source if gate in encoding or CROSS.search(name) else target) for name, gate in gates]
+    )
+
+
+@contextmanager
+def _masked(model: nn.Module, masks: list[tuple[Gate, Tensor | None]]) -> Iterator[None]:
+    before = [(gate, gate.padding_mask) for gate, _ in masks]
+    for gate, mask in masks:
+        gate.padding_mask = mask
+    try:
+        yield
+    finally:
+        for gate, previous in before:
+            gate.padding_mask = previous
+    if torch.is_grad_enabled() and model.training:
+        for gate, mask in masks:
+            gate.kept_mask = mask
