@@ -21,6 +21,7 @@ from foura.adapter.combine import combine_layer, combined_config
 from foura.adapter.config import CAUSAL, LOOKS_AHEAD, FouraConfig, heeds_padding, looks_ahead
 from foura.adapter.conv import CONVOLUTIONS, Conv
 from foura.adapter.embedding import Embedding
+from foura.adapter.fast_path import allow_fast_path, avoid_fast_path
 from foura.adapter.keep import FoldingLayer
 from foura.adapter.layer import FouraLayer
 from foura.adapter.linear import Linear
@@ -55,6 +56,7 @@ class FouraModel(BaseTuner):
                 if (gate := layer.gate(adapter_name)) is not None:
                     gate.eval()
         fold_together(model)
+        avoid_fast_path(model)
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -80,6 +82,12 @@ class FouraModel(BaseTuner):
                 f"nn.MultiheadAttention, but the target {current_key!r} is {type(target).__name__}; name other "
                 "target_modules or list it in exclude_modules."
             )
+        if isinstance(parent, nn.MultiheadAttention):
+            warnings.warn(
+                f"nn.MultiheadAttention multiplies by the weight of its {target_name} itself, so that the adapter of "
+                f"{current_key!r} does nothing; name the attention module in target_modules, or list this in exclude_modules.",
+                stacklevel=2,
+            )
         layer = kind(target, adapter_name, config, r, alpha, splits, **get_quantization_kwargs(self))
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter is not trained until it is made active
@@ -98,6 +106,7 @@ class FouraModel(BaseTuner):
             for number in [key for key, hook in hooks.items() if _is_ours(hook)]:
                 del hooks[number]
                 self.model._forward_hooks_always_called.pop(number, None)
+        allow_fast_path(self.model)
         return model
 
     def _cast_adapter_dtype(self, *args: Any, **kwargs: Any) -> None:
