@@ -40,7 +40,7 @@ def combined_config(
             raise ValueError("Cannot add weighted adapters if they target the same module with modules_to_save.")
     first = next(iter(known.values()))
     ranks = [max(config.r, *config.rank_pattern.values(), 0) for config in known.values()]
-    fields: dict[str, Any] = {"target_modules": _union(list(known.values())), "inference_mode": True}
+    fields: dict[str, Any] = {**_targets(known, model), "inference_mode": True}
     if combination == "linear":
         same = {(config.r, config.transform, config.transform_seed, _frozen(config)) for config in known.values()}
         if len(same) > 1 or any(config.rank_pattern != first.rank_pattern for config in known.values()):
@@ -60,13 +60,21 @@ def _frozen(config: FouraConfig) -> str:
     return str(sorted(config.output_splits.items()))
 
 
-def _union(configs: list[FouraConfig]) -> Any:
-    targets = [config.target_modules for config in configs]
-    if all(isinstance(target, str) for target in targets):
-        return "|".join(f"({target})" for target in targets)
-    if all(isinstance(target, set) for target in targets):
-        return set().union(*targets)  # type: ignore[arg-type]
-    raise ValueError("the adapters to combine must all name their target_modules as a list, or all as a regex")
+def _targets(configs: dict[str, FouraConfig], model: nn.Module) -> dict[str, Any]:
+    """The config fields by which exactly the layers that any of the adapters has are found, by patterns if that is possible."""
+    chosen = [(one.layers_to_transform, one.layers_pattern, one.exclude_modules) for one in configs.values()]
+    targets: list[Any] = [config.target_modules for config in configs.values()]
+    if all(choice == chosen[0] for choice in chosen):
+        if all(isinstance(target, str) for target in targets):
+            return {"target_modules": "|".join(f"({target})" for target in targets)}
+        if all(isinstance(target, set) for target in targets):
+            return {"target_modules": set().union(*targets)}
+    names = {
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, FouraLayer) and not configs.keys().isdisjoint(layer.foura_A) and ".base_layer." not in name
+    }
+    return {"target_modules": names, "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}
 
 
 @torch.no_grad()
@@ -76,6 +84,8 @@ def combine_layer(layer: FouraLayer, weights: dict[str, float], adapter_name: st
     A, B = layer.foura_A[adapter_name], layer.foura_B[adapter_name]
     A.zero_()
     B.zero_()
+    if not present:  # the name of a layer ends like that of one that is adapted
+        return
     if combination == "linear":
         rank = layer.r[adapter_name]
         for name, weight in present.items():

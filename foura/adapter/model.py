@@ -138,18 +138,28 @@ class FouraModel(BaseTuner):
                 and differs from the weighted sum of the updates unless there is one adapter.
 
         Raises:
-            ValueError: an unknown adapter or type, a gate that depends on the input, or adapters that the type cannot
-                combine.
+            ValueError: an unknown adapter or type, an adapter named twice, another number of weights than adapters, a gate
+                that depends on the input, or adapters that the type cannot combine. The model is then unchanged.
         """
         if adapter_name in self.peft_config:
             return
+        if len(weights) != len(adapters):
+            raise ValueError(
+                f"{len(adapters)} adapters were named with {len(weights)} weights; give one weight for each"
+            )
+        if len(set(adapters)) < len(adapters):
+            raise ValueError(f"an adapter is named twice in {', '.join(adapters)}; give it the sum of its weights")
         configs: Any = {name: self.peft_config.get(name) for name in adapters}
         self.peft_config[adapter_name] = combined_config(configs, combination_type, svd_rank, self.model)
-        self.inject_adapter(self.model, adapter_name)
-        for module in self.model.modules():
-            if isinstance(module, FouraLayer) and adapter_name in module.foura_A:
-                combine_layer(module, dict(zip(adapters, weights, strict=True)), adapter_name, combination_type)
-                module.set_requires_grad(adapter_name, False)
+        try:
+            self.inject_adapter(self.model, adapter_name)
+            for module in self.model.modules():
+                if isinstance(module, FouraLayer) and adapter_name in module.foura_A:
+                    combine_layer(module, dict(zip(adapters, weights, strict=True)), adapter_name, combination_type)
+                    module.set_requires_grad(adapter_name, False)
+        except BaseException:  # no adapter is better than half of one
+            self.delete_adapter(adapter_name)
+            raise
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

@@ -121,6 +121,65 @@ def test_what_cannot_be_combined_is_refused(many) -> None:
         assert "new" not in many.peft_config
 
 
+FIRST = {"layers_to_transform": [0]}
+DIFFERENT = {
+    "layers": ({"layers_to_transform": 0}, {"layers_to_transform": [1, 2]}),
+    "one of two": ({"layers_to_transform": [1]}, {}),
+    "pattern": ({**FIRST, "layers_pattern": "blocks"}, {**FIRST, "layers_pattern": "more"}),
+    "exclude": ({"exclude_modules": ["one"]}, {"exclude_modules": ["two"]}),
+    "kinds": ({"target_modules": r".*0\.one"}, {"target_modules": ["two"]}),
+}
+
+
+@pytest.mark.parametrize("combination", ["cat", "svd", "linear"])
+@pytest.mark.parametrize("fields", DIFFERENT.values(), ids=DIFFERENT)
+def test_adapters_of_different_layers_combine(fields, combination) -> None:
+    torch.manual_seed(0)
+    block = lambda: nn.ModuleDict({"one": nn.Linear(6, 6), "two": nn.Linear(6, 6)})  # noqa: E731
+    base = nn.ModuleDict({part: nn.ModuleList([block() for _ in range(3)]) for part in ("blocks", "more")})
+    one, two = (config(**{"target_modules": ["one", "two"], **own}) for own in fields)
+    model = get_peft_model(nn.ModuleDict({"net": base}).double(), one, "a", autocast_adapter_dtype=False)
+    model.add_adapter("b", two, autocast_adapter_dtype=False)
+    perturbed(model)
+    model.add_weighted_adapter(["a", "b"], [0.5, 2.0], "sum", combination_type=combination, svd_rank=8)
+    weights, layers = {"a": 0.5, "b": 2.0}, foura.adapter.freeze.foura_layers(model)
+    for layer in layers.values():
+        present = {name: weight for name, weight in weights.items() if name in layer.r}
+        if combination == "linear" and len(present) > 1:
+            continue
+        wanted = sum(weight * layer.get_delta_weight(name) for name, weight in present.items())
+        torch.testing.assert_close(layer.get_delta_weight("sum"), wanted, rtol=0, atol=1e-10)
+
+
+def test_a_layer_that_only_shares_an_ending_stays_as_it_is() -> None:
+    base = nn.ModuleDict(
+        {"one": nn.Linear(6, 6), "two": nn.Linear(6, 6), "net": nn.ModuleDict({"one": nn.Linear(6, 6)})}
+    )
+    model = get_peft_model(base.double(), config(target_modules="one"), "a", autocast_adapter_dtype=False)
+    model.add_adapter("b", config(target_modules=["two"]), autocast_adapter_dtype=False)
+    perturbed(model).add_weighted_adapter(["a", "b"], [1.0, 1.0], "sum", combination_type="cat")
+    model.set_adapter("sum")
+    x = torch.randn(2, 6, dtype=torch.float64)
+    inner, outer = base["net"]["one"], base["one"]
+    assert torch.equal(inner(x), getattr(inner, "base_layer", inner)(x))
+    assert not torch.allclose(outer(x), outer.base_layer(x))
+
+
+def test_a_combined_adapter_is_whole_or_not_there(many) -> None:
+    for names, weights, said in (
+        (["dct", "frozen"], [1.0], "2 adapters were named with 1 weights"),
+        (["dct", "dct"], [1.0, 1.0], "named twice"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            many.add_weighted_adapter(names, weights, "new", combination_type="cat")
+    with torch.no_grad():
+        many.base_model.model[2].foura_A["dct"].fill_(torch.inf)
+    with pytest.raises(RuntimeError):
+        many.add_weighted_adapter(["dct", "frozen"], [1.0, 1.0], "new", combination_type="svd")
+    assert "new" not in many.peft_config
+    assert all("new" not in layer.foura_A for layer in (many.base_model.model[0], many.base_model.model[2]))
+
+
 def test_scales_multiply_the_update(many, base, x) -> None:
     layer = many.base_model.model[0]
     layer.set_adapter("dct")
