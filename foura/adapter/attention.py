@@ -73,6 +73,10 @@ class MultiheadAttention(FouraLayer):
         base.out_proj = base.out_proj.get_base_layer()
         return base
 
+    def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As nn.MultiheadAttention's, whose callers often name `query`, too."""
+        return super().forward(query, *args, **kwargs)
+
     def _forward(  # type: ignore[override]
         self,
         query: Tensor,

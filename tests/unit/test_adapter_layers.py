@@ -166,6 +166,24 @@ def test_attention_projections_are_split_and_see_masks() -> None:
     assert not torch.allclose(layer(x, x, x)[0], layer(x, changed, changed)[0])
 
 
+def test_attention_may_be_called_by_keyword() -> None:
+    _, model, x = made("attention")
+    layer = model.base_model.model.layer
+    assert torch.equal(layer(value=x * 2, key=x.flip(1), query=x)[0], model(x))
+    with model.disable_adapter():
+        assert torch.equal(layer(query=x, key=x, value=x)[0], layer.base_layer(x, x, x)[0])
+
+
+@pytest.mark.parametrize("pattern", [{"layer": 16}, {"out_proj": 16}, {}])
+def test_attention_is_swapped_with_the_strength_that_it_was_trained_with(pattern, tmp_path) -> None:
+    _, one, x = made("attention")
+    _, other, _ = made("attention", alpha_pattern=pattern, foura_alpha=2)
+    other.save_pretrained(str(tmp_path))
+    foura.hotswap_adapter(one, tmp_path)
+    one.base_model.model.layer.load_state_dict(other.base_model.model.layer.state_dict())  # the same base weights
+    torch.testing.assert_close(one(x), other(x), rtol=0, atol=1e-12)
+
+
 def test_what_cannot_be_adapted_is_refused_in_a_sentence() -> None:
     for module, fields, said in (
         (nn.Conv1d(6, 6, 3, groups=2), {}, "groups=1"),
