@@ -44,10 +44,11 @@ def freeze_gates(model: nn.Module, batches: Iterable[Batch]) -> dict[str, int]:
     frozen: set[str] = set()
     for name, layer in gated.items():
         for adapter in _active_gates(layer):
-            mask = statistics[name][adapter]["mean"] > OPEN
+            opened: list[bool] = (statistics[name][adapter]["mean"] > OPEN).tolist()
             del layer.foura_gate[adapter]
-            layer.foura_gate_mask[adapter] = mask.to(layer.foura_A[adapter].device)
-            kept[name] = int(mask.sum())
+            with torch.inference_mode(False):  # else the mask could be used in inference mode alone from then on
+                layer.foura_gate_mask[adapter] = torch.tensor(opened, device=layer.foura_A[adapter].device)
+            kept[name] = sum(opened)
             frozen.add(adapter)
     for adapter in frozen:
         replace_config(model, adapter, gate="frozen", gate_sparsity=0.0)

@@ -134,6 +134,19 @@ def test_freezing_gates_keeps_the_open_ranks_and_makes_the_adapter_mergeable(bas
     torch.testing.assert_close(model.merge_and_unload()(x), before, rtol=0, atol=1e-12)
 
 
+def test_gates_frozen_in_inference_mode_are_frozen_for_good(base, x) -> None:
+    one, other = (adapt(copy.deepcopy(base), gate="adaptive") for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    with torch.inference_mode():
+        kept = foura.freeze_gates(one, [x])
+    assert kept == foura.freeze_gates(other, [x])
+    for _ in range(2):
+        assert torch.equal(one(x), other(x))
+        one(x).square().sum().backward()
+    with torch.no_grad():
+        assert torch.equal(one(x), other(x))
+
+
 def test_batches_may_be_tensors_tuples_or_mappings(base, x) -> None:
     model = adapt(base, gate="adaptive", train=False)
     assert foura.effective_rank(model, [x, (x, "labels"), [x], {"x": x}]) == {"qkv": 4.0, "out": 4.0}
