@@ -192,7 +192,8 @@ class _ThroughGate(torch.autograd.Function):
         call: "GateCall",
         *gate_weights: Tensor,
     ) -> Tensor:
-        z = (x.reshape(-1, x.shape[-1]) @ down.T).view(x.shape[0] if x.dim() > 1 else 1, -1, down.shape[0])
+        tokens = x.shape[1:-1].numel()  # not -1, which says nothing about an empty batch
+        z = (x.reshape(-1, x.shape[-1]) @ down.T).view(x.shape[0] if x.dim() > 1 else 1, tokens, down.shape[0])
         u, kept = call.forward(z)
         u = u.view(-1, u.shape[-1])
         ctx.save_for_backward(x, z, u)

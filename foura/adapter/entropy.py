@@ -84,7 +84,7 @@ def _sequence_gate(score: Tensor, tokens: int | Tensor, mask: Tensor | None) -> 
     negative_entropy_S1r = (log_p.exp() * log_p).sum(1, keepdim=True)
     if isinstance(tokens, torch.SymInt):  # a length that torch.export leaves open
         tokens = torch.scalar_tensor(tokens, device=score.device)
-    log_tokens = math.log(tokens) if isinstance(tokens, int) else tokens.to(score.dtype).log()
+    log_tokens = math.log(tokens or 1) if isinstance(tokens, int) else tokens.to(score.dtype).log()
     return torch.sigmoid(4.0 - SEQUENCE_SLOPE * (log_tokens + negative_entropy_S1r)), log_p, negative_entropy_S1r
 
 

@@ -125,6 +125,37 @@ def check_layer(form: str, transform: str, scope: str, compiled: bool) -> float:
     return max(map(_error, *results))
 
 
+EMPTY = ((0, 12), (0, 3, 12), (3, 0, 12), (2, 0, 3, 12))  # inputs of layers
+
+
+def check_empty(form: str, transform: str, scope: str) -> list[str]:
+    """What is wrong with a layer's output and gradients for inputs without a token; nothing is the right answer."""
+    fields = {"gate": "adaptive", "gate_form": form, "gate_scope": scope, "init_weights": False}
+    layer = Linear(
+        nn.Linear(12, 10).requires_grad_(False), "default", FouraConfig(transform=transform, **fields), 4, 6.0, 1
+    )
+    faults = []
+    for shape in EMPTY:
+        x = torch.zeros(shape, requires_grad=True)
+        for run in (layer, partial(layer.delta, "default")):
+            layer.zero_grad()
+            try:
+                with torch.no_grad():
+                    evaluated = run(x)
+                out = run(x)
+                out.sum().backward()
+            except (RuntimeError, ValueError) as error:
+                faults.append(f"{shape}: {error}")
+                continue
+            shapes = (
+                {out.shape, evaluated.shape} == {(*shape[:-1], 10)} and x.grad is not None and x.grad.shape == x.shape
+            )
+            grads = [p.grad for p in layer.parameters() if p.grad is not None]
+            if not (shapes and grads and all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)):
+                faults.append(f"{shape}: output {tuple(out.shape)}, gradients {grads}")
+    return faults
+
+
 def check_operator(form: str, scope: str) -> dict[str, str]:
     """PyTorch's own tests of an operator: its schema, its fake, its gradient under compilation."""
     gate, z, _ = _data(Case(form, scope, tokens=5, padded=True))
@@ -145,7 +176,11 @@ def main() -> None:
         for form in FORMS for transform in ("dct", "dft") for scope in GATE_SCOPES for compiled in (False, True)
     }  # fmt: skip
     operators = {f"{form} {scope}": check_operator(form, scope) for form in FORMS for scope in GATE_SCOPES}
-    json.dump({"gates": gates, "layers": layers, "operators": operators}, sys.stdout)
+    empty = {
+        f"{form} {transform} {scope}": check_empty(form, transform, scope)
+        for form in FORMS for transform in ("dct", "dft") for scope in GATE_SCOPES
+    }  # fmt: skip
+    json.dump({"gates": gates, "layers": layers, "operators": operators, "empty": empty}, sys.stdout)
 
 
 if __name__ == "__main__":

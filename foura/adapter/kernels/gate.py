@@ -1,5 +1,6 @@
 """g(z) ⊙ z by kernels, for eager PyTorch (`GateCall`) and for compiled graphs (the operator foura::gate)."""
 
+import math
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ def _three_axes(z: Tensor) -> Tensor:
     """(S, T, q), contiguous: all axes between the first and the last are tokens."""
     if z.dim() == 3 and z.is_contiguous():
         return z
-    return z.reshape(z.shape[0] if z.dim() > 1 else 1, -1, z.shape[-1]).contiguous()
+    tokens = math.prod(z.shape[1:-1])  # not -1, which says nothing about an empty batch
+    return z.reshape(z.shape[0] if z.dim() > 1 else 1, tokens, z.shape[-1]).contiguous()
 
 
 def _cut(flat: Tensor, weights: Weights) -> list[Tensor]:

@@ -78,9 +78,9 @@ def kept_shape(form: str, by_token: bool, samples: int, w_in: Tensor) -> tuple[i
 
 
 def _log_counts(z: Tensor, mask: Tensor | None) -> Tensor:
-    """ln of the number of real tokens, (S,)."""
+    """ln of the number of real tokens, (S,); of no tokens any number will do."""
     if mask is None:
-        return torch.full(z.shape[:1], math.log(z.shape[1]), dtype=torch.float32, device=z.device)
+        return torch.full(z.shape[:1], math.log(z.shape[1] or 1), dtype=torch.float32, device=z.device)
     return mask.sum(1).float().log()
 
 

@@ -13,7 +13,7 @@ import torch
 from foura.adapter import kernels
 from foura.adapter.gate import GATE_SCOPES
 from foura.adapter.gate_forms import GATE_FORMS
-from tests.helpers.kernels import CASES, FORMS
+from tests.helpers.kernels import CASES, FORMS, check_empty
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from foura.adapter.kernels.launcher import Launcher
@@ -52,6 +52,20 @@ def test_a_layer_by_kernels_is_the_layer(layer, found) -> None:
 @pytest.mark.parametrize("scope", GATE_SCOPES)
 def test_the_operator_passes_pytorchs_own_tests(form, scope, found) -> None:
     assert set(found["operators"][f"{form} {scope}"].values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("transform", ["dct", "dft"])
+@pytest.mark.parametrize("scope", GATE_SCOPES)
+def test_an_input_without_a_token_has_an_output_and_no_gradient(form, transform, scope, found) -> None:
+    assert found["empty"][f"{form} {transform} {scope}"] == []
+
+
+@pytest.mark.parametrize("form", GATE_FORMS)
+@pytest.mark.parametrize("transform", ["dct", "dft"])
+@pytest.mark.parametrize("scope", GATE_SCOPES)
+def test_an_input_without_a_token_in_eager(form, transform, scope) -> None:
+    assert check_empty(form, transform, scope) == []
 
 
 @pytest.mark.parametrize("form", FORMS)
