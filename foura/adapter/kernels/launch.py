@@ -49,19 +49,19 @@ def gate_forward(z: Tensor, weights: Weights, form: str, by_token: bool, mask: T
     kept = torch.empty(kept_shape(form, by_token, samples, weights[0]), dtype=torch.float32, device=z.device)
     if by_token:
         tokens = samples * T
-        grid = -(-tokens // sizes["BT"]), 1
-        _token_forward(grid, (z, out, *weights), (tokens,), {**sizes, "SLOPE": _token_slopes[form], "FORM": form})
+        programs = -(-tokens // sizes["BT"])
+        _token_forward(programs, (z, out, *weights), (tokens,), {**sizes, "SLOPE": _token_slopes[form], "FORM": form})
         return out, kept
     tiles = -(-T // sizes["BT"])
     width = 3 * rank if form == "entropy" else hidden + 1
     partial = torch.empty((samples, tiles, width), dtype=torch.float32, device=z.device)
-    masked, grid = mask is not None, (samples, tiles)
-    _partial[form](grid, (z, z if mask is None else mask, partial, *weights), (T, tiles), {**sizes, "MASKED": masked})
+    programs, read = samples * tiles, (z, z if mask is None else mask, partial, *weights)
+    _partial[form](programs, read, (T, tiles), {**sizes, "MASKED": mask is not None})
     if form == "entropy":
         tensors, sizes = (z, out, partial, _log_counts(z, mask), *kept), _few(sizes)
     else:
         tensors = z, out, partial, kept, *weights
-    _apply[form](grid, tensors, (T, tiles), {**sizes, "SLOPE": SEQUENCE_SLOPE})
+    _apply[form](programs, tensors, (T, tiles), {**sizes, "SLOPE": SEQUENCE_SLOPE})
     return out, kept
 
 
@@ -99,17 +99,17 @@ def gate_backward(
         programs = min(PROGRAMS, tiles)
         sums = torch.empty((programs, length), dtype=torch.float32, device=z.device)
         constants = {**sizes, "SLOPE": _token_slopes[form], "FORM": form}
-        _token_backward((programs, 1), (z, grad, grad_z, sums, *weights), (tokens, tiles), constants)
+        _token_backward(programs, (z, grad, grad_z, sums, *weights), (tokens, tiles), constants)
         return grad_z, sums.sum(0)
     tiles = -(-T // sizes["BT"])
     partial = torch.empty((samples, tiles, rank), dtype=torch.float32, device=z.device)
-    _gate_gradient((samples, tiles), (z, grad, partial), (T, tiles), _few(sizes))
+    _gate_gradient(samples * tiles, (z, grad, partial), (T, tiles), _few(sizes))
     programs = min(PROGRAMS, samples * tiles)
     sums = torch.empty((programs, length), dtype=torch.float32, device=z.device)
     keeps = kept if form == "entropy" else (kept,)
     tensors = z, grad, grad_z, z if mask is None else mask, partial, *keeps, sums, *weights
     constants = {**sizes, "SLOPE": SEQUENCE_SLOPE, "MASKED": mask is not None}
-    _backward[form]((programs, 1), tensors, (T, tiles, samples), constants)
+    _backward[form](programs, tensors, (T, tiles, samples), constants)
     return grad_z, sums.sum(0)
 
 

@@ -14,7 +14,9 @@ ALIGNED = 16  # bytes; Triton specialises on it
 
 
 class Launcher:
-    """launcher(grid, tensors, numbers, sizes) launches kernel[grid](*tensors, *numbers, **sizes).
+    """launcher(programs, tensors, numbers, sizes) launches kernel[(programs, 1, 1)](*tensors, *numbers, **sizes).
+
+    A grid has one axis: CUDA allows 2³¹ - 1 programs along the first, and only 65,535 along the others.
 
     Args:
         kernel: a @triton.jit function that takes tensors, then numbers that it does not specialise on, then constants.
@@ -25,9 +27,9 @@ class Launcher:
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
     def __call__(
-        self, grid: tuple[int, int], tensors: Sequence[Tensor], numbers: tuple[int, ...], sizes: dict[str, Any]
+        self, programs: int, tensors: Sequence[Tensor], numbers: tuple[int, ...], sizes: dict[str, Any]
     ) -> None:
-        device = tensors[0].device
+        device, grid = tensors[0].device, (programs, 1, 1)
         if device.type != "cuda":  # the interpreter
             self.kernel[grid](*tensors, *numbers, **sizes)
         elif device.index != torch.cuda.current_device():
@@ -49,7 +51,7 @@ class Launcher:
         key = (device.index, *[tensor.dtype for tensor in tensors], *sizes.values())
         if usual and (compiled := self._compiled.get(key)) is not None:
             # addresses as numbers: of a tensor Triton would ask the driver where it lies
-            compiled[(*grid, 1)](*pointers, *numbers, *sizes.values())
+            compiled[grid](*pointers, *numbers, *sizes.values())
             return
         compiled = self.kernel[grid](*tensors, *numbers, **sizes)
         if usual:

@@ -6,7 +6,7 @@ Twin: `entropy._sequence_gate`, tests/reference. Forward: `sequence_partial` sum
 its largest score; `sequence_apply` combines the tiles of a sample (a stable softmax in pieces) and gates. Backward:
 `sequence_gate_gradient` sums grad · z of each tile; `sequence_backward` combines them. Scores are computed again, not saved.
 
-A grid is (samples, tiles of a sample), but for the last kernel, whose programs take tiles in a fixed order and write their
+A program takes one tile of one sample, but for the last kernel, whose programs take tiles in a fixed order and write their
 sums to a row of their own: results do not depend on the order in which programs end.
 """
 
@@ -33,7 +33,7 @@ def sequence_partial(
 ):  # fmt: skip
     """partial (samples, tiles, 3, R): largest score, Σ e^(score - largest), Σ e^(score - largest) · score."""
     w_in, bias_in, w_out, bias_out = load_weights(W_in, b_in, W_out, b_out, R, H, RP, HP)
-    sample, tile, r = tl.program_id(0), tl.program_id(1), tl.arange(0, RP)
+    sample, tile, r = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.arange(0, RP)
     token = tile * BT + tl.arange(0, BT)
     u, _, _ = load_coordinates(Z, sample * T + token, token < T, R, RP, PARTS)
     _, _, _, score = network(u, w_in, bias_in, w_out, bias_out, R)
@@ -55,7 +55,7 @@ def sequence_apply(
     R: tl.constexpr, RP: tl.constexpr, BT: tl.constexpr, PARTS: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     """U = g ⊙ Z; g, ln Σ e^score and Σ p ln p of each sample, (samples, R), for the backward pass."""
-    sample, tile, r = tl.program_id(0), tl.program_id(1), tl.arange(0, RP)
+    sample, tile, r = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.arange(0, RP)
     is_r = r < R
     largest = tl.full((RP,), NOTHING, tl.float32)
     total, weighted = tl.zeros((RP,), tl.float32), tl.zeros((RP,), tl.float32)
@@ -84,7 +84,7 @@ def sequence_gate_gradient(
     Z, grad_U, partial, T, tiles, R: tl.constexpr, RP: tl.constexpr, BT: tl.constexpr, PARTS: tl.constexpr
 ):
     """partial (samples, tiles, R): Σ grad_U · Z over the tokens of a tile, padding included, which is gated too."""
-    sample, tile, r = tl.program_id(0), tl.program_id(1), tl.arange(0, RP)
+    sample, tile, r = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.arange(0, RP)
     token = tile * BT + tl.arange(0, BT)
     _, re, im = load_coordinates(Z, sample * T + token, token < T, R, RP, PARTS)
     _, grad_re, grad_im = load_coordinates(grad_U, sample * T + token, token < T, R, RP, PARTS)

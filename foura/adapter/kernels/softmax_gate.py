@@ -52,7 +52,7 @@ def softmax_partial(
 ):  # fmt: skip
     """partial (samples, tiles, H + 1): Σ hidden over the real tokens of a tile, and their number."""
     w_in, bias_in, _, _ = load_weights(W_in, b_in, W_out, b_out, R, H, RP, HP)
-    sample, tile, h = tl.program_id(0), tl.program_id(1), tl.arange(0, HP)
+    sample, tile, h = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.arange(0, HP)
     token = tile * BT + tl.arange(0, BT)
     real = token < T
     u, _, _ = load_coordinates(Z, sample * T + token, real, R, RP, PARTS)
@@ -72,7 +72,7 @@ def softmax_apply(
 ):  # fmt: skip
     """U = g ⊙ Z; kept (samples, H + 1): mean(hidden) and the number of real tokens, for the backward pass."""
     _, _, w_out, bias_out = load_weights(W_in, b_in, W_out, b_out, R, H, RP, HP)
-    sample, tile, h = tl.program_id(0), tl.program_id(1), tl.arange(0, HP)
+    sample, tile, h = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.arange(0, HP)
     total, count = tl.zeros((HP,), tl.float32), 0.0
     for other in range(tiles):
         at = partial + (sample * tiles + other) * (H + 1)

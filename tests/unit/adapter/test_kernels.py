@@ -194,15 +194,15 @@ def test_a_launcher_asks_triton_once_for_arguments_alike(monkeypatch) -> None:
     kernel = Kernel()
     launch = Launcher(kernel)
     z, other = (torch.zeros(8, 4).as_subclass(Card) for _ in range(2))
-    launch((3, 1), [z, other], (8,), {"R": 4})
-    assert [sizes for _, _, sizes in kernel.looked_up] == [{"R": 4}] and not kernel.launches
-    launch((5, 2), [other, z], (9,), {"R": 4})
-    assert kernel.launches == [((5, 2, 1), (other.data_ptr(), z.data_ptr(), 9, 4))]
+    launch(3, [z, other], (8,), {"R": 4})
+    assert [(grid, sizes) for grid, _, sizes in kernel.looked_up] == [((3, 1, 1), {"R": 4})] and not kernel.launches
+    launch(5, [other, z], (9,), {"R": 4})
+    assert kernel.launches == [((5, 1, 1), (other.data_ptr(), z.data_ptr(), 9, 4))]
     for tensors, numbers, sizes in (
         ([z.half(), other], (8,), {"R": 4}),  # another dtype
         ([z, other], (8,), {"R": 5}),
         ([z, other[0, 1:]], (8,), {"R": 4}),  # not aligned
         ([z, other], (2**31,), {"R": 4}),  # does not fit 32 bits
     ):
-        launch((1, 1), tensors, numbers, sizes)
+        launch(1, tensors, numbers, sizes)
     assert len(kernel.looked_up) == 5 and len(kernel.launches) == 1
