@@ -19,16 +19,27 @@ CONVOLUTIONS = {
     nn.Conv2d: torch.nn.functional.conv2d,
     nn.Conv3d: torch.nn.functional.conv3d,
 }
+BY_AXES = dict(enumerate(CONVOLUTIONS.values(), start=1))  # of the kernel
 
 
 class Conv(FouraLayer):
     """FouRA on a convolution; x is (S, in_channels, ...), stride, padding and dilation are the base layer's.
 
+    Subclasses are adapted if they compute as torch's class does, such as those of weight_norm.
+
     Raises:
-        ValueError: more than one group; a transform over all channels would mix the groups.
+        ValueError: more than one group; a transform over all channels would mix the groups. A class with a forward of its
+            own, which may pad otherwise or standardise its weight: the delta would be that of another layer.
     """
 
     def _transform(self, config: FouraConfig, splits: int) -> Transform:
+        kind = type(self._base())
+        ours = next(one for one in kind.__mro__ if one in CONVOLUTIONS)
+        if kind.forward is not ours.forward or kind._conv_forward is not ours._conv_forward:
+            raise ValueError(
+                f"FouRA adapts convolutions that compute as torch's {ours.__name__} does; {kind.__name__} has a forward of its "
+                "own, which may pad its input otherwise or scale its weight. List it in exclude_modules."
+            )
         if self._base().groups > 1:
             raise ValueError(
                 f"FouRA adapts convolutions with groups=1, this one has {self._base().groups}; list it in exclude_modules."
@@ -63,5 +74,5 @@ class Conv(FouraLayer):
         if (gate := self.gate(adapter_name)) is not None:
             z = gated(z.movedim(1, -1), self.r[adapter_name], gate).movedim(-1, 1)
         up = self.mask_up(adapter_name, up).to(dtype)
-        convolve = CONVOLUTIONS[type(base)]
-        return convolve(z, up[(...,) + (None,) * len(base.kernel_size)]) * self.scaling[adapter_name]
+        axes = len(base.kernel_size)
+        return BY_AXES[axes](z, up[(...,) + (None,) * axes]) * self.scaling[adapter_name]

@@ -24,6 +24,7 @@ class MergingLayer(BaseTunerLayer):
     r: dict[str, int]
     scaling: dict[str, float]
     fan_in_fan_out: bool
+    quantization_backend: Any
 
     def fold(self, adapter_name: str) -> Factors:
         """(down (q, in), up (out, q)) of the adapter, before mask and scaling."""
@@ -75,7 +76,12 @@ class MergingLayer(BaseTunerLayer):
         return delta.T if self.fan_in_fan_out else delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add ΔW of the adapters to the base weight (all active ones by default); `safe_merge` refuses NaN and Inf."""
+        """Add ΔW of the adapters to the base weight (all active ones by default); `safe_merge` refuses NaN and Inf.
+
+        Raises:
+            ValueError: a gate that depends on the input, a base weight that is computed from others, or NaN and Inf.
+        """
+        self._check_weight_is_stored()
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.foura_A]
         deltas = [self.get_delta_weight(name) for name in names]  # all of them before the weight is touched
         for name, delta in zip(names, deltas, strict=True):
@@ -87,6 +93,16 @@ class MergingLayer(BaseTunerLayer):
                 )  # PEFT's words
             self.set_base_weight(merged)
             self.merged_adapters.append(name)
+
+    def _check_weight_is_stored(self) -> None:
+        """A weight that is computed in every call (weight_norm, pruning) would not keep what is added to it."""
+        weight = getattr(self.get_base_layer(), "weight", None)
+        if self.quantization_backend is None and isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter):
+            raise ValueError(
+                f"the weight of this {type(self.get_base_layer()).__name__} is computed from other parameters in every call, "
+                "so that nothing can be merged into it. Make it a weight first: parametrize.remove_parametrizations, "
+                "remove_weight_norm or prune.remove of torch.nn.utils."
+            )
 
     def unmerge(self) -> None:
         """Subtract every merged ΔW from the base weight."""

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 from transformers.pytorch_utils import Conv1D
 
 import foura
@@ -20,6 +22,10 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(x, x.flip(1), x * 2)[0]
+
+
+def prune(layer: nn.Module) -> nn.Module:
+    return l1_unstructured(layer, "weight", amount=0.4)
 
 
 class Alone(nn.Module):
@@ -184,12 +190,61 @@ def test_attention_is_swapped_with_the_strength_that_it_was_trained_with(pattern
     torch.testing.assert_close(one(x), other(x), rtol=0, atol=1e-12)
 
 
+class Padding(nn.Conv1d):
+    def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return super()._conv_forward(nn.functional.pad(x, (2, 0)), weight, bias)
+
+
+class Strided(nn.Conv2d):
+    """A subclass that computes as its base."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, stride=2, **kwargs)
+
+
+NORMED = {
+    "conv1d": (lambda: nn.Conv1d(6, 9, 3, padding=1), (3, 6, 12)),
+    "conv2d": (lambda: Strided(6, 9, 3), (3, 6, 7, 7)),
+    "conv3d": (lambda: nn.Conv3d(4, 5, 3, padding=1), (2, 4, 3, 4, 3)),
+    "linear": (lambda: nn.Linear(10, 7), (3, 5, 10)),
+}
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, prune]
+)
+@pytest.mark.parametrize("kind", NORMED)
+def test_a_layer_whose_weight_is_computed_is_adapted_and_refuses_to_merge(kind, norm) -> None:
+    build, shape = NORMED[kind]
+    layer, x = norm(build().double()).eval(), torch.randn(shape, dtype=torch.float64)
+    plain = Alone(build()).double()  # the same, with the weight that is computed
+    plain.load_state_dict({"layer.weight": layer.weight, "layer.bias": layer.bias})
+    config = FouraConfig(r=4, target_modules=["layer"], init_weights=False)
+    model = get_peft_model(Alone(layer), config, autocast_adapter_dtype=False).eval()
+    out = model(x)
+    plain.layer.weight.data += model.base_model.model.layer.get_delta_weight("default")
+    torch.testing.assert_close(out, plain(x), rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="computed from other parameters"):
+        model.merge_adapter()
+    torch.testing.assert_close(model(x), out)
+
+
+def test_a_subclass_that_computes_as_its_base_is_adapted_and_merges() -> None:
+    x = torch.randn(3, 6, 7, 7)
+    model = get_peft_model(Alone(Strided(6, 9, 3)), FouraConfig(r=4, target_modules=["layer"], init_weights=False))
+    out = model(x)
+    torch.testing.assert_close(model.merge_and_unload()(x), out, rtol=0, atol=1e-5)
+
+
 def test_what_cannot_be_adapted_is_refused_in_a_sentence() -> None:
     for module, fields, said in (
         (nn.Conv1d(6, 6, 3, groups=2), {}, "groups=1"),
         (nn.MultiheadAttention(8, 2), {"gate": "adaptive"}, "multiplies by its weights itself"),
         (nn.MultiheadAttention(8, 2, kdim=4), {}, "same width"),
         (nn.LayerNorm(4), {}, "is LayerNorm"),
+        (StdConv2d(3, 4, 3), {}, "StdConv2d has a forward of its own"),  # standardises its weight
+        (Conv2dSame(3, 4, 3, stride=2), {}, "Conv2dSame has a forward of its own"),  # pads
+        (Padding(3, 4, 3), {}, "Padding has a forward of its own"),
     ):
         with pytest.raises(ValueError, match=said):
             get_peft_model(Alone(module), FouraConfig(target_modules=["layer"], **fields))
