@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foura.adapter.config import FouraConfig
 from foura.adapter.delta import gated
+from foura.adapter.fold import DOWN, UP
 from foura.adapter.layer import FouraLayer
 from foura.adapter.merging import Factors
 from foura.adapter.transforms import Transform
@@ -62,8 +63,8 @@ class Conv(FouraLayer):
         kernel = self._base().kernel_size
         taps_last = A.movedim(1, 1 + len(kernel))  # (r, *kernel, channels[, 2])
         rows = taps_last.flatten(0, len(kernel))
-        down, up = self._fold_rows(adapter_name, rows, self.foura_B[adapter_name])
-        return down.unflatten(0, (-1, *kernel)).movedim(-1, 1), up
+        down = self._fold_side(adapter_name, rows, DOWN).unflatten(0, (-1, *kernel)).movedim(-1, 1)
+        return down, self._fold_side(adapter_name, self.foura_B[adapter_name], UP)
 
     def delta(self, adapter_name: str, x: Tensor) -> Tensor:
         base = self._base()

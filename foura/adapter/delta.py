@@ -15,7 +15,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from foura.adapter.gate import Gate
-from foura.adapter.transforms import Transform
 
 if TYPE_CHECKING:
     from foura.adapter.kernels.gate import GateCall
@@ -48,16 +47,15 @@ def masked(up: Tensor, gate: Tensor, rank: int) -> Tensor:
     return up * gate.to(up.dtype).repeat(up.shape[-1] // rank)
 
 
-def plain_fold(A: Tensor, B: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
-    """(down (q, N), up (M, q)) in float32 or better, before strength and mask, by torch's own operations.
+def plain_fold(fold: Callable[[Tensor], Tensor], source: Tensor) -> Tensor:
+    """`fold(source)` in float32 or better by torch's operations: a transform's `fold_down` of an A, or its `fold_up` of a B.
 
     Few numbers, and half precision has no FFT on the CPU. `fold` does it for many layers.
     """
-    if torch.is_autocast_enabled(A.device.type):
-        with torch.autocast(A.device.type, enabled=False):
-            return plain_fold(A, B, transform)
-    dtype = torch.promote_types(A.dtype, torch.float32)
-    return transform.fold_down(A.to(dtype)), transform.fold_up(B.to(dtype))
+    if torch.is_autocast_enabled(source.device.type):
+        with torch.autocast(source.device.type, enabled=False):
+            return plain_fold(fold, source)
+    return fold(source.to(torch.promote_types(source.dtype, torch.float32)))
 
 
 def adapted(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foura.adapter.delta import gated
+from foura.adapter.fold import UP
 from foura.adapter.layer import FouraLayer
 from foura.adapter.merging import Factors
 from foura.adapter.transforms import Transform
@@ -26,11 +27,8 @@ class Embedding(FouraLayer):
 
     def fold(self, adapter_name: str) -> Factors:
         """(A (r, num_embeddings), F⁻¹B (embedding_dim, r)); z is real, so only the first part of the columns counts."""
-        A = self.foura_A[adapter_name]
-        B = self.foura_B[adapter_name]
-        transform = self.transform[adapter_name]
-        _, up = self._fold_rows(adapter_name, A.new_zeros(transform.shape_A(1)), B)
-        return A.to(up.dtype), up[:, : self.r[adapter_name]]
+        up = self._fold_side(adapter_name, self.foura_B[adapter_name], UP)
+        return self.foura_A[adapter_name].to(up.dtype), up[:, : self.r[adapter_name]]
 
     def _weight_shaped(self, down: Tensor, up: Tensor) -> Tensor:
         return (up @ down).T

@@ -160,15 +160,17 @@ class FouraLayer(nn.Module, MergingLayer):
 
     def fold(self, adapter_name: str) -> Factors:
         """(down (q, in), up (out, q)) of the adapter in float32 or better, before mask and scaling; see `delta`."""
-        return self._fold_rows(adapter_name, self.foura_A[adapter_name], self.foura_B[adapter_name])
+        A, B = self.foura_A[adapter_name], self.foura_B[adapter_name]
+        return self._fold_side(adapter_name, A, DOWN), self._fold_side(adapter_name, B, UP)
 
-    def _fold_rows(self, adapter_name: str, A: Tensor, B: Tensor) -> Factors:
-        """`fold` of A as rows of features."""
+    def _fold_side(self, adapter_name: str, source: Tensor, side: str) -> Tensor:
+        """One side of `fold`: down (q, in) of rows of features, or up (out, q) of a B."""
         if not torch.compiler.is_compiling() or exported():
-            return plain_fold(A, B, self.transform[adapter_name])
-        transform, dtype = self.transform_name[adapter_name], torch.promote_types(A.dtype, torch.float32)
-        (down,), (up,) = (graph.fold([one], side, transform, [1.0], dtype) for one, side in ((A, DOWN), (B, UP)))
-        return down, up.T
+            transform = self.transform[adapter_name]
+            return plain_fold(transform.fold_down if side == DOWN else transform.fold_up, source)
+        dtype = torch.promote_types(source.dtype, torch.float32)
+        (rows,) = graph.fold([source], side, self.transform_name[adapter_name], [1.0], dtype)
+        return rows if side == DOWN else rows.T
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 import foura
 from foura import FouraConfig
+from foura.adapter.transforms import Transform
 from tests.reference import foura as textbook
 
 
@@ -150,6 +151,29 @@ def test_an_embedding_is_the_textbook() -> None:
     z = layer.foura_A["default"].T[x]
     delta = z @ layer.foura_B["default"].T @ textbook.dct_matrix(6)
     torch.testing.assert_close(model(x) - base(x), 3 / 4 * delta, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_no_transform_sees_the_vocabulary(transform, compiled, monkeypatch) -> None:
+    """A random basis over 200,000 tokens would take 320 GB."""
+    lengths = []
+
+    def basis(self: Transform, length: int, like: torch.Tensor) -> torch.Tensor:
+        lengths.append(length)
+        return whole(self, length, like)
+
+    whole = Transform._matrix
+    monkeypatch.setattr(Transform, "_matrix", basis)
+    config = FouraConfig(r=4, target_modules=["layer"], transform=transform, init_weights=False)
+    model, x = get_peft_model(Alone(nn.Embedding(200_000, 6)), config), torch.randint(0, 200_000, (3, 5))
+    layer = model.base_model.model.layer
+    out = (torch.compile(model, backend="aot_eager") if compiled else model)(x)
+    out.sum().backward()
+    assert layer.foura_B["default"].grad.abs().sum() > 0 and set(lengths) <= {6}
+    delta = torch.stack([layer.delta("default", x[:, i]) for i in range(5)], 1)
+    torch.testing.assert_close(out, layer.base_layer(x) + delta)
+    torch.testing.assert_close(layer.get_delta_weight("default")[x], delta)
 
 
 def test_a_scaled_embedding_scales_the_adapter_too() -> None:

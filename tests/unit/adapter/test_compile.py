@@ -69,7 +69,7 @@ def test_compiled_is_eager_and_folds_each_width_once(transform, gate) -> None:
     model, args = adapted(transform=transform, **fields), inputs()
     eager = copy.deepcopy(model)
     (graph,), compiled = graphs_of(model, *args)
-    assert folds(graph) == 4 + 2 + 2  # two widths on each side; the convolution and the embedding fold alone
+    assert folds(graph) == 4 + 2 + 1  # two widths on each side; the convolution folds alone, as does the embedding's B
     one, other = compiled(*args), eager(*args)
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     one.square().sum().backward()
