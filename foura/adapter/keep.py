@@ -12,11 +12,12 @@ own; and among several processes a layer joins a node only if its last call was 
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from foura.adapter import graph
 from foura.adapter.config import FouraConfig
@@ -25,7 +26,7 @@ from foura.adapter.fold import DOWN, UP, Attached, Fold, Part, folded
 from foura.adapter.kept import Kept, watch
 from foura.adapter.layer import FouraLayer
 from foura.adapter.merging import Factors
-from foura.adapter.tracing import exported
+from foura.adapter.tracing import exported, selective
 
 
 class Folds:
@@ -70,7 +71,7 @@ class Folds:
                 together.append(layer)
                 sources.append(source)
         fold = Fold(side, asking.transform[name], dtype, tuple([layer.part(name, side) for layer in together]))
-        with _outside_inference_mode():
+        with _outside_inference_mode(), _unseen_by_selection():
             factors = folded(fold, sources)
             kept = [
                 layer.keep(name, side, sources[number], factors[number], fold, number)
@@ -284,6 +285,11 @@ def _outside_inference_mode() -> Iterator[None]:
             yield
     else:
         yield
+
+
+def _unseen_by_selection() -> AbstractContextManager[Any]:
+    """A context without selective checkpointing: its recomputation finds the factors kept, and would miss their fold."""
+    return _disable_current_modes() if selective() else nullcontext()
 
 
 def _is_distributed() -> bool:

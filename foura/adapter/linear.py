@@ -11,7 +11,7 @@ from foura.adapter.delta import accumulated, adapted, adapted_linear, gated, pla
 from foura.adapter.fold import DOWN
 from foura.adapter.keep import FoldingLayer
 from foura.adapter.merging import Factors
-from foura.adapter.tracing import traced
+from foura.adapter.tracing import selective, traced
 
 
 class Linear(FoldingLayer):
@@ -20,6 +20,7 @@ class Linear(FoldingLayer):
     One line of mathematics (`delta.plain_delta`) on folded factors (`keep`), computed in the cheapest way for the situation:
         torch.compile, export    the line itself; the compiler fuses it
         different dtypes         the same
+        selective checkpointing  the same; it keeps results that must not be written to
         no gradients             accumulated in place
         one adapter              `delta.adapted_linear`: one operation, if its gate, if any, has a kernel
         otherwise                `delta.adapted`: accumulated in place
@@ -33,7 +34,7 @@ class Linear(FoldingLayer):
         names = self.names()
         base: Any = self._modules["base_layer"]
         dtype = self._one_dtype(x, names, base)
-        if dtype is None or not names or traced():
+        if dtype is None or not names or traced() or selective():
             return super()._forward(x, *args, **kwargs)
         if x.dtype is not dtype:
             x = x.to(dtype)
@@ -95,7 +96,9 @@ class Linear(FoldingLayer):
 
 
 def _owns_output(base: Any) -> bool:
-    """True if no hook can hold the base layer's output or input gradient, so that both may be written to."""
-    return type(base) is nn.Linear and not (
-        base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
+    """True if no hook or patched forward can hold the base layer's output or input gradient, so that both may be written to."""
+    return (
+        type(base) is nn.Linear
+        and "forward" not in vars(base)
+        and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
     )

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import foura
 from foura import FouraConfig
 from foura.adapter.gate import Gate
+from foura.adapter.linear import Linear
 
 VARIANTS = {
     "dct": {"transform": "dct"},
@@ -265,6 +266,26 @@ def test_hooks_see_the_base_layers_own_output_and_gradient() -> None:
     assert_alike(trained(model, x, y), plain, 1e-6)
     torch.testing.assert_close(seen["out"], seen["x"] @ layer.weight.T)
     torch.testing.assert_close(seen["grad_in"], seen["grad_out"] @ layer.weight)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_patched_forward_of_the_base_layer_is_called(training) -> None:
+    """As accelerate patches it, to bring weights to the device."""
+    model, (x, _) = adapted("dct"), data()
+    layer = next(module for module in model.modules() if isinstance(module, Linear))
+    x = torch.randn(6, layer.in_features)
+    with torch.set_grad_enabled(training):
+        out, plain = layer(x), layer.base_layer(x)
+        forward, seen = layer.base_layer.forward, []
+
+        def patched(x: torch.Tensor) -> torch.Tensor:
+            seen.append(forward(x) + 1.0)
+            return seen[-1]
+
+        layer.base_layer.forward = patched
+        torch.testing.assert_close(layer(x), out + 1.0)
+    if training:
+        torch.testing.assert_close(seen[0], plain + 1.0)  # whoever patched it may hold its output
 
 
 def test_only_what_is_trained_is_computed_and_returned() -> None:
