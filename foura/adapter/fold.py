@@ -186,7 +186,27 @@ class Attached(torch.autograd.Function):
 
 
 def folded(fold: Fold, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """`fold(sources)`, with gradients where they are wanted."""
+    """`fold(sources)`, with gradients where they are wanted.
+
+    Raises:
+        RuntimeError: see `check_present`.
+    """
+    check_present(sources[0])
     if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
         return _FoldNode.apply(fold, *sources)
     return fold(sources)
+
+
+def check_present(source: Tensor) -> None:
+    """An A or B holds numbers.
+
+    Raises:
+        RuntimeError: it is on the meta device, as accelerate leaves what it has offloaded until a module is called; nothing
+            calls those that hold A and B.
+    """
+    if source.is_meta:
+        raise RuntimeError(
+            "the adapter's weights are on the meta device, where they have no values. If accelerate offloads the model "
+            "(device_map with cpu or disk, enable_sequential_cpu_offload), merge the adapter before, or keep the model on its "
+            "devices."
+        )

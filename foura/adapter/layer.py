@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from foura.adapter import graph
 from foura.adapter.config import FouraConfig
 from foura.adapter.delta import plain_fold
-from foura.adapter.fold import DOWN, UP
+from foura.adapter.fold import DOWN, UP, check_present
 from foura.adapter.gate import Gate
 from foura.adapter.gates import GATES
 from foura.adapter.merging import Factors, MergingLayer, quantization_backend
@@ -166,6 +166,7 @@ class FouraLayer(nn.Module, MergingLayer):
     def _fold_side(self, adapter_name: str, source: Tensor, side: str) -> Tensor:
         """One side of `fold`: down (q, in) of rows of features, or up (out, q) of a B."""
         if not torch.compiler.is_compiling() or exported():
+            check_present(source)
             transform = self.transform[adapter_name]
             return plain_fold(transform.fold_down if side == DOWN else transform.fold_up, source)
         dtype = torch.promote_types(source.dtype, torch.float32)

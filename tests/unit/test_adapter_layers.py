@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig, PeftModel, get_peft_model
 from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
@@ -174,6 +175,14 @@ def test_no_transform_sees_the_vocabulary(transform, compiled, monkeypatch) -> N
     delta = torch.stack([layer.delta("default", x[:, i]) for i in range(5)], 1)
     torch.testing.assert_close(out, layer.base_layer(x) + delta)
     torch.testing.assert_close(layer.get_delta_weight("default")[x], delta)
+
+
+@pytest.mark.parametrize("kind", ["linear", "embedding", "conv2d"])
+def test_an_adapter_that_accelerate_has_offloaded_says_what_to_do(kind) -> None:
+    _, model, x = made(kind)
+    cpu_offload(model, torch.device("cpu"))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="merge the adapter before"):
+        model(x)
 
 
 def test_a_scaled_embedding_scales_the_adapter_too() -> None:
