@@ -52,9 +52,8 @@ class Gate(nn.Module):
         self.scope = scope
         self.price = 0.0  # FouraConfig.gate_sparsity
         self.padding_mask: Tensor | None = None  # (S, T), true for real tokens; see padding.attention_mask
-        self.kept_mask: Tensor | None = (
-            None  # of the last training call, for the recomputation of gradient checkpointing
-        )
+        # of the last training call, for the recomputation of gradient checkpointing
+        self.kept_mask: Tensor | None = None
 
     @classmethod
     def make(cls, rank: int, config: GateSettings) -> Self:

@@ -46,9 +46,8 @@ def hotswap_adapter(model: nn.Module, path: str | os.PathLike[str], adapter_name
         tensor.copy_(source[key])
     for name, layer in foura_layers(model).items():
         if adapter_name in layer.r:
-            adapted = name.partition(".base_layer.")[
-                0
-            ]  # the out-projection of an attention has the attention's strength
+            # the out-projection of an attention has the attention's strength
+            adapted = name.partition(".base_layer.")[0]
             key = get_pattern_key(list(new.alpha_pattern), adapted)
             layer.foura_alpha[adapter_name] = new.alpha_pattern.get(key, new.foura_alpha)
             layer.use_rslora[adapter_name] = new.use_rslora

@@ -1,5 +1,7 @@
 """One verdict over several studies of a sweep."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,12 @@ def test_a_smaller_loss_is_better_in_shares_of_the_baselines() -> None:
     (row,) = over_tasks(found).to_dict("records")
     assert row["mean"] == row["low"] == row["high"] == pytest.approx(10.0)
     assert (row["verdict"], row["improvement"], row["tasks"], row["pairs"]) == ("better", 1.0, 2, 6)
+
+
+def test_a_value_that_is_not_finite_makes_no_pair() -> None:
+    found = [by_loss(title, lora=(0.5,) * 4, foura=(0.4, 0.4, math.inf, 0.4)) for title in ("one", "two")]
+    (row,) = over_tasks(found).to_dict("records")
+    assert row["mean"] == pytest.approx(10.0) and row["verdict"] == "better" and row["pairs"] == 6
 
 
 def test_the_rows_share_the_level_of_their_table() -> None:
