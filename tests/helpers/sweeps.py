@@ -112,3 +112,20 @@ def _metrics(test: float, val: float) -> dict[str, float]:
         "cost/trainable_params": 1000.0,
         "cost/step_time_ms": 5.0,
     }
+
+
+def runs(*rows) -> pd.DataFrame:
+    """Runs of the bundled ViT on digits. A row: adapter, seed, lr, state, and {metric: value}."""
+    common = {"backbone": "vit", "dataset": "digits", "rank": 4, "param:backbone.family": "vit"}
+    common["param:dataset.format"] = "None"
+    table = []
+    for number, (adapter, seed, lr, state, metrics) in enumerate(rows):
+        own = {"run_id": str(number), "adapter": adapter, "seed": seed, "param:adapter.lr": str(lr), "state": state}
+        table.append({**common, **own, **metrics})
+    return pd.DataFrame(table)
+
+
+def result(test: float, val: float, gap: float = 0.1, loss: float = 1.0) -> dict[str, float]:
+    """The metrics of a run, as accuracies; loss: on test data."""
+    values = {"test/acc": test, "test/loss": loss, "best/acc": val, "best/loss": 1 - val, "final/loss": 1 - val}
+    return {**values, "final/gap_acc": gap, "final/gap_loss": gap, "best/gap_acc": -gap}

@@ -14,8 +14,7 @@ from foura.report.overview import over_tasks, overview_lines
 from foura.report.page import report
 from foura.report.study import Study, missing, studies
 from foura.tracking.store import open_store, parent_run
-from tests.helpers.sweeps import grid, study_of, synthetic
-from tests.unit.report.test_study import result, runs
+from tests.helpers.sweeps import grid, result, runs, study_of, synthetic
 
 NOISE = (0.0, 0.001, -0.001, 0.002, -0.002)
 
