@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from foura.adapter.constants import constant
@@ -186,25 +186,19 @@ class Attached(torch.autograd.Function):
 
 
 def folded(fold: Fold, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """`fold(sources)`, with gradients where they are wanted.
-
-    Raises:
-        RuntimeError: see `check_present`.
-    """
-    check_present(sources[0])
+    """`fold(sources)`, with gradients where they are wanted."""
     if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
         return _FoldNode.apply(fold, *sources)
     return fold(sources)
 
 
-def check_present(source: Tensor) -> None:
-    """An A or B holds numbers.
+def check_present(source: Tensor, holder: nn.Module) -> None:
+    """An A or B, which `holder` has, was not offloaded.
 
     Raises:
-        RuntimeError: it is on the meta device, as accelerate leaves what it has offloaded until a module is called; nothing
-            calls those that hold A and B.
+        RuntimeError: it was: accelerate leaves it on the meta device until `holder` is called, and nothing calls that.
     """
-    if source.is_meta:
+    if source.is_meta and hasattr(holder, "_hf_hook"):
         raise RuntimeError(
             "the adapter's weights are on the meta device, where they have no values. If accelerate offloads the model "
             "(device_map with cpu or disk, enable_sequential_cpu_offload), merge the adapter before, or keep the model on its "

@@ -44,6 +44,8 @@ class Gate(nn.Module):
 
     depends_on_input: ClassVar[bool] = True
     has_price: ClassVar[bool] = False
+    # of the last training call, for the recomputation of gradient checkpointing; pickled models of before have none
+    kept_mask: Tensor | None = None
 
     def __init__(self, rank: int, scope: str) -> None:
         super().__init__()
@@ -52,8 +54,6 @@ class Gate(nn.Module):
         self.scope = scope
         self.price = 0.0  # FouraConfig.gate_sparsity
         self.padding_mask: Tensor | None = None  # (S, T), true for real tokens; see padding.attention_mask
-        # of the last training call, for the recomputation of gradient checkpointing
-        self.kept_mask: Tensor | None = None
 
     @classmethod
     def make(cls, rank: int, config: GateSettings) -> Self:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from foura.adapter import graph
 from foura.adapter.config import FouraConfig
 from foura.adapter.delta import masked
-from foura.adapter.fold import DOWN, UP, Attached, Fold, Part, folded
+from foura.adapter.fold import DOWN, UP, Attached, Fold, Part, check_present, folded
 from foura.adapter.kept import Kept, watch
 from foura.adapter.layer import FouraLayer
 from foura.adapter.merging import Factors
@@ -129,10 +129,10 @@ class FoldingLayer(FouraLayer):
         return self._factor(name, DOWN, dtype, nested, captured), self._factor(name, UP, dtype, nested, captured)
 
     def _factor(self, name: str, side: str, dtype: torch.dtype, nested: bool, captured: bool) -> Tensor:
-        source = self.own(name, side)
+        source, holder = self.own(name, side), self.foura_A if side == DOWN else self.foura_B
+        check_present(holder[name], holder)
         if source is None or captured:
-            foreign = (self.foura_A if side == DOWN else self.foura_B)[name]
-            return folded(self._alone(name, side, dtype), [foreign])[0]
+            return folded(self._alone(name, side, dtype), [holder[name]])[0]
         if nested and source.requires_grad and torch.is_grad_enabled():
             with torch.no_grad():
                 kept = self.kept(name, side, dtype, source) or self.folds.fold(self, name, side, dtype)

@@ -166,7 +166,7 @@ class FouraLayer(nn.Module, MergingLayer):
     def _fold_side(self, adapter_name: str, source: Tensor, side: str) -> Tensor:
         """One side of `fold`: down (q, in) of rows of features, or up (out, q) of a B."""
         if not torch.compiler.is_compiling() or exported():
-            check_present(source)
+            check_present(source, self.foura_A if side == DOWN else self.foura_B)
             transform = self.transform[adapter_name]
             return plain_fold(transform.fold_down if side == DOWN else transform.fold_up, source)
         dtype = torch.promote_types(source.dtype, torch.float32)
@@ -249,9 +249,11 @@ class FouraLayer(nn.Module, MergingLayer):
     def _mixed_delta(self, name: str, x: Tensor, rows: list[int]) -> Tensor:
         gate = self.gate(name)
         mask = None if gate is None else gate.padding_mask
-        if gate is None or mask is None or len(mask) != len(x):
+        if gate is None or mask is None:
             return self.delta(name, x[rows])
-        gate.padding_mask = mask[rows]
+        # in beam search every sample has several rows, one after the other
+        beams, rest = divmod(len(x), len(mask)) if len(mask) else (0, 1)
+        gate.padding_mask = None if rest or not beams else mask.repeat_interleave(beams, 0)[rows]
         try:
             return self.delta(name, x[rows])
         finally:

@@ -81,7 +81,7 @@ class MergingLayer(BaseTunerLayer):
         Raises:
             ValueError: a gate that depends on the input, a base weight that is computed from others, or NaN and Inf.
         """
-        self._check_weight_is_stored()
+        self.check_weight_is_stored(adapter_names)
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.foura_A]
         deltas = [self.get_delta_weight(name) for name in names]  # all of them before the weight is touched
         for name, delta in zip(names, deltas, strict=True):
@@ -94,12 +94,19 @@ class MergingLayer(BaseTunerLayer):
             self.set_base_weight(merged)
             self.merged_adapters.append(name)
 
-    def _check_weight_is_stored(self) -> None:
-        """A weight that is computed in every call (weight_norm, pruning) would not keep what is added to it."""
-        weight = getattr(self.get_base_layer(), "weight", None)
-        if self.quantization_backend is None and isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter):
+    def check_weight_is_stored(self, adapter_names: list[str] | None) -> None:
+        """A weight that is computed in every call (weight_norm, pruning) would not keep what is added to it.
+
+        Raises:
+            ValueError: it is, and there are adapters to merge.
+        """
+        base = self.get_base_layer()
+        weight = getattr(base, "weight", None)
+        stored = isinstance(weight, nn.Parameter) or "weight" in base._buffers or not isinstance(weight, Tensor)
+        merges = not self.foura_A.keys().isdisjoint(adapter_names or self.active_adapters)
+        if merges and not stored and self.quantization_backend is None:
             raise ValueError(
-                f"the weight of this {type(self.get_base_layer()).__name__} is computed from other parameters in every call, "
+                f"the weight of this {type(base).__name__} is computed from other parameters in every call, "
                 "so that nothing can be merged into it. Make it a weight first: parametrize.remove_parametrizations, "
                 "remove_weight_norm or prune.remove of torch.nn.utils."
             )

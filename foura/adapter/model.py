@@ -1,9 +1,10 @@
 """The PEFT tuner: wraps the layers that a FouraConfig names, and passes adapters and padding masks to them per call."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -37,6 +38,7 @@ class FouraModel(BaseTuner):
     tuner_layer_cls = FouraLayer
     target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.copy()
     uses_shared_state = False
+    _mask_positions: Mapping[str, int] = MappingProxyType({})  # a model that was pickled before has none of its own
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's own; if no target is found, the error lists the linear layers of the model."""
@@ -100,7 +102,15 @@ class FouraModel(BaseTuner):
             super()._replace_module(parent, child_name, new_module, child)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
-        """PEFT's own; the bare model also loses our hooks, so that it can be pickled for whoever has no foura."""
+        """PEFT's own; the bare model also loses our hooks, so that it can be pickled for whoever has no foura.
+
+        Raises:
+            ValueError: a layer cannot be merged, before any of them is.
+        """
+        if kwargs.get("merge", args[0] if args else True):
+            for module in self.model.modules():
+                if isinstance(module, FouraLayer):
+                    module.check_weight_is_stored(kwargs.get("adapter_names", args[3] if len(args) > 3 else None))
         model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
         for hooks in (self.model._forward_pre_hooks, self.model._forward_hooks):
             for number in [key for key, hook in hooks.items() if _is_ours(hook)]:

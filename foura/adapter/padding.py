@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -14,6 +15,7 @@ from foura.adapter.gate import Gate
 MASKS = ("attention_mask", "decoder_attention_mask")
 # the layers of a decoder whose input is the encoder's output, under the names that transformers' models give them
 CROSS = re.compile(r"(encoder_attn|cross_?att\w*|EncDecAttention)(\.\w+)*\.(k|v|key|value)(_proj)?\.foura_gate\.")
+_own = threading.local()  # .masks: {gate: mask} of the contexts that a thread is in
 
 
 @contextmanager
@@ -34,7 +36,7 @@ def mask_positions(model: nn.Module) -> dict[str, int]:
 
 
 def masks_of_call(
-    model: nn.Module, positions: dict[str, int], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module, positions: Mapping[str, int], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> AbstractContextManager[None]:
     """`attention_mask` with what a call of `model` says itself: masks (S, T), by name or at `mask_positions`.
 
@@ -49,12 +51,15 @@ def masks_of_call(
         if isinstance(mask, Tensor) and mask.dim() == 2:
             given[name] = mask.bool()
     if not given:
-        if torch.compiler.is_compiling():  # where a gate cannot tell a new call from a recomputation
+        # a compiled gate cannot tell a new call from a recomputation
+        if model.training and (torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1):
             for module in model.modules():
-                if isinstance(module, Gate):
+                if isinstance(module, Gate) and module.kept_mask is not None:
                     module.kept_mask = None
         return nullcontext()
     source, target = (given.get(name) for name in MASKS)
+    if target is None and kwargs.get("decoder_input_ids") is None and not getattr(model, "can_generate", bool)():
+        target = source  # models that classify feed their decoder with the same tokens
     gates = [(name, module) for name, module in model.named_modules() if isinstance(module, Gate)]
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return _masked(model, [(gate, source) for _, gate in gates])
@@ -67,12 +72,21 @@ def masks_of_call(
 
 @contextmanager
 def _masked(model: nn.Module, masks: list[tuple[Gate, Tensor | None]]) -> Iterator[None]:
-    before = [(gate, gate.padding_mask) for gate, _ in masks]
+    compiling = torch.compiler.is_compiling()
+    # what this thread has set, and not what another one has just now: that would stay when both have ended
+    outer: dict[Gate, Tensor | None] = {} if compiling else getattr(_own, "masks", {})
+    before = [(gate, gate.padding_mask if compiling else outer.get(gate)) for gate, _ in masks]
+    if not compiling:
+        _own.masks = {**outer, **dict(masks)}
     for gate, mask in masks:
         gate.padding_mask = mask
+        if gate.kept_mask is not None:
+            gate.kept_mask = None
     try:
         yield
     finally:
+        if not compiling:
+            _own.masks = outer
         for gate, previous in before:
             gate.padding_mask = previous
     if torch.is_grad_enabled() and model.training:

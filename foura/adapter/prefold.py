@@ -16,6 +16,13 @@ def prefold(folds: Folds, _model: nn.Module, args: Any) -> None:
     """Hook before a model's forward: in a compiled graph, fold all layers with one operator per width and side."""
     if not torch.compiler.is_compiling() or exported():
         return
+    for layer in folds.layers():
+        for (
+            name
+        ) in layer.names():  # of a model without PEFT's wrapper: this call has no mask, whatever the last one had
+            gate = layer.gate(name)
+            if gate is not None and gate.padding_mask is None and gate.kept_mask is not None:
+                gate.kept_mask = None
     groups: dict[tuple[Any, ...], list[tuple[FoldingLayer, str]]] = {}
     for layer in folds.layers():
         if not (layer.merged or layer.disable_adapters):

@@ -103,8 +103,13 @@ def overall(tasks: Sequence[Task], tests: int = 1, resamples: int = RESAMPLES) -
 def _item(tasks: Sequence[Task]) -> float:
     """One item in margins, the mean over tasks; of an unknown number of items 0, or nan where that hides all spread."""
     steps = [task.item / task.unit for task in tasks]
-    hidden = any(math.isnan(step) and np.ptp(task.differences) == 0 for step, task in zip(steps, tasks, strict=True))
+    hidden = any(math.isnan(task.item) and _alike(task) for task in tasks)
     return math.nan if hidden else float(np.nan_to_num(steps).mean())
+
+
+def _alike(task: Task) -> bool:
+    """True if the differences of a task differ by rounding alone."""
+    return bool(np.ptp(task.candidate - task.baseline) <= ROUNDING * np.abs(task.baseline).max())
 
 
 def _bounds(means: np.ndarray, level: float, degrees: int, item: float) -> tuple[float, float]:

@@ -106,7 +106,7 @@ def different(study: Study) -> list[str]:
     runs, found = study.finished, []
     for column in runs:
         key = str(column).removeprefix("param:")
-        own = key.startswith(OF_ADAPTERS) or key in (*NO_CONDITION, *study.conditions, *study.tuned)
+        own = key.startswith(OF_ADAPTERS) or key in (*NO_CONDITION, *study.conditions, *study.tuned, *study.derived)
         if str(column).startswith("param:") and not own and not follows_seed(runs, key):
             values = runs.groupby("adapter")[column].agg(["nunique", "first"])
             if (values["nunique"] == 1).all() and values["first"].nunique() > 1:

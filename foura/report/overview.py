@@ -97,7 +97,8 @@ def _task(study: Study, condition: dict[str, Any], rows: pd.DataFrame) -> Task |
     """The finite pairs of an adapter's runs and the baseline's in a condition; None for fewer than three."""
     measure = study.quality
     own, base, _ = paired(study, measure.column, condition, rows)
-    own, base = (runs[np.isfinite(runs[measure.column])].set_index("seed")[measure.column] for runs in (own, base))
+    column = measure.column  # a seed may have several runs, which differ in what changes no other number
+    own, base = (runs[np.isfinite(runs[column])].groupby("seed")[column].mean() for runs in (own, base))
     seeds = sorted(set(own.index) & set(base.index))
     if len(seeds) < LEAST:
         return None

@@ -59,7 +59,7 @@ class Study:
         tuned: the chosen values, one row per adapter and condition; empty if nothing is tuned. lost: adapters and conditions
             in which no run can be chosen, as all of them diverged or failed.
         adapters: the baseline first. unused: conditions that the baseline has no use for, so that its runs are of all their
-            values.
+            values. derived: keys that vary within an adapter and follow another one.
     """
 
     title: str
@@ -75,6 +75,7 @@ class Study:
     baseline: str
     adapters: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    derived: list[str] = field(default_factory=list)
 
     def baseline_in(self, condition: Mapping[str, Any]) -> pd.DataFrame:
         """The finished runs of the baseline that those of a condition are compared with."""
@@ -227,15 +228,9 @@ def _study(
     extra = [_on_test(other, margins) for other in shown(COMPARED) if other.column in runs and other != headline]
     # with the tuning runs, as of each condition only one tuned value may have been compared
     both = runs if tuning.empty else pd.concat([runs, tuning], ignore_index=True).drop(columns=TESTED)
-    conditions, tuned_keys = _conditions(both, tune)
+    conditions, tuned_keys, derived = _conditions(both, tune)
     for key in [*conditions, *tuned_keys]:
-        column = both.get(f"param:{key}", both.get(key))
-        assert column is not None  # it varies
-        numbers = numeric(column)  # of both tables: a value has to be the same one in either
-        for table in (runs, tuning):
-            column = table.get(f"param:{key}", table.get(key))
-            if column is not None:
-                table[key] = pd.to_numeric(column) if numbers else column
+        _add_column(key, both, (runs, tuning))
     score = selection.column, selection.label, selection.more_is_better
     # before the values are chosen, by which all runs of an adapter may go
     adapters = list(dict.fromkeys(both["adapter"]))
@@ -250,8 +245,32 @@ def _study(
     conditions.sort(key=lambda key: not (numeric(finished[key]) and finished[key].nunique() > 1))
     unused = _unused(runs[runs["adapter"] == baseline], conditions)
     return Study(
-        title, runs, finished, conditions, quality, selection, gap, extra, tuned, lost, baseline, adapters, unused
+        title,
+        runs,
+        finished,
+        conditions,
+        quality,
+        selection,
+        gap,
+        extra,
+        tuned,
+        lost,
+        baseline,
+        adapters,
+        unused,
+        derived,
     )
+
+
+def _add_column(key: str, both: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> None:
+    """Give tables the values of a key as a column of its name: numbers if those of all tables are."""
+    column = both.get(f"param:{key}", both.get(key))
+    assert column is not None  # it varies
+    numbers = numeric(column)  # of both tables: a value has to be the same one in either
+    for table in tables:
+        column = table.get(f"param:{key}", table.get(key))
+        if column is not None:
+            table[key] = pd.to_numeric(column) if numbers else column
 
 
 def _unused(runs: pd.DataFrame, conditions: Sequence[str]) -> list[str]:
@@ -260,7 +279,8 @@ def _unused(runs: pd.DataFrame, conditions: Sequence[str]) -> list[str]:
         return []
     config = {key: str(runs[f"param:adapter.{key}"].iloc[0]) for key in OPTIONAL if f"param:adapter.{key}" in runs}
     method = METHODS.get(str(runs.get("param:adapter.method", pd.Series([""])).iloc[0]))
-    without = set(OPTIONAL) - set(() if method is None else method.used(OmegaConf.create(config)))
+    known = OmegaConf.create({**dict.fromkeys(OPTIONAL, ""), **config})
+    without = set(OPTIONAL) - set(() if method is None else method.used(known))
     found = []
     for key in conditions:
         unknown = key.startswith("adapter.") and runs[key].isna().all()  # an option of another method of PEFT's
@@ -313,8 +333,8 @@ def follows_seed(runs: pd.DataFrame, key: str) -> bool:
     return bool((constant | follows.groupby(by).transform("all")).all() and not constant.all())
 
 
-def _conditions(runs: pd.DataFrame, tune: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(keys that vary within an adapter, tuned keys among them), without keys that follow another one."""
+def _conditions(runs: pd.DataFrame, tune: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """(keys that vary within an adapter, tuned keys among them, those that follow another one, which are in neither)."""
     varying = []
     for column in runs:
         key = str(column).removeprefix("param:")
@@ -328,7 +348,8 @@ def _conditions(runs: pd.DataFrame, tune: Sequence[str]) -> tuple[list[str], lis
     for key in varying:
         if not any(_follows(runs, key, other, other in tune) for other in kept):
             kept.append(key)
-    return [key for key in kept if key not in tune], [key for key in kept if key in tune]
+    derived = [key for key in varying if key not in kept]
+    return [key for key in kept if key not in tune], [key for key in kept if key in tune], derived
 
 
 def _follows(runs: pd.DataFrame, key: str, other: str, tuned: bool) -> bool:

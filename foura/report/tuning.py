@@ -35,9 +35,9 @@ def pick(
     for cell, part in runs.groupby(by, sort=False, dropna=False):
         evidence = groups.get(_cell(cell), part)
         results = _results(evidence, keys, score[0])
-        # a value that was chosen since the last report may have no finished run yet
-        finished = part[part["state"] == "finished"]
-        compared = set(_values(finished if len(finished) else part, keys))
+        # a value that was chosen since the last report may have no result yet; that it diverged is one
+        done = part[part["state"].isin(["finished", "diverged"])]
+        compared = (set(_values(done, keys)) & set(results)) or set(_values(part, keys))
         chosen = choose({value: found for value, found in results.items() if value in compared}, 1 if score[2] else -1)
         if chosen is None:
             continue

@@ -134,6 +134,8 @@ def nothing(sweep: Sweep) -> str:
             f"Every run diverged{tried}, so there is nothing to compare: a lower adapter.lr or "
             "trainer.gradient_clip_val=1.0 may help."
         )
+    if (sweep.runs["state"] == "finished").any():
+        return "No run with the tuned values has finished, so there is nothing to compare yet."
     return "No run has finished, so there is nothing to compare."
 
 

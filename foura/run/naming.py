@@ -2,13 +2,16 @@
 
 import shlex
 from pathlib import Path, PurePath
+from typing import Any
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from foura.config import UNSCIENTIFIC, outputs_dir
 from foura.errors import UserError
 from foura.escape import redact
+from foura.files import from_here
 from foura.tracking.status import read_json
 from foura.untrusted import CONFIG, Folder
 
@@ -50,9 +53,18 @@ def run_name(cfg: DictConfig, folder: Path, sweep: str | None) -> str:
     return " ".join([cfg.adapter.name, *(text for key, text in numbers.items() if shows(key)), *further[:MOST]])
 
 
+def config_flags(hydra: Any) -> list[str]:
+    """Hydra's flags of a command line that say where its configuration is. hydra: the config's node of that name."""
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    name = hydra.job.config_name
+    flags = [f"--config-dir={from_here(folder)}" for folder in folders]
+    return flags if name in (None, "config") else [*flags, f"--config-name={name}"]
+
+
 def command_of(folder: Path) -> str:
     """The command that repeats this run alone."""
     told = [
         text for text in overrides_of(folder) if text.lstrip("+").partition("=")[0] not in ("sweep", "force", "plan")
     ]
-    return shlex.join(["python", "train.py", *told])
+    flags = config_flags(HydraConfig.get()) if HydraConfig.initialized() else []
+    return shlex.join(["python", "train.py", *flags, *told])

@@ -17,6 +17,7 @@ from foura.config import outputs_dir, refuse_deleted
 from foura.errors import UserError, first_line, traceback_of
 from foura.families import family_of
 from foura.files import from_here
+from foura.run.naming import config_flags
 from foura.sweep.plan import job_folder, job_overrides, plan, plan_lines, states, varied_keys
 from foura.sweep.sweeper import jobs_of, tuning_of
 from foura.sweep.tuning import Tuning
@@ -140,14 +141,10 @@ class SweepCallback(Callback):
 
 
 def _command(config: DictConfig) -> str:
-    """The command line of the sweep, with Hydra's flags that say where configuration is read."""
+    """The command line of the sweep."""
     hydra = config.hydra
-    sources = [Path(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    flags = [f"--config-dir={from_here(folder)}" for folder in sources]
-    if hydra.job.config_name != "config":
-        flags.append(f"--config-name={hydra.job.config_name}")
     given = [text for text in hydra.overrides.hydra if text != "hydra.mode=MULTIRUN"]
-    return shlex.join(["python", "train.py", "-m", *flags, *given, *hydra.overrides.task])
+    return shlex.join(["python", "train.py", "-m", *config_flags(hydra), *given, *hydra.overrides.task])
 
 
 def _result(status: dict[str, Any], config: DictConfig) -> str:

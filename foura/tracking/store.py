@@ -35,6 +35,7 @@ UNKNOWN = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)  # of a run that the store doe
 GONE = (UNKNOWN, ErrorCode.Name(INVALID_PARAMETER_VALUE))  # … or that is hidden in it
 NOTE = "mlflow.note.content"  # MLflow's tag for a description
 TAG = 5000  # characters of a tag
+TOLD = ("command", "tune", "margins", "declared")  # tags of a sweep's parent run that its commands add to
 _ready: set[str] = set()  # addresses of the stores that this process has opened
 _files: dict[str, int] = {}  # inode of each SQLite file that this process has opened
 
@@ -151,10 +152,11 @@ def parent_run(
         found = _find_parent(client, experiment_id, sweep)
         path = outputs / "sweeps" / sweep / "sweep.json"
         if command:
-            told = _declared(
-                read_json(path), tune, {key: one for key, one in (margins or {}).items() if one is not None}
-            )
-            told["command"] = _with_command(str(read_json(path).get("command", "")), redact(command))
+            shared = client.get_run(found).data.tags if found else {}
+            # another part may have been started from another folder of outputs
+            earlier = {**read_json(path), **{name: shared[name] for name in TOLD if shared.get(name)}}
+            told = _declared(earlier, tune, {key: one for key, one in (margins or {}).items() if one is not None})
+            told["command"] = _with_command(str(earlier.get("command", "")), redact(command))
         run_id = _write_parent(client, experiment_id, found, path, sweep, told)
         if varied:
             before = read_json(path)
@@ -221,7 +223,7 @@ def _write_parent(
         client.set_terminated(run_id)  # the parent only groups; its children have the states
     if told or found is None:
         told = {**read_json(path), **told}
-        for name in ("command", "tune", "margins", "declared"):
+        for name in TOLD:
             client.set_tag(run_id, name, str(told.get(name, "")))
         if told.get("command"):
             client.set_tag(run_id, NOTE, note(told["command"].splitlines()))

@@ -1,6 +1,7 @@
 """What a text gets does not depend on the padding that its batch gives it, however the model is called."""
 
 import inspect
+import threading
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import foura
 from foura import FouraConfig
+from foura.adapter.gate import Gate
 from tests.helpers.tiny_models import tiny_llama
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
@@ -194,7 +196,7 @@ def test_an_error_leaves_no_mask(padded) -> None:
     torch.testing.assert_close(model(x), plain, rtol=0, atol=0)
 
 
-def test_recomputation_has_the_mask_of_its_call_and_no_other(padded) -> None:
+def test_recomputation_after_one_call_has_its_mask(padded) -> None:
     x, mask = padded
 
     def gradients(checkpointed: bool) -> list[Tensor]:
@@ -209,6 +211,47 @@ def test_recomputation_has_the_mask_of_its_call_and_no_other(padded) -> None:
 
     for one, other in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_mask_ends_with_its_call_whatever_another_thread_does(padded) -> None:
+    x, mask = padded
+    model, inside, ended = bare_net().eval(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        with foura.attention_mask(model, mask.flip(0)):
+            inside.set()
+            ended.wait(60)
+
+    thread = threading.Thread(target=other)
+    with foura.attention_mask(model, mask):
+        thread.start()
+        assert inside.wait(60)
+    ended.set()
+    thread.join()
+    assert all(module.padding_mask is None for module in model.modules() if isinstance(module, Gate))
+    with foura.attention_mask(model, mask), foura.attention_mask(model, None):
+        pass
+    assert torch.equal(model(x), bare_net().eval()(x))
+
+
+def test_a_gate_that_was_pickled_before_masks_were_kept_works(padded) -> None:
+    model = bare_net()
+    for module in model.modules():
+        if isinstance(module, Gate):
+            vars(module).pop("kept_mask", None)
+    assert torch.equal(model(padded[0]), bare_net()(padded[0]))
+
+
+def test_beams_of_mixed_adapters_have_the_padding_of_their_text() -> None:
+    """Two texts with two beams each; the rows of one adapter are as many as the texts."""
+    layer = bare_net().one
+    seen = []
+    layer.foura_gate["default"].register_forward_hook(lambda gate, inputs, _: seen.append(gate.mask_for(inputs[0])))
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    with foura.attention_mask(layer, mask):
+        layer._mixed_delta("default", torch.randn(4, 3, 8, dtype=torch.float64), [1, 2])
+        layer._mixed_delta("default", torch.randn(3, 3, 8, dtype=torch.float64), [0, 1])
+    assert torch.equal(seen[0], mask) and seen[1] is None
 
 
 def test_a_gate_of_one_vector_per_sample_has_no_padding() -> None:

@@ -172,6 +172,70 @@ def test_a_value_that_was_chosen_since_is_compared_once_it_has_finished() -> Non
     assert study.tuned["adapter.lr"].tolist() == [0.01]
 
 
+def test_what_was_chosen_is_not_replaced_by_what_did_better_in_the_comparison() -> None:
+    """The value that tuning chose diverged in every compared run: that is the result, and no other value's is in its place."""
+    by = runs(*of("lora", (1000,), val=0.4), *of("lora", (1000,), lr=0.01, val=0.6))
+    by = by.assign(**{"param:evaluation.test": "False"})
+    table = runs(*of("lora"), *of("lora", lr=0.01, state="diverged"), *of("head"), *of("head", lr=0.01))
+    every = pd.concat([by, by.assign(adapter="head")], ignore_index=True)
+    (study,) = studies(table, ["adapter.lr"], tuning=every)
+    assert dict(zip(study.tuned["adapter"], study.tuned["adapter.lr"], strict=True)) == {"lora": 0.01, "head": 0.01}
+    assert compare.summary(study).set_index("adapter").loc["lora", ["seeds", "diverged"]].tolist() == [0, 3]
+
+
+def test_a_part_without_tuning_does_not_hide_the_tuned_one(tmp_path) -> None:
+    """Runs at 0.001 are no evidence about 0.003 and 0.01, between which tuning chooses; those are running."""
+    by = runs(*of("foura", (1000,), lr=0.003, val=0.4), *of("foura", (1000,), lr=0.01, val=0.6))
+    by = by.assign(**{"param:evaluation.test": "False"})
+    table = runs(*of("lora"), *of("foura"), *of("foura", lr=0.01, state="running"))
+    (study,) = studies(table, ["adapter.lr"], tuning=by)
+    assert study.adapters == ["lora", "foura"] and compare.summary(study)["running"].tolist() == [0, 3]
+    synthetic(tmp_path, "s", grid(0.0, range(3)))
+    sweep = load_sweep(tmp_path, "s")
+    assert verdicts.nothing(sweep).startswith("No run with the tuned values has finished")
+
+
+def test_two_runs_of_a_seed_are_one_pair_over_tasks() -> None:
+    rows = [{"adapter": name, "seed": seed, "test": 0.5 + (0.1 + NOISE[seed] if name == "foura" else 0.0)}
+            for name in ("lora", "foura") for seed in range(3)]  # fmt: skip
+    found = [study_of([*rows, *rows[3:]]), study_of(rows)]
+    found[1].title = "two"
+    (row,) = over_tasks(found).to_dict("records")
+    assert row["pairs"] == 6 and row["verdict"] == "better"
+
+
+def test_a_store_that_does_not_know_the_gate_of_a_baseline_has_a_report() -> None:
+    rows = [{"adapter": name, "seed": seed, "test": 0.5, "adapter.method": "foura", "adapter.gate_form": form}
+            for name, form in (("foura_dct", "softmax"), ("foura", "softmax"), ("foura", "entropy"))
+            for seed in range(3)]  # fmt: skip
+    study = study_of(rows)
+    assert study.baseline == "foura_dct" and study.unused == []
+
+
+def test_rounding_is_no_spread_over_tasks_either() -> None:
+    base = np.array([0.90, 0.91, 0.87])
+    same = Task(np.array([0.93, 0.94, 0.90]), base, 0.01, math.nan)
+    assert np.ptp(same.differences) > 0 and overall([same, same]).verdict == "undecided"
+
+
+def test_a_key_that_follows_a_tuned_one_is_no_difference_between_adapters() -> None:
+    table = runs(*(one for lr in (10, 20) for name in ("lora", "foura") for one in of(name, lr=lr)))
+    table["param:dataset.epochs"] = table["param:trainer.max_epochs"] = table.pop("param:adapter.lr")
+    table["best/acc"] = [0.9 if (a == "lora") == (e == "10") else 0.1
+                         for a, e in zip(table["adapter"], table["param:dataset.epochs"], strict=True)]  # fmt: skip
+    (study,) = studies(table, ["dataset.epochs"])
+    assert dict(zip(study.tuned["adapter"], study.tuned["dataset.epochs"], strict=True)) == {"lora": 10, "foura": 20}
+    assert compare.left_out(study) == []
+
+
+def test_parts_from_two_folders_of_outputs_add_up_in_a_shared_store(tmp_path, monkeypatch) -> None:
+    synthetic(tmp_path / "one", "s", grid(0.0, range(3)), tune=["adapter.lr"], margins={"acc": 0.005})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'one' / 'mlflow.db'}")
+    parent_run(tmp_path / "two", "s", command="python train.py -m sweep=s adapter=head")
+    sweep = load_sweep(tmp_path / "two", "s")
+    assert sweep.tune == ["adapter.lr"] and sweep.margins == {"acc": 0.005} and len(sweep.commands) == 2
+
+
 def test_runs_on_different_data_are_no_pair() -> None:
     table = runs(*of("lora", range(5)), *of("foura", range(5), test=0.6))
     table["data_fingerprint"] = [f"f{seed}" for seed in table["seed"]]
