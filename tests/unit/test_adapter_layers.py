@@ -262,6 +262,35 @@ def test_a_layer_whose_weight_is_computed_is_adapted_and_refuses_to_merge(kind, 
     torch.testing.assert_close(model(x), out)
 
 
+def test_a_weight_that_is_computed_stops_no_merge_of_others_and_none_halfway() -> None:
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.ModuleDict({"one": nn.Linear(6, 6), "two": nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))})
+
+    model = get_peft_model(net(), FouraConfig(r=4, target_modules=["one"], init_weights=False), adapter_name="a")
+    model.add_adapter("b", FouraConfig(r=4, target_modules=["one", "two"], init_weights=False))
+    model.base_model.set_adapter(["a", "b"])
+    before = model.base_model.model["one"].base_layer.weight.clone()
+    with pytest.raises(ValueError, match="computed from other parameters"):
+        model.merge_and_unload()
+    assert torch.equal(model.base_model.model["one"].base_layer.weight, before) and "two" in str(
+        model.targeted_module_names
+    )
+    merged = model.merge_and_unload(adapter_names=["a"])
+    assert not torch.equal(merged["one"].weight, before)
+
+
+def test_a_weight_that_is_a_buffer_merges() -> None:
+    layer = nn.Linear(6, 5)
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.register_buffer("weight", weight)
+    x = torch.randn(3, 6)
+    model = get_peft_model(Alone(layer), FouraConfig(r=4, target_modules=["layer"], init_weights=False))
+    out = model(x)
+    torch.testing.assert_close(model.merge_and_unload()(x), out, rtol=0, atol=1e-5)
+
+
 def test_a_subclass_that_computes_as_its_base_is_adapted_and_merges() -> None:
     x = torch.randn(3, 6, 7, 7)
     model = get_peft_model(Alone(Strided(6, 9, 3)), FouraConfig(r=4, target_modules=["layer"], init_weights=False))

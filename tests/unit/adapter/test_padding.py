@@ -273,3 +273,27 @@ def test_a_compiled_step_heeds_padding(task) -> None:
     bare = {"input_ids": texts["input_ids"]}
     torch.testing.assert_close(first(compiled(**texts)), first(model(**texts)))
     torch.testing.assert_close(first(compiled(**bare)), first(model(**bare)))
+
+
+@pytest.mark.parametrize("kind", ["BartModel", "T5EncoderModel"])
+def test_a_decoder_that_is_fed_with_the_text_itself_has_its_padding(kind) -> None:
+    """BART without target texts shifts the text by one token; an encoder alone has no decoder."""
+    import transformers
+
+    torch.manual_seed(0)
+    if kind == "BartModel":
+        sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        sizes |= {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "d_model": 16, "vocab_size": 64, "dropout": 0.0}
+        model, layers = transformers.BartModel(transformers.BartConfig(**sizes)), r".*\.(q_proj|v_proj|fc1)"
+    else:
+        config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+        model, layers = transformers.T5EncoderModel(config), r".*\.(q|v|wo)"
+    config = FouraConfig(
+        r=4, foura_alpha=40, target_modules=layers, gate="adaptive", gate_form="sigmoid", init_weights=False
+    )
+    model = get_peft_model(model, config).double().eval()
+    ids = torch.randint(3, 64, (2, 7))
+    mask = (torch.arange(7) < torch.tensor([[5], [7]])).long()
+    alone = model(input_ids=ids[:1, :5], attention_mask=mask[:1, :5]).last_hidden_state[0]
+    together = model(input_ids=ids, attention_mask=mask).last_hidden_state[0, :5]
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
