@@ -71,7 +71,7 @@ def test_the_fixed_part_of_images_sorted_by_class_is_of_all_classes() -> None:
     sorted_ = Labelled(items.images, np.arange(200) // 50, items.names)
     source = Source({"train": sorted_, "validation": sorted_, "test": sorted_}, list("abcd"))
     one, two = (cut(source, seed=seed, train_eval_limit=100, duplicates="keep") for seed in (0, 1))
-    counts = torch.bincount(torch.tensor([label for _, label in one.train_eval])).tolist()
+    counts = torch.bincount(torch.tensor([label for _, label in one.train_eval]), minlength=4).tolist()
     assert sum(counts) == 100 and min(counts) >= 18
     assert numbers(one.train_eval) == numbers(two.train_eval) < numbers(one.train)
 
