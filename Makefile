@@ -25,7 +25,7 @@ demo: $(STAMP)  ## the main job: FouRA on the bundled ViT, then LoRA beside it
 	$(BIN)/python train.py adapter=foura rank=64
 	$(BIN)/python train.py adapter=lora rank=64
 
-test: $(STAMP)  ## lint and the fast tests (8 to 9 minutes on two quiet cores)
+test: $(STAMP)  ## lint and the fast tests (13 minutes on two quiet cores)
 	$(MAKE) lint
 	$(PYTEST) -m 'not slow'
 
@@ -42,7 +42,7 @@ test-oldest:  ## the unit tests with the oldest versions that pyproject.toml all
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[lab,quantised]' pytest hypothesis
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m 'not slow' tests/unit
 
-test-mutants: $(STAMP)  ## deliberate faults in what results rest on: the tests must catch every one (20 minutes)
+test-mutants: $(STAMP)  ## deliberate faults in what results rest on: the tests must catch every one (half an hour)
 	$(BIN)/python -m tests.mutants
 
 test-gpu: $(STAMP)  ## on a GPU: the adapter in every precision, PEFT's own test suite, a run of each family

@@ -1,6 +1,6 @@
 """Deliberate faults in the decisions that a result rests on, to show that the tests catch every one.
 
-    make test-mutants                              # all of them; about 20 minutes on two quiet cores
+    make test-mutants                              # all of them; about half an hour on two cores
     python -m tests.mutants -k gap                 # those whose fault mentions "gap"
     python -m tests.mutants --whole                # what survives its own tests meets all fast tests
 
