@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from foura.analysis.statistics import ROUNDING
+
 MINUS = "−"
 
 
@@ -38,7 +40,7 @@ def signed(value: float, places: int) -> str:
 
 def with_spread(mean: float, spread: float, item: float = 0.0) -> str:
     """mean ± standard deviation, as in "0.942 ± 0.019"; the mean alone without a spread."""
-    places = decimals(spread, item)
+    places = decimals(0.0 if spread <= ROUNDING * abs(mean) else spread, item)
     return fixed(mean, places) if math.isnan(spread) else f"{fixed(mean, places)} ± {fixed(spread, places)}"
 
 

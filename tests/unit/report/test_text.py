@@ -34,6 +34,7 @@ def test_numbers_as_text() -> None:
     assert rounding.signed(-4.967e-09, 4) == "0.0000"  # no sign, and nothing finer than the place
     assert rounding.with_spread(0.94211, 0.0192) == "0.942 ± 0.019"
     assert rounding.with_spread(0.94211, math.nan) == "0.9421"
+    assert rounding.with_spread(0.05, 8e-18) == "0.0500 ± 0.0000"  # of three equal values
     assert rounding.plain(132362.0) == "132,362" and rounding.plain(0.14633) == "0.1463" and rounding.plain("a") == "a"
 
 
