@@ -10,10 +10,9 @@ import pandas as pd
 from foura.analysis.items import interval as interval_over_items
 from foura.analysis.statistics import LEAST, LEVEL, compare, mean_interval, slope
 from foura.metrics import COST, UPDATE, shown
-from foura.report.study import NO_CONDITION, Measure, Study, by_condition, follows_seed, in_cell
+from foura.report.study import Measure, Study, by_condition
 
 OTHER_DATA = "other_data"  # column of the seeds whose pairs had different data, in tables that have such
-OF_ADAPTERS = ("adapter.", "optimizer.lr", "optimizer.gate_lr")  # what the keys of an adapter set begins with these
 STATES = ("diverged", "failed", "interrupted", "running")
 
 
@@ -53,9 +52,8 @@ def comparisons(study: Study, measure: Measure, items: pd.DataFrame | None = Non
     for condition, part in by_condition(study.finished, study.conditions):
         for adapter in study.adapters:
             own, base, other = paired(study, measure.column, condition, part[part["adapter"] == adapter])
-            if (
-                adapter != study.baseline and len(own) + len(other) and len(base) + len(other)
-            ):  # it may not be measured here
+            measured = len(own) + len(other) and len(base) + len(other)  # a measure may not exist here
+            if adapter != study.baseline and measured:
                 found.append(({"adapter": adapter, **condition}, own, base, other))
     rows = []
     for case, own, base, other in found:
@@ -83,35 +81,6 @@ def paired(
     known = {seed for seed in set(data) & set(others) if isinstance(data[seed], str) and isinstance(others[seed], str)}
     differ = sorted(seed for seed in known if data[seed] and others[seed] and data[seed] != others[seed])
     return own[~own["seed"].isin(differ)], base[~base["seed"].isin(differ)], differ
-
-
-def left_out(study: Study) -> list[str]:
-    """What of the study has no verdict, and what else differs between its adapters, a sentence each."""
-    lines = []
-    if len(study.baseline_in({})):
-        keys = ["adapter", *study.conditions]
-        cells = study.finished[study.finished["adapter"] != study.baseline].drop_duplicates(keys).to_dict("records")
-        alone = [in_cell(row, study) for row in cells if study.baseline_in({key: row[key] for key in keys[1:]}).empty]
-        if alone:
-            lines.append(f"Not compared, as {study.baseline} has no finished run there: {'; '.join(alone)}.")
-    for key in different(study):
-        values = study.finished.groupby("adapter", sort=False)[f"param:{key}"].first()
-        told = ", ".join(f"{values[adapter]} ({adapter})" for adapter in study.adapters if adapter in values)
-        lines.append(f"The adapters differ in {key}, too: {told}.")
-    return lines
-
-
-def different(study: Study) -> list[str]:
-    """The keys, not of the adapter itself, in which all runs of one adapter differ from all runs of another."""
-    runs, found = study.finished, []
-    for column in runs:
-        key = str(column).removeprefix("param:")
-        own = key.startswith(OF_ADAPTERS) or key in (*NO_CONDITION, *study.conditions, *study.tuned, *study.derived)
-        if str(column).startswith("param:") and not own and not follows_seed(runs, key):
-            values = runs.groupby("adapter")[column].agg(["nunique", "first"])
-            if (values["nunique"] == 1).all() and values["first"].nunique() > 1:
-                found.append(key)
-    return found
 
 
 def slopes(study: Study, measure: Measure) -> pd.DataFrame:

@@ -149,7 +149,7 @@ class Section:
             "title": study.title,
             "answers": [verdicts.answer(self.compared[m.column], m, study) for m in study.answered],
             "more": verdicts.more_seeds(quality, self.sweep, study),
-            "remarks": [*verdicts.tuned(study), *compare.left_out(study)],
+            "remarks": [*verdicts.tuned(study), *verdicts.left_out(study)],
             "notes": [
                 verdicts.margins(study),
                 verdicts.coverage(study, quality),

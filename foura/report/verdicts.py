@@ -14,10 +14,11 @@ from foura.analysis.statistics import LEAST, LEVEL
 from foura.report.collect import Look, Sweep
 from foura.report.compare import OTHER_DATA
 from foura.report.rounding import decimals, fixed, signed
-from foura.report.study import Measure, Study, follows_seed, in_cell, in_words
+from foura.report.study import NO_CONDITION, Measure, Study, follows_seed, in_cell, in_words
 from foura.report.tuning import OWN, SEEDS, TRIED, WIDEN
 
 SPLIT_SEED = "dataset.split_seed"
+OF_ADAPTERS = ("adapter.", "optimizer.lr", "optimizer.gate_lr")  # beginnings of the keys that an adapter's config sets
 VERDICTS = ("better", "worse", "equivalent", "undecided")
 
 
@@ -164,6 +165,35 @@ def tuned(study: Study) -> list[str]:
     return lines
 
 
+def left_out(study: Study) -> list[str]:
+    """What of the study has no verdict, and what else differs between its adapters, a sentence each."""
+    lines = []
+    if len(study.baseline_in({})):
+        keys = ["adapter", *study.conditions]
+        cells = study.finished[study.finished["adapter"] != study.baseline].drop_duplicates(keys).to_dict("records")
+        alone = [in_cell(row, study) for row in cells if study.baseline_in({key: row[key] for key in keys[1:]}).empty]
+        if alone:
+            lines.append(f"Not compared, as {study.baseline} has no finished run there: {'; '.join(alone)}.")
+    for key in _different(study):
+        values = study.finished.groupby("adapter", sort=False)[f"param:{key}"].first()
+        told = ", ".join(f"{values[adapter]} ({adapter})" for adapter in study.adapters if adapter in values)
+        lines.append(f"The adapters differ in {key}, too: {told}.")
+    return lines
+
+
+def _different(study: Study) -> list[str]:
+    """The keys, not of the adapter itself, in which all runs of one adapter differ from all runs of another."""
+    runs, found = study.finished, []
+    for column in runs:
+        key = str(column).removeprefix("param:")
+        own = key.startswith(OF_ADAPTERS) or key in (*NO_CONDITION, *study.conditions, *study.tuned, *study.derived)
+        if str(column).startswith("param:") and not own and not follows_seed(runs, key):
+            values = runs.groupby("adapter")[column].agg(["nunique", "first"])
+            if (values["nunique"] == 1).all() and values["first"].nunique() > 1:
+                found.append(key)
+    return found
+
+
 def margins(study: Study) -> str:
     """The margins of the measures, and the measures without one."""
     declared = []
@@ -190,9 +220,8 @@ def coverage(study: Study, quality: pd.DataFrame) -> str:
     items = study.finished.get("test_items", pd.Series(dtype=float)).dropna().unique()
     which = f"{items[0]:,.0f} test items" if len(items) == 1 else "test items"
     known = "data_fingerprint" in study.finished
-    cut = (varies or not known) and follows_seed(
-        study.finished, SPLIT_SEED
-    )  # of splits that the data brings none is cut
+    # where the data brings all splits, none is cut
+    cut = (varies or not known) and follows_seed(study.finished, SPLIT_SEED)
     drawn = f", the cut of the splits{drawn.replace(' and the order', ', the order')}" if cut else drawn
     text = f"Intervals cover what a seed changes: the start of the adapter{drawn}. "
     if "items_low" in quality and quality["items_low"].notna().any():

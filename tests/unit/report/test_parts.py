@@ -115,7 +115,7 @@ def test_data_without_a_finished_run_is_named() -> None:
 def test_a_condition_without_the_baseline_is_named() -> None:
     rows = [{"adapter": name, "seed": seed, "rank": rank, "test": 0.5 + NOISE[seed]}
             for name, rank in (("lora", 4), ("foura", 4), ("foura", 64)) for seed in range(3)]  # fmt: skip
-    assert compare.left_out(study_of(rows)) == ["Not compared, as lora has no finished run there: foura at rank 64."]
+    assert verdicts.left_out(study_of(rows)) == ["Not compared, as lora has no finished run there: foura at rank 64."]
 
 
 def test_a_baseline_is_compared_with_every_value_of_a_key_that_it_has_no_use_for() -> None:
@@ -130,7 +130,7 @@ def test_a_baseline_is_compared_with_every_value_of_a_key_that_it_has_no_use_for
     assert dict(zip(table["adapter.gate_form"], table["difference"], strict=True)) == pytest.approx(
         {"entropy": -0.1, "sigmoid": 0.1}
     )
-    assert compare.left_out(study) == []
+    assert verdicts.left_out(study) == []
     limited = study_of([{**row, "dataset.limit": 10 if row["adapter"] == "lora" else row["test"]} for row in rows])
     assert compare.comparisons(limited, limited.quality).empty  # how much data there is, every adapter has a use for
 
@@ -225,7 +225,7 @@ def test_a_key_that_follows_a_tuned_one_is_no_difference_between_adapters() -> N
                          for a, e in zip(table["adapter"], table["param:dataset.epochs"], strict=True)]  # fmt: skip
     (study,) = studies(table, ["dataset.epochs"])
     assert dict(zip(study.tuned["adapter"], study.tuned["dataset.epochs"], strict=True)) == {"lora": 10, "foura": 20}
-    assert compare.left_out(study) == []
+    assert verdicts.left_out(study) == []
 
 
 def test_parts_from_two_folders_of_outputs_add_up_in_a_shared_store(tmp_path, monkeypatch) -> None:
@@ -253,7 +253,7 @@ def test_runs_on_different_data_are_no_pair() -> None:
 def test_another_key_in_which_adapters_differ_is_named() -> None:
     rows = [{"adapter": name, "seed": seed, "test": 0.5, "dataset.epochs": epochs, "optimizer.lr": epochs}
             for name, epochs in (("lora", 10), ("foura", 20)) for seed in range(3)]  # fmt: skip
-    assert compare.left_out(study_of(rows)) == ["The adapters differ in dataset.epochs, too: 10 (lora), 20 (foura)."]
+    assert verdicts.left_out(study_of(rows)) == ["The adapters differ in dataset.epochs, too: 10 (lora), 20 (foura)."]
 
 
 def test_the_seeds_that_would_decide_come_on_top_of_those_that_diverged(tmp_path) -> None:
