@@ -13,8 +13,9 @@ from foura.analysis.power import MOST
 from foura.analysis.statistics import LEAST, LEVEL
 from foura.report.collect import Look, Sweep
 from foura.report.compare import OTHER_DATA
+from foura.report.conditions import NO_CONDITION, follows_seed
 from foura.report.rounding import decimals, fixed, signed
-from foura.report.study import NO_CONDITION, Measure, Study, follows_seed, in_cell, in_words
+from foura.report.study import Measure, Study, in_cell, in_words
 from foura.report.tuning import OWN, SEEDS, TRIED, WIDEN
 
 SPLIT_SEED = "dataset.split_seed"

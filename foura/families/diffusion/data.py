@@ -12,12 +12,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from foura.data.draws import cut_at_random, draw_at_random, missing_shares, some_in_order
 from foura.data.duplicates import image_contents, kept_items
 from foura.data.images import SMALLEST, background_colour, open_image
 from foura.data.lengths import fitting_items
 from foura.data.records import readable
 from foura.data.run_data import RunData
-from foura.data.splits import cut_at_random, draw_at_random, missing_shares, some_in_order
 from foura.errors import UserError
 from foura.families.diffusion.sources import Captioned
 

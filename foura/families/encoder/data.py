@@ -10,11 +10,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from foura.data.draws import cut_at_random, cut_by_class, draw_at_random, draw_by_class, missing_shares, some_of
 from foura.data.duplicates import kept_items
 from foura.data.labels import commonest_share, wrong_labels
 from foura.data.lengths import fitting_items
 from foura.data.run_data import RunData
-from foura.data.splits import cut_at_random, cut_by_class, draw_at_random, draw_by_class, missing_shares, some_of
 from foura.data.text_tokens import added, ends_once
 from foura.errors import UserError
 from foura.families.encoder.sources import Labelled, LabelledSource

@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from foura.data.draws import cut_by_class, draw_by_class, missing_shares, some_of
 from foura.data.duplicates import image_contents, kept_items
 from foura.data.images import background_colour, open_image
 from foura.data.labels import commonest_share, wrong_labels
 from foura.data.records import readable
 from foura.data.run_data import RunData
-from foura.data.splits import cut_by_class, draw_by_class, missing_shares, some_of
 from foura.errors import UserError
 from foura.families.images.sources import Labelled, Source
 from foura.files import regular

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from foura.data.draws import cut_at_random, draw_at_random, missing_shares, some_in_order
 from foura.data.duplicates import kept_items
 from foura.data.lengths import fitting_items
 from foura.data.run_data import RunData
-from foura.data.splits import cut_at_random, draw_at_random, missing_shares, some_in_order
 from foura.data.text_tokens import TextEncoder
 from foura.errors import UserError
 from foura.families.language.formats import Example

@@ -17,8 +17,8 @@ from torch.utils.data import TensorDataset
 
 from foura.backbone import Backbone, choose_targets
 from foura.cli import main
+from foura.data.draws import cut_at_random, draw_at_random, missing_shares
 from foura.data.run_data import RunData
-from foura.data.splits import cut_at_random, draw_at_random, missing_shares
 from foura.families import FAMILIES
 from foura.families.family import Family, Parts
 from foura.families.task import Task
