@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from foura.adapter.gate import Gate
+from foura.adapter.gate import Gate, samples_and_tokens
 
 if TYPE_CHECKING:
     from foura.adapter.kernels.gate import GateCall
@@ -153,7 +153,7 @@ class _ThroughZ(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
-        z = x.reshape(-1, x.shape[-1]) @ down.T
+        z = linear(x.reshape(-1, x.shape[-1]), down)
         ctx.save_for_backward(x, z)
         # factors belong to the step, whatever the batch size: not among the saved tensors
         ctx.fixed = weight, down, up
@@ -190,23 +190,20 @@ class _ThroughGate(torch.autograd.Function):
         call: "GateCall",
         *gate_weights: Tensor,
     ) -> Tensor:
-        tokens = x.shape[1:-1].numel()  # not -1, which says nothing about an empty batch
-        z = (x.reshape(-1, x.shape[-1]) @ down.T).view(x.shape[0] if x.dim() > 1 else 1, tokens, down.shape[0])
-        u, kept = call.forward(z)
-        u = u.view(-1, u.shape[-1])
+        z, shape = linear(x.reshape(-1, x.shape[-1]), down), samples_and_tokens(x)
+        u, kept = call.forward(z, shape)
         ctx.save_for_backward(x, z, u)
-        ctx.fixed = weight, down, up, call, kept
+        ctx.fixed = weight, down, up, call, kept, shape
         return accumulated(linear(x, weight, bias), u, up, inplace=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, z, u = ctx.saved_tensors
-        weight, down, up, call, kept = ctx.fixed
+        weight, down, up, call, kept, shape = ctx.fixed
         wants_x, _, wants_bias, wants_down, wants_up, *_ = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
-        grad_z, gate_grads = call.backward((rows @ up).view(z.shape), z, kept)
-        grad_z = grad_z.view(-1, z.shape[-1])
+        grad_z, gate_grads = call.backward(rows @ up, z, kept, shape)
         return (
             (rows @ weight).addmm_(grad_z, down).view_as(x) if wants_x else None,
             None,

@@ -3,6 +3,7 @@
 shapes   S samples · T tokens · r rank
 """
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
 GATE_SCOPES = ("sequence", "token")
 OPEN = 0.5  # a rank counts as open where its gate is above this
+
+
+def samples_and_tokens(values: Tensor) -> tuple[int, int]:
+    """S and T of values (S, ..., width): all axes between the first and the last are tokens."""
+    # not a reshape to -1, which says nothing about an empty batch, nor numel(), which fixes a length that a graph leaves open
+    return values.shape[0] if values.dim() > 1 else 1, math.prod(values.shape[1:-1])
 
 
 class GateSettings(Protocol):
@@ -46,6 +53,7 @@ class Gate(nn.Module):
     has_price: ClassVar[bool] = False
     # of the last training call, for the recomputation of gradient checkpointing; pickled models of before have none
     kept_mask: Tensor | None = None
+    masks_were_kept: ClassVar[bool] = False  # by any gate, so far: walking through a model takes as long as some layers
 
     def __init__(self, rank: int, scope: str) -> None:
         super().__init__()
@@ -62,6 +70,11 @@ class Gate(nn.Module):
             raise ValueError(f"gate_sparsity={config.gate_sparsity:g}, but {cls.__name__} has no price for open ranks")
         gate.price = config.gate_sparsity
         return gate
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in self.__dict__.items() if name != "kept_mask"
+        }  # a copy recomputes nothing
 
     def forward(self, u: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no forward(u)")

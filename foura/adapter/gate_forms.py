@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from foura.adapter.entropy import SEQUENCE_SLOPE, entropy_gate, hidden_units
-from foura.adapter.gate import OPEN, Gate
+from foura.adapter.gate import OPEN, Gate, samples_and_tokens
 from foura.adapter.kernels import takes
+from foura.adapter.real_tokens import real_tokens
 from foura.adapter.tracing import exported
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class NetworkGate(Gate):
     def _real_tokens(self, u_STr: Tensor) -> Tensor | None:
         """(S, T), true for real tokens; a sample of padding alone is left as it is. None without padding."""
         mask = self.mask_for(u_STr)
-        return None if mask is None else mask | ~mask.any(1, keepdim=True)
+        return None if mask is None else real_tokens(mask)
 
     def kernel_call(self, z: Tensor) -> "GateCall | None":
         """`forward` and the product with z in one kernel; not while hooks want to see the gates, or open ranks are paid."""
@@ -107,7 +108,7 @@ class NetworkGate(Gate):
             return None
         from foura.adapter.kernels.gate import GateCall  # Triton is there
 
-        by_token = self.scope == "token" or z.shape[1:-1].numel() == 1
+        by_token = self.scope == "token" or samples_and_tokens(z)[1] == 1
         mask = None if by_token else self._real_tokens(z.flatten(1, -2))
         return GateCall((self.weight_in, self.bias_in, self.weight_out, self.bias_out), form, by_token, mask)
 

@@ -16,6 +16,7 @@ from foura.adapter.config import FouraConfig
 from foura.adapter.gate import GATE_SCOPES
 from foura.adapter.gate_forms import GATE_FORMS, NetworkGate
 from foura.adapter.kernels import launch
+from foura.adapter.kernels.launcher import Launcher
 from foura.adapter.linear import Linear
 from tests.reference import foura as textbook
 
@@ -25,7 +26,7 @@ class Case:
     form: str
     scope: str
     rank: int = 5
-    tokens: int = 70  # more than a tile
+    tokens: int = 70  # more than a tile; with 261, or 70 at rank 256, more than the kernels for short samples take
     parts: int = 1  # 2: complex coordinates, as of the DFT
     padded: bool = False
     dtype: str = "float32"
@@ -39,6 +40,10 @@ CASES = [
     *(Case(form, scope, rank=24, tokens=33, dtype=dtype)
       for form in FORMS for scope in GATE_SCOPES for dtype in ("bfloat16", "float16")),
     *(Case(form, "sequence", tokens=1) for form in FORMS),
+    *(Case(form, "sequence", tokens=261, parts=parts, padded=padded)
+      for form in FORMS for parts in (1, 2) for padded in (False, True)),
+    *(Case(form, "sequence", rank=256, tokens=70) for form in FORMS),
+    *(Case(form, "sequence", rank=24, tokens=261, dtype=dtype) for form in FORMS for dtype in ("bfloat16", "float16")),
     *(Case("softmax", scope, rank=rank, tokens=37, parts=2) for scope in GATE_SCOPES for rank in (1, 4, 16, 64)),
 ]  # fmt: skip
 
@@ -168,6 +173,23 @@ def check_operator(form: str, scope: str) -> dict[str, str]:
     return torch.library.opcheck(torch.ops.foura.gate.default, inputs, test_utils=tests)
 
 
+def count_launches(form: str, scope: str, tokens: int) -> dict[str, list[str]]:
+    """The kernels that a layer's gate launches in a forward and in a backward pass."""
+    fields = {"gate": "adaptive", "gate_form": form, "gate_scope": scope, "init_weights": False}
+    layer = Linear(nn.Linear(12, 10).requires_grad_(False), "default", FouraConfig(r=4, **fields), 4, 4.0, 1)
+    launched: dict[str, list[str]] = {"forward": [], "backward": []}
+    call = Launcher.__call__
+    try:
+        Launcher.__call__ = lambda self, *args: (launched[direction].append(self.kernel.__name__), call(self, *args))[1]
+        direction = "forward"
+        out = layer(torch.randn(3, tokens, 12))
+        direction = "backward"
+        out.sum().backward()
+    finally:
+        Launcher.__call__ = call
+    return launched
+
+
 def main() -> None:
     launch.PROGRAMS = 2  # so that a program of a backward pass takes several tiles, and tiles of several samples
     gates = {str(asdict(case)): check(case) for case in CASES}
@@ -180,7 +202,12 @@ def main() -> None:
         f"{form} {transform} {scope}": check_empty(form, transform, scope)
         for form in FORMS for transform in ("dct", "dft") for scope in GATE_SCOPES
     }  # fmt: skip
-    json.dump({"gates": gates, "layers": layers, "operators": operators, "empty": empty}, sys.stdout)
+    launches = {
+        f"{form} {scope} {tokens}": count_launches(form, scope, tokens)
+        for form in FORMS for scope in GATE_SCOPES for tokens in (197, 1024)
+    }  # fmt: skip
+    found = {"gates": gates, "layers": layers, "operators": operators, "empty": empty, "launches": launches}
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """g(z) ⊙ z by kernels, for eager PyTorch (`GateCall`) and for compiled graphs (the operator foura::gate)."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,7 +7,8 @@ from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 from torch.autograd.function import once_differentiable
 
-from foura.adapter.kernels.launch import Weights, gate_backward, gate_forward, kept_shape
+from foura.adapter.gate import samples_and_tokens
+from foura.adapter.kernels.launch import Shape, Weights, gate_backward, gate_forward, kept_shape
 
 
 class GateCall:
@@ -16,7 +16,7 @@ class GateCall:
 
     Args:
         form: "entropy" or "softmax".
-        mask: (S, T), true for real tokens, with at least one in each sample; for a sequence gate that sees padding.
+        mask: `real_tokens`, for a sequence gate that sees padding.
     """
 
     def __init__(self, weights: Weights, form: str, by_token: bool, mask: Tensor | None = None) -> None:
@@ -25,32 +25,25 @@ class GateCall:
     def __call__(self, z: Tensor) -> Tensor:
         """g(z) ⊙ z, with gradients."""
         if torch.compiler.is_compiling():
-            out, _ = _gate(_three_axes(z), *self.weights, self.form, self.by_token, self._padding())
+            mask = None if self.mask is None else self.mask.to(torch.uint8)
+            out, _ = _gate(
+                z.reshape(*samples_and_tokens(z), z.shape[-1]), *self.weights, self.form, self.by_token, mask
+            )
             return out.view_as(z)
         return _Gated.apply(z, self, *self.weights)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(g(z) ⊙ z, what `backward` needs)."""
-        out, kept = gate_forward(_three_axes(z), self.weights, self.form, self.by_token, self._padding())
-        return out.view(z.shape), kept
+    def forward(self, z: Tensor, shape: Shape) -> tuple[Tensor, Tensor | None]:
+        """(g(z) ⊙ z, what `backward` needs) of contiguous z (S · T, q)."""
+        return gate_forward(z, shape, self.weights, self.form, self.by_token, self._padding())
 
-    def backward(self, grad: Tensor, z: Tensor, kept: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Gradients of z and of the weights."""
-        grad_z, flat = gate_backward(
-            _three_axes(grad), _three_axes(z), kept, self.weights, self.form, self.by_token, self._padding()
-        )
-        return grad_z.view(z.shape), _cut(flat, self.weights)
+    def backward(self, grad: Tensor, z: Tensor, kept: Tensor | None, shape: Shape) -> tuple[Tensor, list[Tensor]]:
+        """Gradients of z (S · T, q) and of the weights."""
+        padding = self._padding()
+        grad_z, flat = gate_backward(grad, z, kept, shape, self.weights, self.form, self.by_token, padding)
+        return grad_z, _cut(flat, self.weights)
 
     def _padding(self) -> Tensor | None:
-        return None if self.mask is None else self.mask.to(torch.uint8).contiguous()
-
-
-def _three_axes(z: Tensor) -> Tensor:
-    """(S, T, q), contiguous: all axes between the first and the last are tokens."""
-    if z.dim() == 3 and z.is_contiguous():
-        return z
-    tokens = math.prod(z.shape[1:-1])  # not -1, which says nothing about an empty batch
-    return z.reshape(z.shape[0] if z.dim() > 1 else 1, tokens, z.shape[-1]).contiguous()
+        return None if self.mask is None else self.mask.view(torch.uint8)  # the same bytes
 
 
 def _cut(flat: Tensor, weights: Weights) -> list[Tensor]:
@@ -60,17 +53,23 @@ def _cut(flat: Tensor, weights: Weights) -> list[Tensor]:
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, call: GateCall, *weights: Tensor) -> Tensor:
-        out, kept = call.forward(z)
+        shape = samples_and_tokens(z)
         ctx.save_for_backward(z)
-        ctx.call, ctx.kept = call, kept
-        return out
+        out, kept = call.forward(_rows(z, shape), shape)
+        ctx.fixed = call, kept, shape
+        return out.view(z.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (z,) = ctx.saved_tensors
-        grad_z, grads = ctx.call.backward(grad, z, ctx.kept)
-        return grad_z, None, *grads
+        call, kept, shape = ctx.fixed
+        grad_z, grads = call.backward(_rows(grad, shape), _rows(z, shape), kept, shape)
+        return grad_z.view(z.shape), None, *grads
+
+
+def _rows(z: Tensor, shape: Shape) -> Tensor:
+    return z.reshape(shape[0] * shape[1], z.shape[-1]).contiguous()
 
 
 # -- for compiled graphs
@@ -87,12 +86,14 @@ def _gate(
     by_token: bool,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    return gate_forward(z.contiguous(), (w_in, b_in, w_out, b_out), form, by_token, mask)
+    z, weights = z.contiguous(), (w_in, b_in, w_out, b_out)
+    out, kept = gate_forward(z, samples_and_tokens(z), weights, form, by_token, mask)
+    return out, z.new_empty(0, dtype=torch.float32) if kept is None else kept
 
 
 @_gate.register_fake
 def _(z, w_in, b_in, w_out, b_out, form, by_token, mask):
-    kept = kept_shape(form, by_token, z.shape[0], w_in)
+    kept = 0 if by_token else kept_shape(form, z.shape[0], w_in)
     return torch.empty_like(z, memory_format=torch.contiguous_format), z.new_empty(kept, dtype=torch.float32)
 
 
@@ -109,7 +110,8 @@ def _gate_backward(
     by_token: bool,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    return gate_backward(grad.contiguous(), z.contiguous(), kept, (w_in, b_in, w_out, b_out), form, by_token, mask)
+    shape, weights = samples_and_tokens(z), (w_in, b_in, w_out, b_out)
+    return gate_backward(grad.contiguous(), z.contiguous(), kept, shape, weights, form, by_token, mask)
 
 
 @_gate_backward.register_fake

@@ -1,8 +1,7 @@
 """Launching the gate's kernels: tile sizes, grids and buffers."""
 
-import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,104 +15,143 @@ from foura.adapter.kernels.sequence_gate import (
     sequence_gate_gradient,
     sequence_partial,
 )
+from foura.adapter.kernels.short_gate import (
+    entropy_short_backward,
+    entropy_short_forward,
+    softmax_short_backward,
+    softmax_short_forward,
+)
 from foura.adapter.kernels.softmax_gate import softmax_apply, softmax_backward, softmax_partial
 from foura.adapter.kernels.token_gate import token_backward, token_forward
 
 PROGRAMS = (
     128  # of a backward pass: each sums the weights' gradients of its tiles; a constant, so that sums do not differ
 )
+SHORT = 4  # tiles of a sample that one program takes; a constant, too
 
 _token_forward, _token_backward = Launcher(token_forward), Launcher(token_backward)
 _partial = {"entropy": Launcher(sequence_partial), "softmax": Launcher(softmax_partial)}
 _apply = {"entropy": Launcher(sequence_apply), "softmax": Launcher(softmax_apply)}
 _backward = {"entropy": Launcher(sequence_backward), "softmax": Launcher(softmax_backward)}
+_short_forward = {"entropy": Launcher(entropy_short_forward), "softmax": Launcher(softmax_short_forward)}
+_short_backward = {"entropy": Launcher(entropy_short_backward), "softmax": Launcher(softmax_short_backward)}
 _gate_gradient = Launcher(sequence_gate_gradient)
 _token_slopes = {"entropy": TOKEN_SLOPE, "softmax": SEQUENCE_SLOPE}
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # w_in (h, r), b_in (h,), w_out (r, h), b_out (r,)
+Shape = tuple[int, int]  # samples, and tokens of each
 
 
-def gate_forward(z: Tensor, weights: Weights, form: str, by_token: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(g(z) ⊙ z, what the backward pass needs) for contiguous z (S, T, q).
+def gate_forward(
+    z: Tensor, shape: Shape, weights: Weights, form: str, by_token: bool, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """(g(z) ⊙ z, what the backward pass needs) for contiguous z (S, T, q), or (S · T, q).
 
-    The second has `kept_shape`.
+    The second has `kept_shape`, and is None for a token gate.
 
     Args:
         form: "entropy" or "softmax".
         mask: (S, T), uint8, 0 for padding; for a sequence gate.
     """
-    samples, T, q = z.shape
-    hidden, rank = weights[0].shape
-    sizes = _sizes(hidden, rank, q)
+    (samples, T), (hidden, rank) = shape, weights[0].shape
+    constants = _constants(form, by_token, mask is not None, hidden, rank, z.shape[-1])
     out = torch.empty_like(z)
-    kept = torch.empty(kept_shape(form, by_token, samples, weights[0]), dtype=torch.float32, device=z.device)
     if by_token:
         tokens = samples * T
-        programs = -(-tokens // sizes["BT"])
-        _token_forward(programs, (z, out, *weights), (tokens,), {**sizes, "SLOPE": _token_slopes[form], "FORM": form})
+        _token_forward(-(-tokens // constants.tile), (z, out, *weights), (tokens,), constants.first)
+        return out, None
+    tiles = -(-T // constants.tile)
+    kept = torch.empty(kept_shape(form, samples, weights[0]), dtype=torch.float32, device=z.device)
+    padding = z if mask is None else mask
+    if tiles <= SHORT:
+        programs = samples if tiles else 0
+        _short_forward[form](programs, (z, out, padding, kept, *weights), (T, tiles), constants.backward)
         return out, kept
-    tiles = -(-T // sizes["BT"])
-    width = 3 * rank if form == "entropy" else hidden + 1
+    width = 3 * rank + 1 if form == "entropy" else hidden + 1
     partial = torch.empty((samples, tiles, width), dtype=torch.float32, device=z.device)
-    programs, read = samples * tiles, (z, z if mask is None else mask, partial, *weights)
-    _partial[form](programs, read, (T, tiles), {**sizes, "MASKED": mask is not None})
-    if form == "entropy":
-        tensors, sizes = (z, out, partial, _log_counts(z, mask), *kept), _few(sizes)
-    else:
-        tensors = z, out, partial, kept, *weights
-    _apply[form](programs, tensors, (T, tiles), {**sizes, "SLOPE": SEQUENCE_SLOPE})
+    programs, read = samples * tiles, (z, padding, partial, *weights)
+    _partial[form](programs, read, (T, tiles), constants.first)
+    tensors = z, out, partial, kept, *(() if form == "entropy" else weights)
+    _apply[form](programs, tensors, (T, tiles), constants.apply)
     return out, kept
 
 
-def kept_shape(form: str, by_token: bool, samples: int, w_in: Tensor) -> tuple[int, ...]:
-    """Shape of what a forward pass keeps for the backward pass, in float32; a token gate keeps nothing.
+def kept_shape(form: str, samples: int, w_in: Tensor) -> tuple[int, ...]:
+    """Shape of what the forward pass of a sequence gate keeps for the backward pass, in float32.
 
-    entropy     (3, S, r): gates, ln Σ e^score and Σ p ln p
+    entropy     (S, 3, r): gates, ln Σ e^score and Σ p ln p
     softmax     (S, h + 1): means of the hidden units, then the number of real tokens
     """
     hidden, rank = w_in.shape
-    if by_token:
-        return (0,)
-    return (3, samples, rank) if form == "entropy" else (samples, hidden + 1)
-
-
-def _log_counts(z: Tensor, mask: Tensor | None) -> Tensor:
-    """ln of the number of real tokens, (S,); of no tokens any number will do."""
-    if mask is None:
-        return torch.full(z.shape[:1], math.log(z.shape[1] or 1), dtype=torch.float32, device=z.device)
-    return mask.sum(1).float().log()
+    return (samples, 3, rank) if form == "entropy" else (samples, hidden + 1)
 
 
 def gate_backward(
-    grad: Tensor, z: Tensor, kept: Tensor, weights: Weights, form: str, by_token: bool, mask: Tensor | None
+    grad: Tensor,
+    z: Tensor,
+    kept: Tensor | None,
+    shape: Shape,
+    weights: Weights,
+    form: str,
+    by_token: bool,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of z, and of the weights in float32 as one vector: w_in, b_in, w_out, b_out."""
-    samples, T, q = z.shape
-    hidden, rank = weights[0].shape
-    sizes = _sizes(hidden, rank, q)
+    (samples, T), (hidden, rank) = shape, weights[0].shape
+    constants = _constants(form, by_token, mask is not None, hidden, rank, z.shape[-1])
     length = 2 * hidden * rank + hidden + rank
     grad_z = torch.empty_like(z)
     if by_token:
         tokens = samples * T
-        tiles = -(-tokens // sizes["BT"])
+        tiles = -(-tokens // constants.tile)
         programs = min(PROGRAMS, tiles)
         sums = torch.empty((programs, length), dtype=torch.float32, device=z.device)
-        constants = {**sizes, "SLOPE": _token_slopes[form], "FORM": form}
-        _token_backward(programs, (z, grad, grad_z, sums, *weights), (tokens, tiles), constants)
+        _token_backward(programs, (z, grad, grad_z, sums, *weights), (tokens, tiles), constants.backward)
         return grad_z, sums.sum(0)
-    tiles = -(-T // sizes["BT"])
+    tiles = -(-T // constants.tile)
+    padding = z if mask is None else mask
+    if tiles <= SHORT:
+        programs = min(PROGRAMS, samples if tiles else 0)
+        sums = torch.empty((programs, length), dtype=torch.float32, device=z.device)
+        tensors: Any = z, grad, grad_z, padding, kept, sums, *weights
+        _short_backward[form](programs, tensors, (T, tiles, samples), constants.backward)
+        return grad_z, sums.sum(0)
     partial = torch.empty((samples, tiles, rank), dtype=torch.float32, device=z.device)
-    _gate_gradient(samples * tiles, (z, grad, partial), (T, tiles), _few(sizes))
+    _gate_gradient(samples * tiles, (z, grad, partial), (T, tiles), constants.gate_gradient)
     programs = min(PROGRAMS, samples * tiles)
     sums = torch.empty((programs, length), dtype=torch.float32, device=z.device)
-    keeps = kept if form == "entropy" else (kept,)
-    tensors = z, grad, grad_z, z if mask is None else mask, partial, *keeps, sums, *weights
-    constants = {**sizes, "SLOPE": SEQUENCE_SLOPE, "MASKED": mask is not None}
-    _backward[form](programs, tensors, (T, tiles, samples), constants)
+    tensors = z, grad, grad_z, padding, partial, kept, sums, *weights
+    _backward[form](programs, tensors, (T, tiles, samples), constants.backward)
     return grad_z, sums.sum(0)
 
 
+class Constants(NamedTuple):
+    """What the kernels of a gate are compiled for, each in the order of the kernel's arguments."""
+
+    tile: int  # tokens
+    first: dict[str, Any]  # of the token gate's forward pass, or of the partial sums
+    apply: dict[str, Any]
+    gate_gradient: dict[str, Any]
+    backward: dict[str, Any]  # and of the kernels for short samples
+
+
 @lru_cache
+def _constants(form: str, by_token: bool, masked: bool, hidden: int, rank: int, q: int) -> Constants:
+    """Looked up in every call: making them takes as long as a launch."""
+    sizes = _sizes(hidden, rank, q)
+    few = {name: sizes[name] for name in ("R", "RP", "BT", "PARTS")}  # of kernels that do not compute scores
+    if by_token:
+        token = {**sizes, "SLOPE": _token_slopes[form], "FORM": form}
+        return Constants(sizes["BT"], token, {}, {}, token)
+    return Constants(
+        sizes["BT"],
+        first={**sizes, "MASKED": masked},
+        apply={**(few if form == "entropy" else sizes), "SLOPE": SEQUENCE_SLOPE},
+        gate_gradient=few,
+        backward={**sizes, "SLOPE": SEQUENCE_SLOPE, "MASKED": masked},
+    )
+
+
 def _sizes(hidden: int, rank: int, q: int) -> dict[str, Any]:
     """The kernels' compile-time sizes, in their order. Tiles shrink with the rank: a tile has to fit into registers."""
     padded = max(16, triton.next_power_of_2(rank))
@@ -125,8 +163,3 @@ def _sizes(hidden: int, rank: int, q: int) -> dict[str, Any]:
         "BT": max(16, min(64, 4096 // padded)),
         "PARTS": q // rank,
     }
-
-
-def _few(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Of kernels that do not compute scores."""
-    return {name: sizes[name] for name in ("R", "RP", "BT", "PARTS")}

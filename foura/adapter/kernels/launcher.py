@@ -46,12 +46,15 @@ class Launcher:
         numbers: tuple[int, ...],
         sizes: dict[str, Any],
     ) -> None:
-        pointers = [tensor.data_ptr() for tensor in tensors]
-        usual = not any(pointer % ALIGNED for pointer in pointers) and max(numbers) < 2**31
-        key = (device.index, *[tensor.dtype for tensor in tensors], *sizes.values())
+        pointers, together = [tensor.data_ptr() for tensor in tensors], 0
+        for pointer in pointers:
+            together |= pointer
+        usual = not together % ALIGNED and max(numbers) < 2**31
+        constants = tuple(sizes.values())
+        key = (device.index, constants, *[tensor.dtype for tensor in tensors])
         if usual and (compiled := self._compiled.get(key)) is not None:
             # addresses as numbers: of a tensor Triton would ask the driver where it lies
-            compiled[grid](*pointers, *numbers, *sizes.values())
+            compiled[grid](*pointers, *numbers, *constants)
             return
         compiled = self.kernel[grid](*tensors, *numbers, **sizes)
         if usual:

@@ -49,6 +49,14 @@ def test_a_layer_by_kernels_is_the_layer(layer, found) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_gate_launches_a_kernel_each_way_or_two_for_a_gate_of_many_tokens(form, found) -> None:
+    launches = {key: {way: len(names) for way, names in ways.items()} for key, ways in found["launches"].items()}
+    one, two = {"forward": 1, "backward": 1}, {"forward": 2, "backward": 2}
+    assert [launches[f"{form} token {tokens}"] for tokens in (197, 1024)] == [one, one]
+    assert [launches[f"{form} sequence {tokens}"] for tokens in (197, 1024)] == [one, two]  # a ViT's tokens, a text's
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("scope", GATE_SCOPES)
 def test_the_operator_passes_pytorchs_own_tests(form, scope, found) -> None:
     assert set(found["operators"][f"{form} {scope}"].values()) == {"SUCCESS"}

@@ -18,6 +18,8 @@ KERNELS = {
     "gate_gradient": launch._gate_gradient,
     **{f"{form}_partial": launcher for form, launcher in launch._partial.items()},
     **{f"{form}_apply": launcher for form, launcher in launch._apply.items()},
+    **{f"{form}_short_forward": launcher for form, launcher in launch._short_forward.items()},
+    **{f"{form}_short_backward": launcher for form, launcher in launch._short_backward.items()},
     **{f"{form}_backward": launcher for form, launcher in launch._backward.items()},
 }
 FORMS = {"token_forward": ("entropy", "softmax"), "token_backward": ("entropy", "softmax")}

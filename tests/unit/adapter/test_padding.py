@@ -1,5 +1,6 @@
 """What a text gets does not depend on the padding that its batch gives it, however the model is called."""
 
+import copy
 import inspect
 import threading
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from peft import get_peft_model, inject_adapter_in_model
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import foura
@@ -41,10 +43,10 @@ def base(task: str | None) -> tuple[nn.Module, str]:
     return getattr(transformers, f"Bert{BERT.get(str(task), 'Model')}")(config), r".*\.(query|value|dense)"
 
 
-def adapted(task: str | None, scope: str = "sequence") -> nn.Module:
+def adapted(task: str | None, scope: str = "sequence", form: str = "sigmoid") -> nn.Module:
     model, layers = base(task)
     config = FouraConfig(
-        r=5, foura_alpha=40, target_modules=layers, gate="adaptive", gate_form="sigmoid", gate_scope=scope,
+        r=5, foura_alpha=40, target_modules=layers, gate="adaptive", gate_form=form, gate_scope=scope,
         task_type=task, init_weights=False,
     )  # fmt: skip
     model = get_peft_model(model, config).double().eval()
@@ -297,3 +299,47 @@ def test_a_decoder_that_is_fed_with_the_text_itself_has_its_padding(kind) -> Non
     alone = model(input_ids=ids[:1, :5], attention_mask=mask[:1, :5]).last_hidden_state[0]
     together = model(input_ids=ids, attention_mask=mask).last_hidden_state[0, :5]
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
+
+
+class Counting(TorchDispatchMode):
+    """Counts the calls of `operation` within."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__()
+        self.operation, self.calls = operation, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += func.overloadpacket._qualified_op_name == f"aten::{self.operation}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("form", ["entropy", "sigmoid", "softmax"])
+def test_real_tokens_are_found_once_for_all_layers_and_again_when_the_mask_changes(form) -> None:
+    model, texts = adapted("FEATURE_EXTRACTION", form=form), batch("FEATURE_EXTRACTION")
+    mask = texts["attention_mask"].bool()
+    gates = sum(isinstance(module, Gate) for module in model.modules())
+    with torch.inference_mode(), Counting("any") as counting, foura.attention_mask(model, mask):
+        model(input_ids=texts["input_ids"])
+    assert counting.calls == 1 < gates
+    for module in model.train().modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with Counting("any") as counting, foura.attention_mask(model, mask):
+        padded = first(model(input_ids=texts["input_ids"]))
+        padded.sum().backward()  # what was made in inference mode would not be kept for it
+    assert counting.calls == 0
+    mask.fill_(True)
+    with Counting("any") as counting, foura.attention_mask(model, mask):
+        whole = first(model(input_ids=texts["input_ids"]))
+    assert counting.calls == 1 and not torch.allclose(padded, whole)
+    with torch.inference_mode(), foura.attention_mask(model, texts["attention_mask"].bool()):
+        again = first(model(input_ids=texts["input_ids"]))  # a mask that counts no writes
+    assert torch.allclose(padded, again)
+
+
+def test_a_copy_of_a_gate_recomputes_nothing() -> None:
+    model, texts = adapted("FEATURE_EXTRACTION").train(), batch("FEATURE_EXTRACTION")
+    model(**texts)
+    gates = [module for module in model.modules() if isinstance(module, Gate)]
+    assert all(gate.kept_mask is not None for gate in gates)
+    assert all(copy.deepcopy(gate).kept_mask is None for gate in gates)
