@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foura.adapter.fold import DOWN, Fold, Part
+from foura.adapter.operator import operator
 from foura.adapter.transforms import Transform
 
 _transforms: dict[str, Transform] = {}  # an operator takes names, not objects
@@ -25,7 +26,7 @@ def named(transform: Transform) -> str:
 
 def fold(sources: list[Tensor], side: str, transform: str, scalings: list[float], dtype: torch.dtype) -> list[Tensor]:
     """Factors of all A's (q, N) or B's (q, M) in `dtype`, with strength: views of one tensor."""
-    rows = torch.ops.foura.fold(sources, side, transform, scalings, dtype)
+    rows = fold_rows(sources, side, transform, scalings, dtype)
     return list(rows.split([_transforms[transform].parts * rank for rank in _ranks(sources, side)]))
 
 
@@ -43,22 +44,22 @@ def _shape(side: str, transform: str, rank: int) -> tuple[int, ...]:
     return known.shape_A(rank) if side == DOWN else known.shape_B(rank)
 
 
-@torch.library.custom_op("foura::fold", mutates_args=())
-def _fold(sources: list[Tensor], side: str, transform: str, scalings: list[float], dtype: torch.dtype) -> Tensor:
+@operator
+def fold_rows(sources: list[Tensor], side: str, transform: str, scalings: list[float], dtype: torch.dtype) -> Tensor:
     rows = _fold_of(side, transform, _ranks(sources, side), scalings, dtype).rows(sources)
     # an operator's output must not share memory with its inputs, as that of the identity can
     return rows.clone() if rows.data_ptr() == sources[0].data_ptr() else rows
 
 
-@_fold.register_fake
+@torch.library.register_fake("foura::fold_rows")
 def _(sources, side, transform, scalings, dtype):
     known = _transforms[transform]
     width = known.in_features if side == DOWN else known.out_features
     return sources[0].new_empty(known.parts * sum(_ranks(sources, side)), width, dtype=dtype)
 
 
-@torch.library.custom_op("foura::fold_adjoint", mutates_args=())
-def _adjoint(
+@operator
+def fold_adjoint(
     grad: Tensor, ranks: list[int], side: str, transform: str, scalings: list[float], dtype: torch.dtype
 ) -> Tensor:
     """The gradients of all A's or B's, flat, one after the other."""
@@ -66,7 +67,7 @@ def _adjoint(
     return torch.cat([one.reshape(-1) for one in fold.adjoint_of_rows(grad, fold.parts, dtype)])
 
 
-@_adjoint.register_fake
+@torch.library.register_fake("foura::fold_adjoint")
 def _(grad, ranks, side, transform, scalings, dtype):
     return grad.new_empty(sum(math.prod(_shape(side, transform, rank)) for rank in ranks), dtype=dtype)
 
@@ -77,10 +78,10 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    flat = _adjoint(grad, ctx.ranks, ctx.side, ctx.transform, ctx.scalings, ctx.dtype)
+    flat = fold_adjoint(grad, ctx.ranks, ctx.side, ctx.transform, ctx.scalings, ctx.dtype)
     shapes = [_shape(ctx.side, ctx.transform, rank) for rank in ctx.ranks]
     blocks = flat.split([math.prod(shape) for shape in shapes])
     return [block.view(shape) for block, shape in zip(blocks, shapes, strict=True)], None, None, None, None
 
 
-_fold.register_autograd(_backward, setup_context=_setup)
+torch.library.register_autograd("foura::fold_rows", _backward, setup_context=_setup)

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from foura.adapter.gate import samples_and_tokens
 from foura.adapter.kernels.launch import Shape, Weights, gate_backward, gate_forward, kept_shape
+from foura.adapter.operator import operator
 
 
 class GateCall:
@@ -26,9 +27,7 @@ class GateCall:
         """g(z) ⊙ z, with gradients."""
         if torch.compiler.is_compiling():
             mask = None if self.mask is None else self.mask.to(torch.uint8)
-            out, _ = _gate(
-                z.reshape(*samples_and_tokens(z), z.shape[-1]), *self.weights, self.form, self.by_token, mask
-            )
+            out, _ = gate(z.reshape(*samples_and_tokens(z), z.shape[-1]), *self.weights, self.form, self.by_token, mask)
             return out.view_as(z)
         return _Gated.apply(z, self, *self.weights)
 
@@ -75,8 +74,8 @@ def _rows(z: Tensor, shape: Shape) -> Tensor:
 # -- for compiled graphs
 
 
-@torch.library.custom_op("foura::gate", mutates_args=())
-def _gate(
+@operator
+def gate(
     z: Tensor,
     w_in: Tensor,
     b_in: Tensor,
@@ -91,14 +90,14 @@ def _gate(
     return out, z.new_empty(0, dtype=torch.float32) if kept is None else kept
 
 
-@_gate.register_fake
+@torch.library.register_fake("foura::gate")
 def _(z, w_in, b_in, w_out, b_out, form, by_token, mask):
     kept = 0 if by_token else kept_shape(form, z.shape[0], w_in)
     return torch.empty_like(z, memory_format=torch.contiguous_format), z.new_empty(kept, dtype=torch.float32)
 
 
-@torch.library.custom_op("foura::gate_backward", mutates_args=())
-def _gate_backward(
+@operator
+def gate_gradient(
     grad: Tensor,
     z: Tensor,
     kept: Tensor,
@@ -114,7 +113,7 @@ def _gate_backward(
     return gate_backward(grad.contiguous(), z.contiguous(), kept, shape, weights, form, by_token, mask)
 
 
-@_gate_backward.register_fake
+@torch.library.register_fake("foura::gate_gradient")
 def _(grad, z, kept, w_in, b_in, w_out, b_out, form, by_token, mask):
     length = w_in.numel() + b_in.numel() + w_out.numel() + b_out.numel()
     return torch.empty_like(z, memory_format=torch.contiguous_format), z.new_empty(length, dtype=torch.float32)
@@ -128,8 +127,8 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     z, kept, *weights, mask = ctx.saved_tensors
-    grad_z, flat = _gate_backward(grad, z, kept, *weights, ctx.form, ctx.by_token, mask)
+    grad_z, flat = gate_gradient(grad, z, kept, *weights, ctx.form, ctx.by_token, mask)
     return grad_z, *_cut(flat, tuple(weights)), None, None, None
 
 
-_gate.register_autograd(_backward, setup_context=_setup)
+torch.library.register_autograd("foura::gate", _backward, setup_context=_setup)
