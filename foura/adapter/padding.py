@@ -52,8 +52,9 @@ def masks_of_call(
             given[name] = mask.bool()
     if not given:
         # a compiled gate cannot tell a new call from a recomputation
-        new = torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
-        if Gate.masks_were_kept and model.training and new:
+        compiling = torch.compiler.is_compiling()
+        new = compiling or (Gate.masks_were_kept and torch._C._current_graph_task_id() == -1)
+        if model.training and new:
             for module in model.modules():
                 if isinstance(module, Gate) and module.kept_mask is not None:
                     module.kept_mask = None
@@ -91,6 +92,7 @@ def _masked(model: nn.Module, masks: list[tuple[Gate, Tensor | None]]) -> Iterat
         for gate, previous in before:
             gate.padding_mask = previous
     if torch.is_grad_enabled() and model.training:
-        Gate.masks_were_kept = True
+        if not compiling:
+            Gate.masks_were_kept = True
         for gate, mask in masks:
             gate.kept_mask = mask
