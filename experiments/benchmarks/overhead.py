@@ -1,4 +1,6 @@
-"""Python's part of a training step, which a GPU that is faster than Python waits for: `python experiments/benchmarks/overhead.py`.
+"""Python's part of a training step, which a GPU that is faster than Python waits for.
+
+    python experiments/benchmarks/overhead.py
 
 48 adapted layers so narrow that they compute next to nothing, on a CPU. A launch of the gate's kernels is everything up to
 Triton, then one small operation of PyTorch in its place: what Triton and the driver need for it is not measured.
@@ -90,7 +92,9 @@ def main() -> None:
         writer.writeheader()
         for row in rows:
             print(f"{row.setting}  {row.method:24}{row.median * 1e3 / LAYERS:7.0f} µs a layer{row.ratio:7.2f}")
-            fields = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.fields().items()}
+            fields = {
+                name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.fields().items()
+            }
             writer.writerow({**fields, "machine": machine})
 
 

@@ -40,7 +40,12 @@ def combined_config(
             raise ValueError("Cannot add weighted adapters if they target the same module with modules_to_save.")
     first = next(iter(known.values()))
     ranks = [max(config.r, *config.rank_pattern.values(), 0) for config in known.values()]
-    fields: dict[str, Any] = {**_targets(known, model), "inference_mode": True}
+    saved = {one for config in known.values() for one in config.modules_to_save or ()}
+    fields: dict[str, Any] = {
+        **_targets(known, model),
+        "modules_to_save": sorted(saved) or None,
+        "inference_mode": True,
+    }
     if combination == "linear":
         same = {(config.r, config.transform, config.transform_seed, _frozen(config)) for config in known.values()}
         if len(same) > 1 or any(config.rank_pattern != first.rank_pattern for config in known.values()):
@@ -105,6 +110,15 @@ def combine_layer(layer: FouraLayer, weights: dict[str, float], adapter_name: st
     rank = down.shape[0]
     A[:rank] = down.to(A.dtype)
     B[:, :rank] = up.to(B.dtype) / layer.scaling[adapter_name]
+
+
+@torch.no_grad()
+def combine_saved(model: nn.Module, adapters: list[str], adapter_name: str) -> None:
+    """Give `adapter_name` the heads that one of `adapters` has trained (modules_to_save): they are weights, not updates."""
+    for wrapper in (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)):
+        for name in adapters:
+            if name in wrapper.modules_to_save:
+                wrapper.modules_to_save[adapter_name].load_state_dict(wrapper.modules_to_save[name].state_dict())
 
 
 def _truncated(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:

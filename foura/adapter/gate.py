@@ -72,9 +72,8 @@ class Gate(nn.Module):
         return gate
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in self.__dict__.items() if name != "kept_mask"
-        }  # a copy recomputes nothing
+        # a copy recomputes nothing
+        return {name: value for name, value in self.__dict__.items() if name != "kept_mask"}
 
     def forward(self, u: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no forward(u)")

@@ -18,7 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from foura.adapter.attention import MultiheadAttention
-from foura.adapter.combine import combine_layer, combined_config
+from foura.adapter.combine import combine_layer, combine_saved, combined_config
 from foura.adapter.config import CAUSAL, LOOKS_AHEAD, FouraConfig, heeds_padding, looks_ahead
 from foura.adapter.conv import CONVOLUTIONS, Conv
 from foura.adapter.embedding import Embedding
@@ -167,6 +167,7 @@ class FouraModel(BaseTuner):
                 if isinstance(module, FouraLayer) and adapter_name in module.foura_A:
                     combine_layer(module, dict(zip(adapters, weights, strict=True)), adapter_name, combination_type)
                     module.set_requires_grad(adapter_name, False)
+            combine_saved(self.model, adapters, adapter_name)
         except BaseException:  # no adapter is better than half of one
             self.delete_adapter(adapter_name)
             raise

@@ -64,9 +64,9 @@ def _data(case: Case) -> tuple[NetworkGate, Tensor, Tensor]:
     with torch.no_grad():
         for parameter in gate.parameters():
             nn.init.normal_(parameter, std=1.5 * parameter.shape[-1] ** -0.5)
-    z, grad = torch.randn(2, 2, case.tokens, case.rank * case.parts, dtype=getattr(torch, case.dtype))
+    z, grad = torch.randn(2, 3, case.tokens, case.rank * case.parts, dtype=getattr(torch, case.dtype))
     if case.padded:
-        gate.padding_mask = torch.arange(case.tokens)[None] < torch.tensor([[case.tokens // 2], [0]])
+        gate.padding_mask = torch.arange(case.tokens)[None] < torch.tensor([[case.tokens // 2], [0], [case.tokens]])
     return gate.to(z.dtype), z, grad
 
 

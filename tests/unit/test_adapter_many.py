@@ -228,3 +228,18 @@ def test_parameter_groups_by_role(base) -> None:
     assert sum(sizes) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     with pytest.raises(ValueError, match="no trainable parameters"):
         foura.param_groups(nn.Linear(2, 2).requires_grad_(False), lr=1.0)
+
+
+@pytest.mark.parametrize("combination", ["cat", "svd", "linear"])
+@pytest.mark.parametrize("first", ["with", "without"])
+def test_a_combined_adapter_has_the_head_that_one_of_them_trained(base, x, combination, first) -> None:
+    fields = {"target_modules": ["0"]}
+    heads = {"with": {"modules_to_save": ["2"]}, "without": {}}
+    names = [first, *heads.keys() - {first}]
+    model = get_peft_model(base, config(**fields, **heads[first]), first, autocast_adapter_dtype=False)
+    model.add_adapter(names[1], config(**fields, **heads[names[1]]), autocast_adapter_dtype=False)
+    with torch.no_grad():
+        perturbed(model).base_model.model[2].modules_to_save["with"].bias.fill_(100.0)
+    model.add_weighted_adapter(names, [1.0, 1.0], "sum", combination_type=combination, svd_rank=8)
+    assert (output(model, "sum", x) > 50).all() and not (output(model, "without", x) > 50).any()
+    assert model.peft_config["sum"].modules_to_save == ["2"]
