@@ -19,6 +19,7 @@ ALWAYS = ("adapter", "rank", "seed")  # keys that have a place of their own in a
 CHOICES = ("backbone", "dataset", "trainer", "experiment")  # keys whose value says enough
 MOST = 3  # further keys in a name, which a list of runs has to fit
 LONGEST = 18  # characters of a value
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def overrides_of(folder: Path) -> list[str]:
@@ -55,9 +56,11 @@ def run_name(cfg: DictConfig, folder: Path, sweep: str | None) -> str:
 
 def config_flags(hydra: Any) -> list[str]:
     """Hydra's flags of a command line that say where its configuration is. hydra: the config's node of that name."""
-    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    sources = [(source.provider, Path(source.path)) for source in hydra.runtime.config_sources]
     name = hydra.job.config_name
-    flags = [f"--config-dir={from_here(folder)}" for folder in folders]
+    # Hydra takes a relative path of this flag from train.py on
+    flags = [f"--config-path={path}" for provider, path in sources if provider == "main" and path.resolve() != CONF]
+    flags += [f"--config-dir={from_here(path)}" for provider, path in sources if provider == "command-line"]
     return flags if name in (None, "config") else [*flags, f"--config-name={name}"]
 
 

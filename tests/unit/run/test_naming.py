@@ -1,15 +1,17 @@
 """Names, commands, facts and model cards of runs."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from foura.run.card import write_card
 from foura.run.facts import facts
-from foura.run.naming import command_of, run_name
+from foura.run.naming import command_of, config_flags, run_name
 from tests.helpers.config import composed
 
 
@@ -131,3 +133,16 @@ def test_the_card_on_another_model_has_lines_for_it(tmp_path) -> None:
 def test_a_path_with_marks_of_a_table_does_not_break_the_card(tmp_path) -> None:
     text = card(tmp_path, "dataset=imagefolder", "dataset.path='a|b\x1b[2J'")
     assert "a/b\\x1b[2J" in text and "\x1b" not in text
+
+
+def test_flags_say_where_the_configuration_is_if_it_is_not_the_projects(root, tmp_path) -> None:
+    def flags(main, *more, name="config") -> list[str]:
+        sources = [{"path": str(main), "provider": "main"}, {"path": "foura.sweep", "provider": "hydra"}]
+        sources += [{"path": str(folder), "provider": "command-line"} for folder in more]
+        node = {"runtime": {"config_sources": sources}, "job": {"config_name": name}}
+        return config_flags(OmegaConf.create(node))
+
+    assert flags(root / "conf") == []
+    assert flags(tmp_path / "conf") == [f"--config-path={tmp_path}/conf"]
+    own = flags(root / "conf", root / "own", name="mine")
+    assert own == [f"--config-dir={os.path.relpath(root / 'own')}", "--config-name=mine"]
