@@ -3,7 +3,8 @@
     python experiments/benchmarks/overhead.py
 
 48 adapted layers so narrow that they compute next to nothing, on a CPU. A launch of the gate's kernels is everything up to
-Triton, then one small operation of PyTorch in its place: what Triton and the driver need for it is not measured.
+Triton, then one small operation of PyTorch in its place: what Triton and the driver need for it is not measured. `launches`
+counts these, and PyTorch's operations but for views and empty tensors: on a GPU nearly each is a kernel.
 """
 
 import csv
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from machine import cpu_name
 from peft import LoraConfig, get_peft_model
-from timing import Row, interleaved
+from timing import Row, interleaved, row
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from foura import FouraConfig
 from foura.adapter import kernels
@@ -28,6 +30,22 @@ GATES = {
     for form in ("entropy", "softmax")
     for scope in ("token", "sequence")
 }
+
+
+FREE = (
+    "alias", "as_strided", "detach", "empty", "empty_like", "expand", "permute", "promote_types", "select", "slice", "split",
+    "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view",
+)  # fmt: skip
+
+
+class Launches(TorchDispatchMode):
+    """Counts PyTorch's operations that compute."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ not in FREE
+        return func(*args, **(kwargs or {}))
 
 
 class Small:
@@ -72,9 +90,18 @@ class Steps:
         self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=1e-6)
         self.x = torch.randn(1, tokens, WIDTH, requires_grad=True)
 
-    def __call__(self) -> None:
+    def loss(self) -> Tensor:
         out: Tensor = self.model(self.x)
-        out.sum().backward()
+        return out.sum()
+
+    def launches(self) -> float:
+        """In a layer's forward and backward pass."""
+        with Launches() as launches:
+            self.loss().backward()
+        return launches.count / LAYERS
+
+    def __call__(self) -> None:
+        self.loss().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -86,15 +113,20 @@ def main() -> None:
     for setting, tokens in TOKENS.items():
         methods = {name: Steps(name, tokens) for name in ("lora", "foura_dct", "foura_dft", *GATES)}
         rows += interleaved(f"{setting} samples", "step", methods, ROUNDS, "cpu")
+        counts = {name: [steps.launches()] for name, steps in methods.items()}
+        rows += [
+            row(f"{setting} samples", name, "launches", "a layer", count, counts["lora"])
+            for name, count in counts.items()
+        ]
     machine = f"{cpu_name()}, one thread, torch {torch.__version__}"
     with (Path(__file__).resolve().parent / "overhead.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0].fields(), "machine"], lineterminator="\n")
         writer.writeheader()
-        for row in rows:
-            print(f"{row.setting}  {row.method:24}{row.median * 1e3 / LAYERS:7.0f} µs a layer{row.ratio:7.2f}")
-            fields = {
-                name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.fields().items()
-            }
+        for one in rows:
+            shown = f"{one.median * 1e3 / LAYERS:7.0f} µs" if one.measure == "step" else f"{one.median:7.1f} launches"
+            print(f"{one.setting}  {one.method:24}{shown} a layer{one.ratio:7.2f}")
+            cells = one.fields().items()
+            fields = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in cells}
             writer.writerow({**fields, "machine": machine})
 
 
