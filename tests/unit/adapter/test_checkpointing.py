@@ -41,7 +41,8 @@ def steps(model: nn.Module, x: Tensor, selective: bool) -> list[Tensor]:
     model = copy.deepcopy(model)
     model.base_model.model.selective = selective
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.01)
+    # with larger steps gradients grow, and the rounding of threads with them
+    optimizer = torch.optim.SGD(trained, lr=1e-4)
     for _ in range(2):
         optimizer.zero_grad()
         model(x).square().sum().backward()
